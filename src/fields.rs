@@ -1,0 +1,189 @@
+//! A block of header fields as the bytes that go on the wire: compact to keep, free to send, simple to read.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Header fields as one block of `Name: value\r\n` lines, in the order in which they were received.
+///
+/// Invariant: names are tokens (RFC 9110 section 5.6.2), values hold no CR, LF or NUL and no white space at either end.
+/// The block does not end with the empty line. Cloning shares the bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    block: Bytes,
+}
+
+/// A field that cannot stand in a header section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed header field")]
+pub struct MalformedField;
+
+impl Fields {
+    /// A block with no field.
+    pub const fn empty() -> Self {
+        Fields { block: Bytes::new() }
+    }
+
+    /// Builds a block from names and values; values are trimmed of surrounding white space.
+    pub fn from_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Self, MalformedField> {
+        let mut builder = FieldsBuilder::default();
+        for (name, value) in pairs {
+            builder.push(name.as_ref(), value.as_ref())?;
+        }
+        Ok(builder.finish())
+    }
+
+    /// Takes a block that came from outside (a peer), after checking every line of it.
+    pub fn parse(block: Bytes) -> Result<Self, MalformedField> {
+        let mut rest: &[u8] = &block;
+        while !rest.is_empty() {
+            let end = memchr::memmem::find(rest, b"\r\n").ok_or(MalformedField)?;
+            let (name, value) = split_line(&rest[..end]).ok_or(MalformedField)?;
+            if !is_token(name) || !is_field_value(value) || value != value.trim_ascii() {
+                return Err(MalformedField);
+            }
+            rest = &rest[end + 2..];
+        }
+        Ok(Fields { block })
+    }
+
+    /// The bytes for the wire, without the empty line that ends a header section.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.block
+    }
+
+    /// Length of the block in bytes.
+    pub fn len(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Whether the block has no field.
+    pub fn is_empty(&self) -> bool {
+        self.block.is_empty()
+    }
+
+    /// The fields in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut rest: &[u8] = &self.block;
+        std::iter::from_fn(move || {
+            let end = memchr::memchr(b'\r', rest)?;
+            let (name, value) = split_line(&rest[..end])?;
+            rest = &rest[end + 2..];
+            // Names are tokens, hence ASCII, by the invariant of the block.
+            Some((std::str::from_utf8(name).ok()?, value))
+        })
+    }
+
+    /// The first value of the field `name`, compared without regard to case.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// The first value of the field `name` when it is visible ASCII or UTF-8.
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// All values of the field `name` in order; a list field may come in several lines (RFC 9110 section 5.3).
+    pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// Whether the field `name` is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A copy without the fields for which `drop` says so.
+    pub fn without(&self, mut drop: impl FnMut(&str) -> bool) -> Fields {
+        let mut builder = FieldsBuilder::with_capacity(self.len());
+        for (name, value) in self.iter().filter(|(name, _)| !drop(name)) {
+            builder.push_checked(name.as_bytes(), value);
+        }
+        builder.finish()
+    }
+
+    /// A builder that starts with these fields.
+    pub fn to_builder(&self) -> FieldsBuilder {
+        FieldsBuilder { block: BytesMut::from(&self.block[..]) }
+    }
+}
+
+/// Collects fields one by one.
+#[derive(Debug, Default)]
+pub struct FieldsBuilder {
+    block: BytesMut,
+}
+
+impl FieldsBuilder {
+    /// A builder that does not grow before it holds `bytes` bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        FieldsBuilder { block: BytesMut::with_capacity(bytes) }
+    }
+
+    /// Adds one field; its value is trimmed.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) -> Result<(), MalformedField> {
+        let value = value.trim_ascii();
+        if !is_token(name) || !is_field_value(value) {
+            return Err(MalformedField);
+        }
+        self.push_checked(name, value);
+        Ok(())
+    }
+
+    /// Adds a field that is known to be well formed.
+    fn push_checked(&mut self, name: &[u8], value: &[u8]) {
+        debug_assert!(is_token(name) && is_field_value(value));
+        self.block.reserve(name.len() + value.len() + 4);
+        self.block.put_slice(name);
+        self.block.put_slice(b": ");
+        self.block.put_slice(value);
+        self.block.put_slice(b"\r\n");
+    }
+
+    /// The finished block.
+    pub fn finish(self) -> Fields {
+        Fields { block: self.block.freeze() }
+    }
+}
+
+fn split_line(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = memchr::memchr(b':', line)?;
+    let value = line[colon + 1..].strip_prefix(b" ").unwrap_or(&line[colon + 1..]);
+    Some((&line[..colon], value))
+}
+
+/// Whether `name` is a token of RFC 9110 section 5.6.2.
+pub fn is_token(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Whether `value` may stand in a field line: no control character but the tab (RFC 9110 section 5.5).
+pub fn is_field_value(value: &[u8]) -> bool {
+    value.iter().all(|&byte| byte == b'\t' || (byte >= 0x20 && byte != 0x7f))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_keeps_order_case_and_repeated_fields() {
+        let fields = Fields::from_pairs([("ETag", " \"a\" "), ("Vary", "Accept"), ("vary", "Origin")]).unwrap();
+        assert_eq!(fields.as_bytes().as_ref(), b"ETag: \"a\"\r\nVary: Accept\r\nvary: Origin\r\n");
+        assert_eq!(fields.get("etag"), Some(&b"\"a\""[..]));
+        assert_eq!(fields.get_all("VARY").collect::<Vec<_>>(), [&b"Accept"[..], b"Origin"]);
+        assert_eq!(fields.without(|name| name.eq_ignore_ascii_case("vary")).as_bytes().as_ref(), b"ETag: \"a\"\r\n");
+    }
+
+    #[test]
+    fn nothing_that_splits_a_header_gets_in() {
+        for (name, value) in [("a b", "x"), ("", "x"), ("a", "x\r\nb: y"), ("a", "x\ny"), ("a", "\0"), ("a:", "x")] {
+            assert_eq!(Fields::from_pairs([(name, value)]), Err(MalformedField), "{name:?}: {value:?}");
+        }
+        for block in ["a: b", "a b: c\r\n", ": x\r\n", "a: b\nc: d\r\n", "no colon\r\n", "a:  b\r\n", "\r\n"] {
+            assert_eq!(Fields::parse(Bytes::copy_from_slice(block.as_bytes())), Err(MalformedField), "{block:?}");
+        }
+        assert!(Fields::parse(Bytes::from_static(b"a: b\r\nc: \r\n")).is_ok());
+    }
+}
