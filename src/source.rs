@@ -1,0 +1,173 @@
+//! The seam: origin, directory and peer are asked the same way and fail in the same three ways.
+//!
+//! `cache` knows only this page. Every implementation passes the one suite in `testing::source_contract`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::fields::Fields;
+
+/// The methods that a cache asks for. Everything else passes through and never meets a [`Source`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// The whole representation, or with a `Range` field a part of it.
+    Get,
+    /// The head alone.
+    Head,
+}
+
+impl Method {
+    /// The method's token on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+        }
+    }
+}
+
+/// One question to a source.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Name of the group; a peer finds its own rules for it by this name.
+    pub group: Arc<str>,
+    /// The key, as the ring and the store know it.
+    pub key: Bytes,
+    /// What the origin is asked for: path and query as sent, always beginning with `/`, without the origin's own prefix.
+    pub target: Bytes,
+    /// The client's `Host`, only where the group's `origin_host: client` makes it part of the key.
+    pub host: Option<Bytes>,
+    /// `GET` or `HEAD`.
+    pub method: Method,
+    /// End-to-end fields to send: those of the client that the group forwards, and validators or a range of our own.
+    /// `Host` and hop-by-hop fields are the source's business and never in here.
+    pub fields: Fields,
+}
+
+/// The answer of a source up to the end of its header section; the body follows chunk by chunk.
+pub struct Fetched {
+    /// Final status code, 200 to 599. Interim answers (1xx) never show here.
+    pub status: u16,
+    /// The fields as received, hop-by-hop ones removed.
+    pub fields: Fields,
+    /// Length of the body in bytes where the framing declares it.
+    pub content_length: Option<u64>,
+    /// What a peer adds about the entry it answered from; `None` from an origin.
+    pub hop: Option<Hop>,
+    /// The body.
+    pub body: Box<dyn BodyStream>,
+}
+
+/// What an owner says about its answer beside head and body. No instant of any clock is in here (architecture: freshness
+/// over the hop): ages and remaining lifetimes only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// Current age of the response in milliseconds (RFC 9111 section 4.2.3).
+    pub age_milliseconds: u64,
+    /// Remaining freshness lifetime in milliseconds, negative when stale; `None` when the owner could not store the response.
+    pub remaining_milliseconds: Option<i64>,
+    /// How long after that the answer may be used when neither owner nor origin answers.
+    pub stale_if_error_milliseconds: u64,
+    /// Whether it may be used only after a successful revalidation (no-cache).
+    pub always_revalidate: bool,
+    /// Whether it may never be used stale (must-revalidate and its kin).
+    pub never_stale: bool,
+    /// Whether the response may be given to other readers than the one who asked.
+    pub shareable: bool,
+    /// Whether the response may be stored in a shared cache.
+    pub storable: bool,
+    /// What the owner sent the origin in the fields that the response's `Vary` names.
+    pub sent: Fields,
+    /// Which entry of which owner this is.
+    pub entry: EntryId,
+    /// How the owner came by the answer, in the words of `Cache-Status`: true when from its memory.
+    pub hit: bool,
+    /// Whether the asked entry (`have`) is still the owner's: then there is no body and the head only refreshes.
+    pub not_modified: bool,
+}
+
+/// Names one stored response: which life of which node filled it, and the how-manieth fill of that life it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EntryId {
+    /// A random number drawn when the node started; zero means no entry.
+    pub incarnation: u64,
+    /// Counts the fills of that node from one.
+    pub fill: u64,
+}
+
+/// A body on its way. Dropping it ends the transfer.
+#[async_trait]
+pub trait BodyStream: Send {
+    /// The next bytes, never empty; `None` at an end that the framing confirms. After an error or the end it is not called again.
+    ///
+    /// # Errors
+    /// Always [`FetchError::Broken`]: the head has been given out, so nobody else can be asked.
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError>;
+}
+
+/// Somebody who can be asked for a key: the origin, a directory, or the peer that owns the key.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Asks and waits for the head. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// Before the head all three kinds may come; see [`FetchError`] for what follows from each.
+    async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError>;
+}
+
+/// Why a source gave no answer, in the three kinds from which three things follow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Nothing was answered and nobody else's answer is prejudiced: somebody else may be asked.
+    #[error("unreachable: {0}")]
+    Unreachable(Cow<'static, str>),
+    /// The source answered, and its answer is a failure: it holds for everybody who waits. `status` is what a client is told.
+    #[error("refused with {status}: {reason}")]
+    Refused {
+        /// 502, 503 or 504.
+        status: u16,
+        /// Short, fit for a client: names nothing of the inside.
+        reason: Cow<'static, str>,
+    },
+    /// The head was sent and then the body ended early: every reader sees the break, nothing is stored.
+    #[error("broken: {0}")]
+    Broken(Cow<'static, str>),
+}
+
+impl FetchError {
+    /// [`FetchError::Unreachable`] with a reason.
+    pub fn unreachable(reason: impl Into<Cow<'static, str>>) -> Self {
+        FetchError::Unreachable(reason.into())
+    }
+
+    /// [`FetchError::Broken`] with a reason.
+    pub fn broken(reason: impl Into<Cow<'static, str>>) -> Self {
+        FetchError::Broken(reason.into())
+    }
+
+    /// [`FetchError::Refused`] with the status for clients and a reason.
+    pub fn refused(status: u16, reason: impl Into<Cow<'static, str>>) -> Self {
+        FetchError::Refused { status, reason: reason.into() }
+    }
+}
+
+/// A body that is already there.
+#[derive(Debug, Default)]
+pub struct ReadyBody(std::collections::VecDeque<Bytes>);
+
+impl ReadyBody {
+    /// A body of these chunks; empty ones are left out.
+    pub fn new(chunks: impl IntoIterator<Item = Bytes>) -> Self {
+        ReadyBody(chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect())
+    }
+}
+
+#[async_trait]
+impl BodyStream for ReadyBody {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        Ok(self.0.pop_front())
+    }
+}
