@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod config;
 pub mod fields;
+pub mod flight;
 pub mod ring;
 pub mod source;

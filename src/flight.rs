@@ -1,0 +1,578 @@
+//! One fill per key; readers follow it while it streams.
+//!
+//! A *flight* is a fill and its readers. The [`Fill`] is held by a task that belongs to no client; every requester, the first
+//! one too, is a [`FillReader`]. What a reader may do in each phase of the fill:
+//!
+//! | phase | how it is entered | a reader may |
+//! |---|---|---|
+//! | Waiting | the flight was opened | wait for the head |
+//! | Streaming | [`Fill::begin`] | take the head, read the chunks that arrived, wait for more |
+//! | Done | [`Fill::finish`] | take the head, read all chunks to the end |
+//! | Failed | [`Fill::fail`], or the fill was dropped (its task panicked) | take the head if there was one, then the failure |
+//!
+//! Nothing waits while the lock of a flight or of the map is held: both only look and change fields. Waking readers comes after.
+//!
+//! A flight leaves the map when it is done, failed, or closed because its answer may not be given to later readers. Readers
+//! that joined before keep it alive and read on.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::source::FetchError;
+
+/// All flights of this process by key. `H` is what a reader learns at the head.
+pub struct Flights<K, H> {
+    shards: Box<[Shard<K, H>]>,
+    hasher: RandomState,
+    waiters_max: usize,
+}
+
+type Shard<K, H> = Mutex<HashMap<K, Arc<Flight<H>>>>;
+
+/// What [`Flights::join`] found.
+pub enum Joined<K: Hash + Eq + Clone, H: Clone> {
+    /// A fill is under way: follow it.
+    Following(FillReader<H>),
+    /// There was none. The caller must give the [`Fill`] to a task that fills it; dropping it fails the flight.
+    Opened(FillReader<H>, Fill<K, H>),
+    /// As many readers as allowed wait for this key already.
+    Full,
+}
+
+impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
+    /// No flights yet; at most `waiters_max` readers may wait for one key.
+    pub fn new(waiters_max: usize) -> Arc<Self> {
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
+        Arc::new(Flights { shards, hasher: RandomState::new(), waiters_max })
+    }
+
+    /// Follows the flight of `key`, or opens one.
+    pub fn join(self: &Arc<Self>, key: &K) -> Joined<K, H> {
+        let mut shard = self.shard(key).lock();
+        if let Some(flight) = shard.get(key) {
+            return match flight.add_reader(self.waiters_max) {
+                Some(reader) => Joined::Following(reader),
+                None => Joined::Full,
+            };
+        }
+        let flight = Arc::new(Flight::new());
+        shard.insert(key.clone(), flight.clone());
+        drop(shard);
+        let reader = flight.add_reader(self.waiters_max.max(1)).expect("a new flight has room for one reader");
+        Joined::Opened(reader, Fill { flights: self.clone(), key: key.clone(), flight, finished: false })
+    }
+
+    /// Follows the flight of `key` if there is one.
+    pub fn follow(&self, key: &K) -> Option<FillReader<H>> {
+        self.shard(key).lock().get(key).and_then(|flight| flight.add_reader(self.waiters_max))
+    }
+
+    /// How many keys are in flight.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// How long the oldest flight has lasted, in the runtime's time; zero when there is none.
+    pub fn oldest(&self) -> Duration {
+        let opened =
+            self.shards.iter().filter_map(|shard| shard.lock().values().map(|flight| flight.opened).min()).min();
+        opened.map_or(Duration::ZERO, |opened| opened.elapsed())
+    }
+
+    fn shard(&self, key: &K) -> &Shard<K, H> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+}
+
+/// The writing side of a flight. Exactly one exists; dropping it before [`Fill::finish`] fails every reader, so that a
+/// panicking task leaves no waiter behind.
+pub struct Fill<K: Hash + Eq + Clone, H: Clone> {
+    flights: Arc<Flights<K, H>>,
+    key: K,
+    flight: Arc<Flight<H>>,
+    finished: bool,
+}
+
+/// What happens to chunks that every reader has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// They stay: the body is to be stored, and a reader may join at any time.
+    Whole,
+    /// They go: at most about twice this many bytes are held. The writer waits for the fastest reader; a slower one that
+    /// falls out of the window gets [`ReadError::FellBehind`]. The flight closes to new readers.
+    Window(usize),
+}
+
+impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
+    /// Gives out the head.
+    pub fn begin(&self, head: H, keep: Keep) {
+        {
+            let mut state = self.flight.state.lock();
+            debug_assert!(matches!(state.phase, Phase::Waiting));
+            state.head = Some(head);
+            state.phase = Phase::Streaming;
+            state.window_bytes = match keep {
+                Keep::Whole => None,
+                Keep::Window(bytes) => Some(bytes.max(1) as u64),
+            };
+        }
+        if keep != Keep::Whole {
+            self.close();
+        }
+        self.flight.readers_wake.notify_waiters();
+    }
+
+    /// Lets no further reader join; those on board read on. Later requests for the key open a flight of their own.
+    pub fn close(&self) {
+        let mut shard = self.flights.shard(&self.key).lock();
+        if shard.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            shard.remove(&self.key);
+        }
+    }
+
+    /// Turns a whole body into a window from here on, because it grew beyond what may be stored.
+    pub fn narrow(&self, window_bytes: usize) {
+        self.close();
+        self.flight.state.lock().window_bytes = Some(window_bytes.max(1) as u64);
+    }
+
+    /// Hands one chunk to the readers. With a window, waits while the fastest reader is a window behind.
+    pub async fn push(&self, chunk: Bytes) {
+        if chunk.is_empty() {
+            return;
+        }
+        loop {
+            let progress = self.flight.writer_wake.notified();
+            {
+                let mut state = self.flight.state.lock();
+                let blocked = state
+                    .window_bytes
+                    .is_some_and(|window| state.readers > 0 && state.end.saturating_sub(state.fastest) >= window);
+                if !blocked {
+                    state.end += chunk.len() as u64;
+                    state.chunks.push_back(chunk);
+                    state.trim();
+                    break;
+                }
+            }
+            progress.await;
+        }
+        self.flight.readers_wake.notify_waiters();
+    }
+
+    /// The body is whole. Call it after the entry is in the store: until then late readers follow the flight, from then on
+    /// they find the entry, and no instant lies between.
+    pub fn finish(mut self) {
+        self.end(Phase::Done);
+    }
+
+    /// The source failed; every reader learns why.
+    pub fn fail(mut self, error: FetchError) {
+        self.end(Phase::Failed(error));
+    }
+
+    /// Ready when nobody has been reading for `grace`.
+    pub async fn abandoned(&self, grace: Duration) {
+        loop {
+            let left = self.flight.writer_wake.notified();
+            if self.flight.state.lock().readers > 0 {
+                left.await;
+                continue;
+            }
+            tokio::time::sleep(grace).await;
+            if self.flight.state.lock().readers == 0 {
+                return;
+            }
+        }
+    }
+
+    /// How many readers are on board.
+    pub fn readers(&self) -> usize {
+        self.flight.state.lock().readers
+    }
+
+    fn end(&mut self, phase: Phase) {
+        self.finished = true;
+        self.flight.state.lock().phase = phase;
+        self.close();
+        self.flight.readers_wake.notify_waiters();
+    }
+}
+
+impl<K: Hash + Eq + Clone, H: Clone> Drop for Fill<K, H> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.end(Phase::Failed(FetchError::broken("the fill ended without an answer")));
+        }
+    }
+}
+
+/// One who waits for and reads what a fill brings. Dropping it only takes a reader off.
+pub struct FillReader<H> {
+    flight: Arc<Flight<H>>,
+    /// Bytes of the body that this reader has taken.
+    offset: u64,
+}
+
+/// Why a reader gets no further chunk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] FetchError),
+    /// The window moved past this reader; it may go on alone from this offset.
+    #[error("fell out of the window at byte {offset}")]
+    FellBehind {
+        /// Bytes of the body that this reader has.
+        offset: u64,
+    },
+}
+
+impl<H: Clone> FillReader<H> {
+    /// Waits for the head.
+    ///
+    /// # Errors
+    /// The failure of the fill, when it came before a head.
+    pub async fn head(&self) -> Result<H, FetchError> {
+        self.wait(|state| match (&state.head, &state.phase) {
+            (Some(head), _) => Some(Ok(head.clone())),
+            (None, Phase::Failed(error)) => Some(Err(error.clone())),
+            (None, _) => None,
+        })
+        .await
+    }
+
+    /// Waits for bytes and appends what is there to `chunks`, at most `bytes_max` (but one chunk at least). Returns false at
+    /// the confirmed end of the body.
+    ///
+    /// # Errors
+    /// The failure of the fill, once all bytes before it have been read, or that this reader was too slow.
+    pub async fn read(&mut self, chunks: &mut Vec<Bytes>, bytes_max: u64) -> Result<bool, ReadError> {
+        let offset = self.offset;
+        let taken = self
+            .wait(|state| {
+                if offset < state.start {
+                    return Some(Err(ReadError::FellBehind { offset }));
+                }
+                if offset < state.end {
+                    let taken = state.take(offset, bytes_max, chunks);
+                    state.fastest = state.fastest.max(offset + taken);
+                    return Some(Ok(taken));
+                }
+                match &state.phase {
+                    Phase::Done => Some(Ok(0)),
+                    Phase::Failed(error) => Some(Err(ReadError::Source(error.clone()))),
+                    Phase::Waiting | Phase::Streaming => None,
+                }
+            })
+            .await?;
+        self.offset += taken;
+        if taken > 0 {
+            self.flight.writer_wake.notify_one();
+        }
+        Ok(taken > 0)
+    }
+
+    /// The next chunk, or `None` at the confirmed end.
+    ///
+    /// # Errors
+    /// As [`FillReader::read`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let mut chunks = Vec::with_capacity(1);
+        self.read(&mut chunks, 1).await?;
+        Ok(chunks.pop())
+    }
+
+    async fn wait<T>(&self, mut look: impl FnMut(&mut State<H>) -> Option<T>) -> T {
+        loop {
+            let wake = self.flight.readers_wake.notified();
+            tokio::pin!(wake);
+            // Registered before the look: a change between look and wait is not missed.
+            wake.as_mut().enable();
+            if let Some(found) = look(&mut self.flight.state.lock()) {
+                return found;
+            }
+            wake.await;
+        }
+    }
+}
+
+impl<H> Drop for FillReader<H> {
+    fn drop(&mut self) {
+        let last = {
+            let mut state = self.flight.state.lock();
+            state.readers -= 1;
+            state.readers == 0
+        };
+        if last {
+            self.flight.writer_wake.notify_one();
+        }
+    }
+}
+
+struct Flight<H> {
+    state: Mutex<State<H>>,
+    readers_wake: Notify,
+    writer_wake: Notify,
+    opened: tokio::time::Instant,
+}
+
+struct State<H> {
+    phase: Phase,
+    head: Option<H>,
+    /// What is held of the body: bytes `start..end`.
+    chunks: VecDeque<Bytes>,
+    start: u64,
+    end: u64,
+    /// How far the fastest reader ever came.
+    fastest: u64,
+    window_bytes: Option<u64>,
+    readers: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Waiting,
+    Streaming,
+    Done,
+    Failed(FetchError),
+}
+
+impl<H> Flight<H> {
+    fn new() -> Self {
+        let state = State {
+            phase: Phase::Waiting,
+            head: None,
+            chunks: VecDeque::new(),
+            start: 0,
+            end: 0,
+            fastest: 0,
+            window_bytes: None,
+            readers: 0,
+        };
+        Flight {
+            state: Mutex::new(state),
+            readers_wake: Notify::new(),
+            writer_wake: Notify::new(),
+            opened: tokio::time::Instant::now(),
+        }
+    }
+
+    fn add_reader(self: &Arc<Self>, waiters_max: usize) -> Option<FillReader<H>> {
+        let mut state = self.state.lock();
+        if state.readers >= waiters_max {
+            return None;
+        }
+        state.readers += 1;
+        Some(FillReader { flight: self.clone(), offset: 0 })
+    }
+}
+
+impl<H> State<H> {
+    /// Lets go of the chunks that lie a whole window behind the fastest reader.
+    fn trim(&mut self) {
+        let Some(window) = self.window_bytes else { return };
+        while let Some(first) = self.chunks.front() {
+            let first_end = self.start + first.len() as u64;
+            if first_end + window > self.fastest {
+                break;
+            }
+            self.start = first_end;
+            self.chunks.pop_front();
+        }
+    }
+
+    fn take(&self, offset: u64, bytes_max: u64, chunks: &mut Vec<Bytes>) -> u64 {
+        // Readers mostly sit near the end of what is held, so the search starts there.
+        let mut position = self.end;
+        let mut index = self.chunks.len();
+        while position > offset {
+            index -= 1;
+            position -= self.chunks[index].len() as u64;
+        }
+        let mut taken = 0;
+        for chunk in self.chunks.range(index..) {
+            let chunk = chunk.slice((offset + taken - position) as usize..);
+            position = offset + taken + chunk.len() as u64;
+            taken += chunk.len() as u64;
+            chunks.push(chunk);
+            if taken >= bytes_max {
+                break;
+            }
+        }
+        taken
+    }
+}
+
+/// Guess: enough that 64 connections rarely meet on one lock.
+const SHARDS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type TestFlights = Arc<Flights<&'static str, u16>>;
+
+    fn open(flights: &TestFlights, key: &'static str) -> (FillReader<u16>, Fill<&'static str, u16>) {
+        match flights.join(&key) {
+            Joined::Opened(reader, fill) => (reader, fill),
+            _ => panic!("a flight of {key} is open already"),
+        }
+    }
+
+    fn follow(flights: &TestFlights, key: &'static str) -> FillReader<u16> {
+        match flights.join(&key) {
+            Joined::Following(reader) => reader,
+            _ => panic!("no flight of {key} to follow"),
+        }
+    }
+
+    async fn rest(reader: &mut FillReader<u16>) -> Result<Vec<u8>, ReadError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = reader.chunk().await? {
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    #[tokio::test]
+    async fn every_reader_gets_head_and_body_while_they_arrive() {
+        let flights = Flights::new(10);
+        let (mut first, fill) = open(&flights, "a");
+        let mut second = follow(&flights, "a");
+        fill.begin(200, Keep::Whole);
+        assert_eq!((first.head().await, second.head().await), (Ok(200), Ok(200)));
+        fill.push(Bytes::from_static(b"one")).await;
+        assert_eq!(first.chunk().await, Ok(Some(Bytes::from_static(b"one"))));
+        fill.push(Bytes::from_static(b"two")).await;
+        let mut late = follow(&flights, "a");
+        fill.finish();
+        assert_eq!(rest(&mut first).await.unwrap(), b"two");
+        assert_eq!(rest(&mut second).await.unwrap(), b"onetwo");
+        assert_eq!(rest(&mut late).await.unwrap(), b"onetwo");
+        assert_eq!(flights.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failure_reaches_all_after_the_bytes_before_it() {
+        let flights = Flights::new(10);
+        let (mut first, fill) = open(&flights, "a");
+        fill.begin(200, Keep::Whole);
+        fill.push(Bytes::from_static(b"part")).await;
+        fill.fail(FetchError::broken("reset"));
+        assert_eq!(first.chunk().await, Ok(Some(Bytes::from_static(b"part"))));
+        assert_eq!(first.chunk().await, Err(ReadError::Source(FetchError::broken("reset"))));
+        let (reader, _fill) = open(&flights, "a");
+        drop(reader);
+    }
+
+    #[tokio::test]
+    async fn a_panicking_fill_leaves_no_waiter() {
+        let flights = Flights::new(10);
+        let (reader, fill) = open(&flights, "a");
+        let task = tokio::spawn(async move {
+            let _fill = fill;
+            panic!("as the test wants");
+        });
+        assert!(matches!(reader.head().await, Err(FetchError::Broken(_))));
+        assert!(task.await.is_err());
+        assert_eq!(flights.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_closed_flight_is_read_to_its_end_but_not_joined() {
+        let flights = Flights::new(10);
+        let (mut reader, fill) = open(&flights, "a");
+        fill.close();
+        let (_other, _other_fill) = open(&flights, "a");
+        fill.begin(200, Keep::Whole);
+        fill.push(Bytes::from_static(b"x")).await;
+        fill.finish();
+        assert_eq!(rest(&mut reader).await.unwrap(), b"x");
+        assert_eq!(flights.count(), 1, "finishing must not remove the flight that took the key over");
+    }
+
+    #[tokio::test]
+    async fn a_window_holds_the_writer_back_and_lets_slow_readers_fall_out() {
+        let flights = Flights::new(10);
+        let (mut fast, fill) = open(&flights, "a");
+        let mut slow = follow(&flights, "a");
+        fill.begin(200, Keep::Window(2));
+        fill.push(Bytes::from_static(b"ab")).await;
+        let mut blocked = Box::pin(fill.push(Bytes::from_static(b"cd")));
+        assert!(futures_poll(&mut blocked).is_none(), "the fastest reader is a window behind");
+        assert_eq!(fast.chunk().await.unwrap().unwrap(), "ab");
+        blocked.await;
+        assert_eq!(fast.chunk().await.unwrap().unwrap(), "cd");
+        fill.push(Bytes::from_static(b"ef")).await;
+        assert_eq!(slow.chunk().await, Err(ReadError::FellBehind { offset: 0 }));
+        fill.finish();
+        assert_eq!(rest(&mut fast).await.unwrap(), b"ef");
+    }
+
+    #[tokio::test]
+    async fn a_window_without_readers_does_not_block_its_writer() {
+        let flights = Flights::new(10);
+        let (reader, fill) = open(&flights, "a");
+        fill.begin(200, Keep::Window(1));
+        fill.push(Bytes::from_static(b"ab")).await;
+        let mut blocked = Box::pin(fill.push(Bytes::from_static(b"cd")));
+        assert!(futures_poll(&mut blocked).is_none());
+        drop(reader);
+        blocked.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn abandoned_is_ready_one_grace_after_the_last_reader_left() {
+        let flights = Flights::new(10);
+        let (reader, fill) = open(&flights, "a");
+        let grace = Duration::from_secs(1);
+        assert!(tokio::time::timeout(Duration::from_secs(60), fill.abandoned(grace)).await.is_err());
+        let left = tokio::time::Instant::now();
+        drop(reader);
+        fill.abandoned(grace).await;
+        assert_eq!(left.elapsed(), grace);
+    }
+
+    #[tokio::test]
+    async fn more_waiters_than_allowed_are_turned_away() {
+        let flights = Flights::<&str, u16>::new(2);
+        let (_first, _fill) = open(&flights, "a");
+        let _second = follow(&flights, "a");
+        assert!(matches!(flights.join(&"a"), Joined::Full));
+        assert!(matches!(flights.join(&"b"), Joined::Opened(..)));
+    }
+
+    #[test]
+    fn reads_start_anywhere_in_what_is_held() {
+        let mut state = Flight::<u16>::new().state.into_inner();
+        for chunk in ["abc", "d", "ef"] {
+            state.end += chunk.len() as u64;
+            state.chunks.push_back(Bytes::from(chunk));
+        }
+        for offset in 0..6 {
+            let mut chunks = Vec::new();
+            assert_eq!(state.take(offset, u64::MAX, &mut chunks), 6 - offset);
+            assert_eq!(chunks.concat(), &b"abcdef"[offset as usize..]);
+            chunks.clear();
+            state.take(offset, 1, &mut chunks);
+            assert_eq!(chunks.len(), 1);
+        }
+    }
+
+    /// Polls once, without a waker.
+    fn futures_poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        }
+    }
+}
