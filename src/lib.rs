@@ -6,3 +6,4 @@ pub mod fields;
 pub mod flight;
 pub mod ring;
 pub mod source;
+pub mod stats;
