@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -22,24 +23,28 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, Now};
 use crate::entry::Entry;
 use crate::fields::Fields;
-use crate::fleet::{Fleet, Step};
-use crate::flight::{FillReader, Flights, Joined, ReadError};
-use crate::freshness::{Freshness, RequestDirectives, Verdict};
+use crate::fill::Filling;
+use crate::fleet::Fleet;
+use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
+use crate::key::{GroupId, HashedKey};
 use crate::memory::Ledger;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::preconditions::StoredValidators;
+use crate::semantics::ranges::{RangeSet, Resolved, slice_chunks};
+use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
 use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
 use crate::stats::Outcome;
-use crate::store::{GroupId, KeyHash, Popularity, Role, Store};
+use crate::store::promote::Popularity;
+use crate::store::{Role, Store};
 
 /// The cache of one node.
 pub struct Cache {
     pub(crate) fleet: ArcSwap<Fleet>,
-    pub(crate) store: Store<Slot>,
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) store: Arc<Store<Slot>>,
+    pub(crate) ledger: Ledger,
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
     pub(crate) remembered: Remembered,
     pub(crate) popularity: Popularity,
@@ -69,12 +74,12 @@ pub struct Request {
     pub range: Option<RangeAsked>,
 }
 
-/// A client's `Range` with its `If-Range`, as received.
+/// A client's `Range` with its `If-Range`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RangeAsked {
-    /// Value of `Range`.
-    pub range: Bytes,
-    /// Value of `If-Range`, if there was one.
+    /// The ranges.
+    pub set: RangeSet,
+    /// Value of `If-Range` as received, if there was one.
     pub if_range: Option<Bytes>,
 }
 
@@ -206,6 +211,21 @@ pub struct Hit {
     pub role: Role,
 }
 
+/// An entry that has to be validated first, and what it may do if that fails.
+struct Stale {
+    entry: Arc<Entry>,
+    if_error: bool,
+    if_slow: Option<Duration>,
+}
+
+impl Stale {
+    fn answer(&self, detail: &'static str) -> Answer {
+        let mut answer = Answer::from_entry(self.entry.clone(), Outcome::Stale, Some(detail));
+        answer.report.forward = Some("stale");
+        answer
+    }
+}
+
 /// What memory holds for a request.
 enum Lookup {
     Fresh(Hit),
@@ -216,11 +236,12 @@ enum Lookup {
 impl Cache {
     /// An empty cache that is a fleet of one until [`Cache::set_fleet`]. `incarnation` is a random number that no other life of
     /// any node has.
-    pub fn new(store: Store<Slot>, ledger: Arc<Ledger>, clock: Arc<dyn Clock>, incarnation: u64) -> Arc<Self> {
+    pub fn new(store: Arc<Store<Slot>>, clock: Arc<dyn Clock>, incarnation: u64) -> Arc<Self> {
+        let ledger = store.ledger().clone();
         Arc::new(Cache {
             fleet: ArcSwap::from_pointee(Fleet::alone()),
             store,
-            popularity: Popularity::default(),
+            popularity: Popularity::new(&ledger),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
             remembered: Remembered::default(),
@@ -247,12 +268,12 @@ impl Cache {
     pub fn find_fresh(
         &self,
         group: &Group,
-        key: &[u8],
+        key: &HashedKey<'_>,
         forwarded: impl FnOnce() -> Fields,
         directives: &RequestDirectives,
         now: Now,
     ) -> Option<Hit> {
-        let (slot, role) = self.store.find(group.id, key)?;
+        let (slot, role) = self.store.find(key)?;
         let entry = slot.select(forwarded)?;
         if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh {
             return None;
@@ -294,51 +315,51 @@ impl Cache {
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let (reader, fill) = self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
-            tokio::spawn(self.clone().fill(group.clone(), request.clone(), fill, None));
+            self.spawn_fill(group, request.clone(), None, fill);
             answer = match reader.head().await {
                 Ok(Landed::Streaming(head)) => Answer::from_stream(head, reader, "bypass", false),
                 Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
         }
-        self.for_peer(group, request, answer)
+        self.for_peer(request, answer)
     }
 
     async fn answer(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route) -> Answer {
         let now = self.now();
-        let key_hash = KeyHash::of(group.id, &request.key);
-        let (stale, forward) = match self.lookup(group, request, now) {
+        let key = HashedKey::new(group.id, &request.key);
+        let (stale, forward) = match self.lookup(group, &key, request, now) {
             Lookup::Fresh(hit) => {
                 group.stats.cache_hits.increment();
-                return Answer::from_entry(hit.entry, Outcome::Hit, hit.role.detail());
+                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
             }
-            Lookup::Stale(hit, verdict) => {
-                // A hot copy is refreshed by its owner's freshness alone; only the owner may answer stale and refresh behind.
-                if verdict.may_serve_while_revalidating() && route == Route::Here {
+            Lookup::Stale(hit, verdict) => match verdict {
+                Verdict::Fresh | Verdict::StaleAccepted => {
+                    group.stats.cache_hits.increment();
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                }
+                Verdict::StaleWhileRevalidate => {
+                    group.stats.cache_hits.increment();
                     self.refresh_behind(group, request, hit.entry.clone());
-                    group.stats.cache_hits.increment();
-                    return Answer::from_entry(hit.entry, Outcome::Stale, hit.role.detail());
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
                 }
-                if verdict.may_serve_without_asking() {
-                    group.stats.cache_hits.increment();
-                    return Answer::from_entry(hit.entry, Outcome::Stale, hit.role.detail());
+                Verdict::Revalidate { reason, if_error, if_slow } => {
+                    let forward = if reason.is_by_request() { "request" } else { "stale" };
+                    (Some(Stale { entry: hit.entry, if_error, if_slow }), forward)
                 }
-                (Some((hit.entry, verdict)), "stale")
-            }
+            },
             Lookup::Absent(reason) => (None, reason),
         };
         if request.directives.only_if_cached {
             return Answer::failure(504, "not in this cache, and the request wants nothing else");
         }
-        match self.remembered.recall(key_hash, now) {
+        match self.remembered.recall(key.hash(), now) {
             Some(Memory::Uncacheable) if route == Route::Fleet || self.fleet.load().owns(&request.key) => {
                 return Answer::pass("uncacheable");
             }
             Some(Memory::Failed(status)) => {
                 return match stale {
-                    Some((entry, verdict)) if verdict.may_serve_on_error() => {
-                        Answer::from_entry(entry, Outcome::Stale, Some("error-remembered"))
-                    }
+                    Some(stale) if stale.if_error => stale.answer("error"),
                     _ => Answer::failure(status, "the origin could not be asked a moment ago"),
                 };
             }
@@ -355,7 +376,7 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         route: Route,
-        stale: Option<(Arc<Entry>, Verdict)>,
+        stale: Option<Stale>,
         forward: &'static str,
     ) -> Answer {
         let mut variant = self.variant_of(group, request);
@@ -374,8 +395,8 @@ impl Cache {
             let (reader, causer) = match joined {
                 Joined::Following(reader) => (reader, false),
                 Joined::Opened(reader, fill) => {
-                    let entry = stale.as_ref().map(|(entry, _)| entry.clone());
-                    tokio::spawn(self.clone().fill(group.clone(), request.clone(), fill, entry));
+                    let entry = stale.as_ref().map(|stale| stale.entry.clone());
+                    self.spawn_fill(group, request.clone(), entry, fill);
                     (reader, true)
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
@@ -386,14 +407,17 @@ impl Cache {
                     false => group.stats.loads_collapsed.increment(),
                 }
             }
-            let landed = match self.head_or_stale(&reader, &group.rules, stale.as_ref()).await {
-                Some(landed) => landed,
-                None => return self.stale_answer(stale, "slow"),
+            let landed = match &stale {
+                Some(stale) if let Some(patience) = stale.if_slow => {
+                    match tokio::time::timeout(patience, reader.head()).await {
+                        Ok(landed) => landed,
+                        Err(_) => return stale.answer("slow"),
+                    }
+                }
+                _ => reader.head().await,
             };
             match landed {
-                Err(_) if stale.as_ref().is_some_and(|(_, verdict)| verdict.may_serve_on_error()) => {
-                    return self.stale_answer(stale, "error");
-                }
+                Err(_) if let Some(stale) = stale.as_ref().filter(|stale| stale.if_error) => return stale.answer("error"),
                 Err(error) => return Answer::from_error(error, forward),
                 Ok(Landed::Entry(entry, outcome)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
@@ -407,16 +431,17 @@ impl Cache {
                     variant = slot_variant;
                 }
                 Ok(Landed::Streaming(head)) => {
-                    if head.status >= 500 && stale.as_ref().is_some_and(|(_, verdict)| verdict.may_serve_on_error()) {
-                        return self.stale_answer(stale, "error");
+                    if is_failure(head.status)
+                        && let Some(stale) = stale.as_ref().filter(|stale| stale.if_error)
+                    {
+                        return stale.answer("error");
                     }
                     if causer {
                         return Answer::from_stream(head, reader, forward, false);
                     }
-                    let ours = head.rule.variant_key(&request.forwarded);
-                    if !head.shareable || head.rule == VaryRule::Any {
+                    let Some(ours) = head.rule.variant_key(&request.forwarded).filter(|_| head.shareable) else {
                         return Answer::pass("not-shareable");
-                    }
+                    };
                     if ours == head.variant {
                         return Answer::from_stream(head, reader, forward, true);
                     }
@@ -425,32 +450,6 @@ impl Cache {
             }
         }
         Answer::pass("vary-unstable")
-    }
-
-    /// The head of the flight, or `None` when a stale entry should be served because the source is slow.
-    async fn head_or_stale(
-        &self,
-        reader: &FillReader<Landed>,
-        rules: &crate::freshness::Rules,
-        stale: Option<&(Arc<Entry>, Verdict)>,
-    ) -> Option<Result<Landed, FetchError>> {
-        match stale {
-            Some((_, verdict)) if verdict.may_serve_on_error() && !rules.stale_if_slow.is_zero() => {
-                tokio::time::timeout(rules.stale_if_slow, reader.head()).await.ok()
-            }
-            _ => Some(reader.head().await),
-        }
-    }
-
-    fn stale_answer(&self, stale: Option<(Arc<Entry>, Verdict)>, detail: &'static str) -> Answer {
-        match stale {
-            Some((entry, _)) => {
-                let mut answer = Answer::from_entry(entry, Outcome::Stale, Some(detail));
-                answer.report.forward = Some("stale");
-                answer
-            }
-            None => Answer::failure(504, "the origin is slow"),
-        }
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
@@ -465,7 +464,7 @@ impl Cache {
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
         if let Joined::Opened(mut reader, fill) = self.flights.join(&flight_key) {
-            tokio::spawn(self.clone().fill(group.clone(), request, fill, Some(stale)));
+            self.spawn_fill(group, request, Some(stale), fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(async move {
                 if let Ok(Landed::Streaming(_)) = reader.head().await {
@@ -475,8 +474,8 @@ impl Cache {
         }
     }
 
-    fn lookup(&self, group: &Group, request: &Request, now: Now) -> Lookup {
-        let Some((slot, role)) = self.store.find(group.id, &request.key) else {
+    fn lookup(&self, group: &Group, key: &HashedKey<'_>, request: &Request, now: Now) -> Lookup {
+        let Some((slot, role)) = self.store.find(key) else {
             return Lookup::Absent("uri-miss");
         };
         let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
@@ -490,10 +489,8 @@ impl Cache {
 
     /// The variant by what is known of the key's `Vary`; the empty one while nothing is known.
     fn variant_of(&self, group: &Group, request: &Request) -> VariantKey {
-        match self.store.peek(group.id, &request.key) {
-            Some((slot, _)) => slot.rule().variant_key(&request.forwarded),
-            None => VariantKey::default(),
-        }
+        let slot = self.store.peek(&HashedKey::new(group.id, &request.key));
+        slot.and_then(|(slot, _)| slot.rule().variant_key(&request.forwarded)).unwrap_or_default()
     }
 
     fn flight_key(&self, group: &Group, request: &Request, route: Route, variant: VariantKey) -> FlightKey {
@@ -503,6 +500,16 @@ impl Cache {
             (Method::Get, Some(range)) => FlightKind::Part(variant, range.clone()),
         };
         FlightKey { group: group.id, key: request.key.clone(), route, kind }
+    }
+
+    fn spawn_fill(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: Request,
+        stale: Option<Arc<Entry>>,
+        fill: Fill<FlightKey, Landed>,
+    ) {
+        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, stale }.run(fill));
     }
 
     /// The next entry id of this node.
@@ -525,8 +532,8 @@ impl Cache {
     }
 
     /// Whether what a peer sends for this flight is asked for so often here that a copy of our own pays.
-    pub(crate) fn deserves_hot_copy(&self, flight: &FlightKey, now: Now) -> bool {
-        self.popularity.deserves_hot_copy(KeyHash::of(flight.group, &flight.key), now)
+    pub(crate) fn deserves_hot_copy(&self, key: &HashedKey<'_>, now: Now) -> bool {
+        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(), now)
     }
 
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
@@ -539,11 +546,14 @@ impl Cache {
         match answer.payload {
             Payload::Entry(entry) => Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, now)),
             Payload::Stream(head, reader) => {
-                let mut hop = hop_of(&head.freshness, now);
-                hop.shareable = head.shareable;
-                hop.storable = head.storable;
-                hop.sent = head.sent.clone();
-                hop.entry = head.id;
+                let hop = Hop {
+                    freshness: head.freshness.over_hop(now),
+                    shareable: head.shareable,
+                    storable: head.storable,
+                    sent: head.sent.clone(),
+                    entry: head.id,
+                    hit: false,
+                };
                 Ok(Fetched {
                     status: head.status,
                     fields: head.fields.clone(),
@@ -561,12 +571,14 @@ impl Cache {
 
 /// What a peer gets of a stored entry; of a satisfiable single range only that part.
 fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
-    let mut hop = hop_of(&entry.freshness, now);
-    hop.shareable = true;
-    hop.storable = true;
-    hop.sent = entry.sent.clone();
-    hop.entry = entry.id;
-    hop.hit = hit;
+    let hop = Hop {
+        freshness: entry.freshness.over_hop(now),
+        shareable: true,
+        storable: true,
+        sent: entry.sent.clone(),
+        entry: entry.id,
+        hit,
+    };
     let length = entry.body.len();
     let mut fetched = Fetched {
         status: entry.status,
@@ -595,13 +607,10 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
     fetched
 }
 
-fn hop_of(freshness: &Freshness, now: Now) -> Hop {
-    let ages = freshness.for_hop(now);
-    Hop {
-        age_milliseconds: ages.age_milliseconds,
-        remaining_milliseconds: Some(ages.remaining_milliseconds),
-        stale_if_error_milliseconds: ages.stale_if_error_milliseconds,
-        ..Hop::default()
+fn detail_of(role: Role) -> Option<&'static str> {
+    match role {
+        Role::Main => None,
+        Role::Hot => Some("hot"),
     }
 }
 

@@ -21,8 +21,9 @@ use crate::entry::{Body, Entry};
 use crate::fields::Fields;
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Exchange, Freshness, WhyNotStored};
+use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, Target, Verdict};
 use crate::group::Group;
+use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::validators::StoredValidators;
@@ -30,7 +31,7 @@ use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
 use crate::source::{Ask, EntryId, FetchError, Fetched, Hop, Method};
 use crate::stats::Outcome;
-use crate::store::{HashedKey, Role};
+use crate::store::Role;
 
 /// One run of a fill: everything it needs to know of the request that caused it.
 pub(crate) struct Filling {
@@ -69,7 +70,7 @@ impl Filling {
             }
             Ok((fetched, asked_at)) if fetched.status == 304 => self.confirm(fill, fetched, asked_at),
             Ok((fetched, asked_at)) => {
-                let received = self.receive(fill.key(), fetched, asked_at);
+                let received = self.receive(fetched, asked_at);
                 self.stream(fill, received).await;
             }
         }
@@ -84,8 +85,8 @@ impl Filling {
         let key = HashedKey::new(fill.key().group, &self.request.key);
         let (slot, _) = self.cache.store.peek(&key)?;
         let entry = slot.select(|| self.request.forwarded.clone())?;
-        let fresh = entry.freshness.is_fresh(&self.group.rules, &self.request.directives, self.cache.now());
-        fresh.then(|| entry.clone())
+        let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
+        (verdict == Verdict::Fresh).then(|| entry.clone())
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
@@ -146,16 +147,16 @@ impl Filling {
     fn ask(&self, with_validators: bool) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
         if let Some(range) = &self.request.range {
-            fields.push_field("Range", &range.set.to_string());
+            push(&mut fields, "Range", range.set.to_string().as_bytes());
             if let Some(if_range) = &range.if_range {
-                fields.push_field("If-Range", if_range);
+                push(&mut fields, "If-Range", if_range);
             }
         } else if with_validators && let Some(stale) = &self.stale {
             if let Some(tag) = stale.fields.get("etag") {
-                fields.push_field("If-None-Match", tag);
+                push(&mut fields, "If-None-Match", tag);
             }
             if let Some(date) = stale.fields.get("last-modified") {
-                fields.push_field("If-Modified-Since", date);
+                push(&mut fields, "If-Modified-Since", date);
             }
         }
         self.group
@@ -169,18 +170,14 @@ impl Filling {
             return fill.fail(FetchError::refused(502, "an answer to a question that was not asked"));
         };
         let received_at = self.cache.now();
-        let fields = freshness::updated_by_304(&stale.fields, &fetched.fields);
-        let exchange = Exchange {
-            method: self.request.method.as_str(),
-            sent: &self.request.forwarded,
-            status: stale.status,
-            received: &fields,
-            requested_at: asked_at,
-            received_at,
-            jitter: self.cache.jitter(),
-        };
-        let (freshness, _) = freshness::assess(&self.group.rules, &exchange);
-        let fields = freshness::fields_to_store(&self.group.rules, &exchange);
+        if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
+            return fill.fail(FetchError::refused(502, "the origin confirmed something else than was asked"));
+        }
+        let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
+        let judgement = self.judge(stale.status, &updated, asked_at, received_at);
+        let fields =
+            freshness::fields_to_store(&self.group.rules, &judgement.directives, &updated, received_at);
+        let freshness = judgement.freshness;
         let rule = self.rule_of(&fields);
         let Some(variant) = rule.variant_key(&self.request.forwarded) else {
             return fill.fail(FetchError::refused(502, "an answer that fits no request"));
@@ -203,9 +200,9 @@ impl Filling {
     }
 
     /// Everything that follows from the head.
-    fn receive(&self, flight: &FlightKey, fetched: Fetched, asked_at: Now) -> Received {
+    fn receive(&self, fetched: Fetched, asked_at: Now) -> Received {
         match fetched.hop.clone() {
-            Some(hop) => self.receive_from_peer(flight, fetched, hop),
+            Some(hop) => self.receive_from_peer(fetched, hop, asked_at),
             None => self.receive_from_origin(fetched, asked_at),
         }
     }
@@ -213,42 +210,33 @@ impl Filling {
     fn receive_from_origin(&self, fetched: Fetched, asked_at: Now) -> Received {
         let group = &self.group;
         let received_at = self.cache.now();
-        let exchange = Exchange {
-            method: self.request.method.as_str(),
-            sent: &self.request.forwarded,
-            status: fetched.status,
-            received: &fetched.fields,
-            requested_at: asked_at,
-            received_at,
-            jitter: self.cache.jitter(),
-        };
-        let (freshness, verdict) = freshness::assess(&group.rules, &exchange);
-        let fields = freshness::fields_to_store(&group.rules, &exchange);
+        let judgement = self.judge(fetched.status, &fetched.fields, asked_at, received_at);
         let rule = self.rule_of(&fetched.fields);
         let variant = rule.variant_key(&self.request.forwarded);
-        let mut storable = verdict.storable;
-        if storable.is_ok() {
-            storable = self.obstacle(&fetched).map_or(Ok(()), Err);
-        }
+        let storable = judgement.storable.map_err(|reason| reason.word()).and_then(|()| self.obstacle(&fetched));
+        let shareable = judgement.shareable && variant.is_some();
         let key = HashedKey::new(group.id, &self.request.key);
-        match (&storable, verdict.shareable) {
-            (Ok(()), _) => self.cache.remembered.forget(key.hash()),
-            (Err(_), false) if self.may_remember_uncacheable(fetched.status) => {
-                self.cache.remembered.remember(key.hash(), Memory::Uncacheable, received_at, UNCACHEABLE_LIFETIME);
-            }
-            _ => {}
+        if storable.is_ok() {
+            self.cache.remembered.forget(key.hash());
+        } else if !shareable && self.may_remember_uncacheable(fetched.status) {
+            self.cache.remembered.remember(key.hash(), Memory::Uncacheable, received_at, UNCACHEABLE_LIFETIME);
         }
+        let fields = match shareable || storable.is_ok() {
+            true => freshness::fields_to_store(&group.rules, &judgement.directives, &fetched.fields, received_at),
+            // It goes to the request that caused it and to nobody else: with the cookies that were meant for it.
+            false => fetched.fields.without(|name| name.eq_ignore_ascii_case("age")),
+        };
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
-            freshness,
-            validators: StoredValidators::of(&fields, received_at.wall_seconds),
+            freshness: judgement.freshness,
+            validators: StoredValidators::of(&fetched.fields, received_at.wall_seconds).moved_to(&fields),
             fields,
             id: self.cache.next_entry_id(),
             sent: self.sent_for(&rule),
             variant: variant.unwrap_or_default(),
-            shareable: verdict.shareable && rule != VaryRule::Any,
             rule,
+            shareable,
             storable: storable.is_ok(),
             stored: false,
             owner: None,
@@ -256,27 +244,39 @@ impl Filling {
         self.admit(fetched, head, storable, Some(self.role_of_origin_answers()))
     }
 
-    fn receive_from_peer(&self, flight: &FlightKey, fetched: Fetched, hop: Hop) -> Received {
+    /// What RFC 9111 says of a response of the origin.
+    fn judge(&self, status: u16, received: &Fields, requested_at: Now, received_at: Now) -> Judgement {
+        let exchange = Exchange {
+            method: self.request.method.as_str(),
+            // Only for POST, which never comes here.
+            target: Target { authorities: &[], path: "/" },
+            sent: &self.request.forwarded,
+            directives: self.request.directives,
+            status,
+            received,
+            stores_parts: false,
+            requested_at,
+            received_at,
+            jitter: self.cache.jitter(),
+        };
+        freshness::judge(&self.group.rules, &exchange)
+    }
+
+    fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
         let now = self.cache.now();
-        let group = &self.group;
+        let key = HashedKey::new(self.group.id, &self.request.key);
         let rule = self.rule_of(&fetched.fields);
         // The variant is decided by what the owner sent the origin; we sent the owner the same.
         let variant = rule.variant_key(&hop.sent).unwrap_or_default();
-        let freshness = Freshness::from_hop(&hop.freshness, now);
-        let mut storable = match hop.storable {
-            true => Ok(()),
-            false => Err(WhyNotStored::Owner),
-        };
-        if storable.is_ok() {
-            storable = self.obstacle(&fetched).map_or(Ok(()), Err);
-        }
+        // Read before the question was sent, hence certainly not later than the owner's own reading.
+        let freshness = Freshness::from_hop(&hop.freshness, asked_at, Copied::Hot);
+        let storable = if hop.storable { self.obstacle(&fetched) } else { Err("owner") };
         if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
-            let key = HashedKey::new(group.id, &self.request.key);
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let deserved = !taken_over && self.cache.deserves_hot_copy(flight, now);
+        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, now);
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -303,41 +303,36 @@ impl Filling {
         &self,
         fetched: Fetched,
         mut head: Head,
-        mut storable: Result<(), WhyNotStored>,
+        mut storable: Result<(), &'static str>,
         role: Option<Role>,
     ) -> Received {
         let mut reservation = None;
         if storable.is_ok() && role.is_some() {
             reservation = self.cache.ledger.reserve(fetched.content_length.unwrap_or_default() as usize);
             if reservation.is_none() {
-                storable = Err(WhyNotStored::Memory);
+                storable = Err("memory");
             }
         }
         if let Err(reason) = storable {
-            self.group.stats.not_stored.increment(reason.as_str());
+            self.group.stats.not_stored.increment(reason);
         }
         head.stored = reservation.is_some();
         Received { fetched, role: role.filter(|_| head.stored), head, reservation }
     }
 
-    /// What forbids storing beside the rules of RFC 9111.
-    fn obstacle(&self, fetched: &Fetched) -> Option<WhyNotStored> {
+    /// What forbids storing beside the rules of RFC 9111, in the words of the statistics.
+    fn obstacle(&self, fetched: &Fetched) -> Result<(), &'static str> {
         if self.request.method == Method::Head {
-            return Some(WhyNotStored::Method);
+            Err("method")
+        } else if fetched.status == 206 {
+            Err("partial")
+        } else if fetched.close_delimited {
+            Err("framing")
+        } else if fetched.content_length.is_some_and(|length| length > self.group.object_bytes_max) {
+            Err("too_large")
+        } else {
+            Ok(())
         }
-        if fetched.status == 206 {
-            return Some(WhyNotStored::Partial);
-        }
-        if fetched.close_delimited {
-            return Some(WhyNotStored::Framing);
-        }
-        if fetched.content_length.is_some_and(|length| length > self.group.object_bytes_max) {
-            return Some(WhyNotStored::TooLarge);
-        }
-        if self.request.directives.no_store {
-            return Some(WhyNotStored::RequestNoStore);
-        }
-        None
     }
 
     /// Hands the body out and stores it at its end.
@@ -392,7 +387,7 @@ impl Filling {
             if let Some(charge) = &mut reservation {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
-                    self.group.stats.not_stored.increment(WhyNotStored::TooLarge.as_str());
+                    self.group.stats.not_stored.increment("too_large");
                     reservation = None;
                     kept = Vec::new();
                     fill.narrow(WINDOW_BYTES);
@@ -490,7 +485,7 @@ impl Cache {
         let _writing = self.slot_writer(&hashed).lock();
         let stored = self.store.peek(&hashed).map(|(slot, _)| slot);
         let slot = Slot::with(stored.as_deref(), rule, variant, entry, group.variants.max);
-        self.store.insert(&hashed, role, Arc::new(slot));
+        self.store.insert(role, &hashed, Arc::new(slot));
     }
 
     fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
@@ -498,7 +493,7 @@ impl Cache {
         let _writing = self.slot_writer(&hashed).lock();
         let Some((slot, role)) = self.store.peek(&hashed) else { return };
         match slot.without(entry) {
-            Some(rest) => drop(self.store.insert(&hashed, role, Arc::new(rest))),
+            Some(rest) => drop(self.store.insert(role, &hashed, Arc::new(rest))),
             None => drop(self.store.remove(&hashed)),
         }
     }
