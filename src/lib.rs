@@ -4,3 +4,4 @@ pub mod clock;
 pub mod config;
 pub mod fields;
 pub mod ring;
+pub mod semantics;
