@@ -136,8 +136,8 @@ pub fn write_value(earlier: &[u8], owner: Option<&CacheStatus<'_>>, node: &Cache
     node.write(out);
 }
 
-/// The members of caches between us and the origin in one line, prepared when an entry is made; empty if there are none,
-/// or if they break the syntax, which would make our own members unreadable too.
+/// The members of caches between us and the origin in one line, prepared when an entry is made; empty if there are
+/// none, or if they break the syntax, which would make our own members unreadable too.
 pub fn earlier_members(response: &Fields) -> Vec<u8> {
     let lines: Vec<&[u8]> = response.get_all("cache-status").filter(|line| !line.is_empty()).collect();
     let joined = lines.join(&b", "[..]);
@@ -291,7 +291,12 @@ mod tests {
     proptest! {
         /// Another reader of structured fields finds what was meant.
         #[test]
-        fn values_are_structured_fields(handling in any_handling(), ttl in prop::option::of(any::<i64>()), detail in prop::option::of(".{0,12}"), with_owner in any::<bool>()) {
+        fn values_are_structured_fields(
+            handling in any_handling(),
+            ttl in prop::option::of(any::<i64>()),
+            detail in prop::option::of(".{0,12}"),
+            with_owner in any::<bool>(),
+        ) {
             let node = CacheStatus { cache: Cache::Node, handling, ttl_seconds: ttl, detail: detail.as_deref() };
             let owner = with_owner.then_some(CacheStatus { cache: Cache::Owner, ..node });
             let earlier = earlier_members(&Fields::from_pairs([("Cache-Status", "Other; hit")]).unwrap());
@@ -306,18 +311,23 @@ mod tests {
             prop_assert_eq!(names[names.len() - 1], "groupcache-proxy");
             prop_assert!(!with_owner || names[1] == "groupcache-proxy/owner");
             let Some(sfv::ListEntry::Item(last)) = list.last() else { panic!("an item") };
-            let parameter = |name: &str| last.params.iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value);
+            let parameter = |name: &str| {
+                last.params.iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value)
+            };
             prop_assert_eq!(parameter("hit").is_some(), handling == Handling::Hit);
             let (reason, status, stored, collapsed) = match handling {
-                Handling::Forwarded { reason, status, stored, collapsed } => (Some(reason.as_str()), status, stored, collapsed),
+                Handling::Forwarded { reason, status, stored, collapsed } => {
+                    (Some(reason.as_str()), status, stored, collapsed)
+                }
                 _ => (None, None, false, false),
             };
             prop_assert_eq!(parameter("fwd").map(|value| value.as_token().unwrap().as_str()), reason);
-            prop_assert_eq!(parameter("fwd-status").map(|value| i64::from(value.as_integer().unwrap())), status.map(i64::from));
+            let integer = |name: &str| parameter(name).map(|value| i64::from(value.as_integer().unwrap()));
+            prop_assert_eq!(integer("fwd-status"), status.map(i64::from));
             prop_assert_eq!(parameter("stored").is_some(), stored);
             prop_assert_eq!(parameter("collapsed").is_some(), collapsed);
             let written = ttl.map(|seconds| seconds.clamp(-999_999_999_999_999, 999_999_999_999_999));
-            prop_assert_eq!(parameter("ttl").map(|value| i64::from(value.as_integer().unwrap())), written);
+            prop_assert_eq!(integer("ttl"), written);
             prop_assert_eq!(parameter("detail").is_some(), detail.is_some());
         }
 

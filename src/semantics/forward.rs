@@ -1,8 +1,8 @@
 //! Which header fields of a client's request the origin gets on a fill.
 //!
-//! A fill is a new request: it has the fields chosen here and those of the proxy, and nothing else of the client's. Since
-//! variants are told apart by what is sent (see [`super::variant`]), a field that is not forwarded cannot tear the cache
-//! apart, nor can one client's field poison the answer for others.
+//! A fill is a new request: it has the fields chosen here and those of the proxy, and nothing else of the client's.
+//! Since variants are told apart by what is sent (see [`super::variant`]), a field that is not forwarded cannot tear
+//! the cache apart, nor can one client's field poison the answer for others.
 
 use std::borrow::Cow;
 
@@ -367,22 +367,26 @@ mod tests {
     }
 
     proptest! {
-        /// At most 2^2 values of Accept and 2^2 of Accept-Encoding reach the origin, and folding them again changes nothing.
+        /// At most 2^2 values of Accept and 2^2 of Accept-Encoding reach the origin, and folding them again changes
+        /// nothing.
         #[test]
         fn folding_is_bounded_and_final(
             accept in "((image/(avif|webp|\\*)|\\*/\\*|text/html)(;q=(0|1|0\\.5|x))?,){0,4}",
             coding in "((gzip|br|x-gzip|\\*|identity)(;q=(0|1|0\\.5|x))?,){0,4}",
         ) {
             let once = folding().fold(&fields(&[("Accept", &accept), ("Accept-Encoding", &coding)]));
-            prop_assert!(["*/*", "image/avif,*/*", "image/webp,*/*", "image/avif,image/webp,*/*"].contains(&once.get_str("accept").unwrap()));
+            let types = ["*/*", "image/avif,*/*", "image/webp,*/*", "image/avif,image/webp,*/*"];
+            prop_assert!(types.contains(&once.get_str("accept").unwrap()));
             prop_assert!([None, Some("br"), Some("gzip"), Some("br, gzip")].contains(&once.get_str("accept-encoding")));
             prop_assert_eq!(folding().fold(&once), once);
         }
 
         #[test]
         fn no_bytes_upset_folding(accept in prop::collection::vec(0x20u8..0x7f, 0..40)) {
-            let client = Fields::from_pairs([("Accept", &accept), ("Accept-Encoding", &accept), ("Connection", &accept)]).unwrap();
-            for headers in [RequestHeaders::Safe, RequestHeaders::All, RequestHeaders::Named(vec!["accept".to_owned()])] {
+            let names = ["Accept", "Accept-Encoding", "Connection"];
+            let client = Fields::from_pairs(names.map(|name| (name, &accept))).unwrap();
+            let named = RequestHeaders::Named(vec!["accept".to_owned()]);
+            for headers in [RequestHeaders::Safe, RequestHeaders::All, named] {
                 ForwardPolicy { headers, folding: folding() }.forwarded(&client, Credentials::default());
             }
         }

@@ -64,8 +64,8 @@ pub fn percent_decoded(path: &[u8]) -> Option<Cow<'_, [u8]>> {
 
 /// Whether a path is what Go writes for its decoded form: escapes in upper case, exactly where they are needed.
 ///
-/// One difference: an escaped `?` counts as not canonical, because the decoded path could not be told from a path with a
-/// query.
+/// One difference: an escaped `?` counts as not canonical, because the decoded path could not be told from a path with
+/// a query.
 pub fn is_canonical_encoding(path: &[u8]) -> bool {
     let mut rest = path;
     while let Some((&byte, behind)) = rest.split_first() {
@@ -92,8 +92,8 @@ pub fn is_canonical_encoding(path: &[u8]) -> bool {
     true
 }
 
-/// Whether Go's `ServeMux` answers a question for this decoded key with a redirect: it cleans the whole decoded path, of
-/// which the key with its query is the end, from empty segments and dot segments. An empty key counts too, since the
+/// Whether Go's `ServeMux` answers a question for this decoded key with a redirect: it cleans the whole decoded path,
+/// of which the key with its query is the end, from empty segments and dot segments. An empty key counts too, since the
 /// question would end in `/` and no Go client ever asks it.
 pub fn go_mux_would_redirect(go_key: &[u8]) -> bool {
     let segments = go_key.split(|&byte| byte == b'/');

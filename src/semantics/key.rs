@@ -1,7 +1,7 @@
 //! Keys: what follows a group's prefix in the target, raw, with the query by the group's rule.
 //!
-//! One byte string is looked up, placed on the ring, purged and, by [`KeyTemplate::split`], turned into the target for the
-//! origin. A path holds no `?`, so that the first one in a key always begins the query.
+//! One byte string is looked up, placed on the ring, purged and, by [`KeyTemplate::split`], turned into the target for
+//! the origin. A path holds no `?`, so that the first one in a key always begins the query.
 
 use super::target::{check_path, check_query, split_query};
 
@@ -59,7 +59,8 @@ impl KeyTemplate {
     }
 }
 
-/// The target with which the origin is asked: its own path, one `/`, then the rest and the query as they stand in the key.
+/// The target with which the origin is asked: its own path, one `/`, then the rest and the query as they stand in the
+/// key.
 pub fn origin_target(origin_path: &str, rest: &[u8], query: Option<&[u8]>) -> Vec<u8> {
     let mut target = Vec::with_capacity(origin_path.len() + rest.len() + query.map_or(0, <[u8]>::len) + 2);
     target.extend_from_slice(origin_path.strip_suffix('/').unwrap_or(origin_path).as_bytes());
@@ -135,10 +136,10 @@ mod tests {
     proptest! {
         #[test]
         fn keys_split_into_what_they_were_made_of(
-            prefix in prop::sample::select(vec!["", "/", "p:"]), rest in "[a-z/%:=@.]{0,8}", query in prop::option::of("[a-z/?&=%]{0,8}")
+            prefix in prop::sample::select(vec!["", "/", "p:"]),
+            rest in "([a-z/:=@]|\\.a|%2F){0,8}",
+            query in prop::option::of("([a-z/?&=.]|%20){0,8}"),
         ) {
-            prop_assume!(check_path(rest.as_bytes()).is_ok());
-            prop_assume!(check_query(query.as_deref().unwrap_or_default().as_bytes()).is_ok());
             let template = KeyTemplate::with_prefix(prefix).unwrap();
             let key = template.key(rest.as_bytes(), query.as_deref().map(str::as_bytes));
             prop_assert_eq!(template.split(&key), Ok((rest.as_bytes(), query.as_deref().map(str::as_bytes))));

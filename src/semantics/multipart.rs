@@ -27,9 +27,9 @@ pub struct Part {
 impl Multipart {
     /// Frames `ranges` of a representation of `complete_length` bytes.
     ///
-    /// `boundary` is 1 to 70 letters and digits (RFC 2046 section 5.1.1) that do not occur in the body; the caller draws
-    /// them at random. `content_type` is that of the representation; it is left out when it is longer than 1 KiB, so that
-    /// all part heads together stay below 32 KiB.
+    /// `boundary` is 1 to 70 letters and digits (RFC 2046 section 5.1.1) that do not occur in the body; the caller
+    /// draws them at random. `content_type` is that of the representation; it is left out when it is longer than 1 KiB,
+    /// so that all part heads together stay below 32 KiB.
     pub fn new(boundary: &str, content_type: Option<&[u8]>, ranges: &[ByteRange], complete_length: u64) -> Self {
         debug_assert!((1..=70).contains(&boundary.len()) && boundary.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         let content_type = content_type.filter(|value| value.len() <= 1024);
@@ -134,7 +134,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn slices_are_the_bytes_of_the_range(lengths in prop::collection::vec(0usize..9, 0..9), first in 0u64..50, more in 0u64..50) {
+        fn slices_are_the_bytes_of_the_range(
+            lengths in prop::collection::vec(0usize..9, 0..9), first in 0u64..50, more in 0u64..50
+        ) {
             let mut whole = Vec::new();
             let chunks: Vec<Bytes> = lengths.iter().map(|&length| {
                 let chunk: Vec<u8> = (0..length).map(|n| (whole.len() + n) as u8).collect();
@@ -153,7 +155,9 @@ mod tests {
         }
 
         #[test]
-        fn the_length_is_known_in_advance(lasts in prop::collection::vec((1u64..1000, 0u64..1000), 1..16), typed in any::<bool>()) {
+        fn the_length_is_known_in_advance(
+            lasts in prop::collection::vec((1u64..1000, 0u64..1000), 1..16), typed in any::<bool>()
+        ) {
             let mut place = 0;
             let ranges: Vec<_> = lasts.iter().map(|&(gap, more)| {
                 let range = ByteRange { first: place + gap, last: place + gap + more };

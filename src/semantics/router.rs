@@ -35,8 +35,8 @@ impl HostPattern {
 
 /// Finds groups, named by their place in the list from which the router was made.
 ///
-/// The most specific host is asked first: a name, then the longest `*.NAME`, then the groups for every host. Within each,
-/// the longest prefix wins; if none fits, the next less specific host is asked.
+/// The most specific host is asked first: a name, then the longest `*.NAME`, then the groups for every host. Within
+/// each, the longest prefix wins; if none fits, the next less specific host is asked.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
     exact: HashMap<Box<str>, Vec<Prefix>>,

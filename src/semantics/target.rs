@@ -217,8 +217,8 @@ impl<'a> Authority<'a> {
     /// Reads the value of `Host`, or the authority of a URL.
     ///
     /// Accepted are letters, digits, `-`, `_` and `.` between non-empty labels (one point may end the name), and IPv6
-    /// addresses in brackets, with an optional port up to 65535. RFC 3986 also knows escapes and punctuation in names; no
-    /// site has them, and parsers disagree about them.
+    /// addresses in brackets, with an optional port up to 65535. RFC 3986 also knows escapes and punctuation in names;
+    /// no site has them, and parsers disagree about them.
     pub fn parse(value: &'a [u8]) -> Result<Self, AuthorityError> {
         let value = std::str::from_utf8(value).map_err(|_| AuthorityError)?;
         let host_end = match value.strip_prefix('[') {

@@ -1,4 +1,5 @@
-//! Which stored answer fits a request among several for one key: `Vary` (RFC 9111 section 4.1, RFC 9110 section 12.5.5).
+//! Which stored answer fits a request among several for one key: `Vary` (RFC 9111 section 4.1, RFC 9110 section
+//! 12.5.5).
 //!
 //! A variant is chosen by the header fields that *we sent* to the origin, not by what the client sent: what is never
 //! forwarded is constant, and what is folded on the way ([`super::forward`]) is compared folded.
@@ -52,7 +53,8 @@ impl VaryRule {
         self.write_variant_key(sent, &mut key).then(|| VariantKey(key.into()))
     }
 
-    /// Appends the bytes of [`VaryRule::variant_key`] to a buffer that a hit uses again and again; whether there is one.
+    /// Appends the bytes of [`VaryRule::variant_key`] to a buffer that a hit uses again and again; whether there is
+    /// one.
     pub fn write_variant_key(&self, sent: &Fields, out: &mut Vec<u8>) -> bool {
         for name in self.names() {
             write_selecting_field(name, sent, out);
@@ -266,6 +268,14 @@ mod tests {
         assert_eq!(VaryRule::Any.variant_key(&one), None);
         assert!(VaryRule::None.matches(&one, &other));
         assert!(VaryRule::None.variant_key(&one).unwrap().is_empty());
+    }
+
+    #[test]
+    fn presence_and_names_are_part_of_the_key() {
+        let key = |vary, sent| VaryRule::parse(&fields(&[("Vary", vary)])).variant_key(&fields(sent));
+        assert_ne!(key("a", &[("a", "b")]), key("a, b", &[]));
+        assert_ne!(key("a", &[("a", "1")]), key("b", &[("b", "1")]));
+        assert_ne!(key("a", &[("a", "")]), key("a", &[]));
     }
 
     fn any_rule() -> impl Strategy<Value = Vec<&'static str>> {
