@@ -26,16 +26,17 @@ use crate::fields::Fields;
 use crate::fill::Filling;
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
-use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
+use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Ledger;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::ranges::{RangeSet, Resolved, slice_chunks};
+use crate::semantics::multipart::slice_chunks;
+use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
+use crate::source::{BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
 use crate::stats::Outcome;
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
@@ -79,8 +80,17 @@ pub struct Request {
 pub struct RangeAsked {
     /// The ranges.
     pub set: RangeSet,
-    /// Value of `If-Range` as received, if there was one.
-    pub if_range: Option<Bytes>,
+    /// Its condition.
+    pub if_range: IfRange,
+    /// Value of `If-Range` as received, for the origin.
+    pub if_range_value: Option<Bytes>,
+}
+
+impl RangeAsked {
+    /// Whether the ranges may be cut from this entry, by `If-Range`.
+    fn applies_to(&self, entry: &Entry) -> bool {
+        self.if_range.holds(&entry.validators.in_block(&entry.fields))
+    }
 }
 
 /// What the cache says to a request.
@@ -533,7 +543,7 @@ impl Cache {
 
     /// Whether what a peer sends for this flight is asked for so often here that a copy of our own pays.
     pub(crate) fn deserves_hot_copy(&self, key: &HashedKey<'_>, now: Now) -> bool {
-        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(), now)
+        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(key.group()), now)
     }
 
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
@@ -596,10 +606,11 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
         Some(Resolved::Single(part)) => {
             fetched.status = 206;
             fetched.content_length = Some(part.length());
+            let content_range = ContentRange::Part { range: part, length: Some(length) }.to_string();
             let mut fields = entry.fields.to_builder();
-            fields.push_field("Content-Range", part.content_range(length).to_string().as_bytes());
+            fields.push_checked(b"Content-Range", content_range.as_bytes());
             fetched.fields = fields.finish();
-            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part)));
+            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part).unwrap_or_default()));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
         _ => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
