@@ -65,8 +65,15 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
         let flight = Arc::new(Flight::new());
         shard.insert(key.clone(), flight.clone());
         drop(shard);
-        let reader = flight.add_reader(self.waiters_max.max(1)).expect("a new flight has room for one reader");
+        let reader = flight.first_reader();
         Joined::Opened(reader, Fill { flights: self.clone(), key: key.clone(), flight, finished: false })
+    }
+
+    /// Opens a flight that nobody can join: for an answer that is one request's own.
+    pub fn alone(self: &Arc<Self>, key: K) -> (FillReader<H>, Fill<K, H>) {
+        let flight = Arc::new(Flight::new());
+        let reader = flight.first_reader();
+        (reader, Fill { flights: self.clone(), key, flight, finished: false })
     }
 
     /// Follows the flight of `key` if there is one.
@@ -191,6 +198,11 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
                 return;
             }
         }
+    }
+
+    /// What this flight is of.
+    pub fn key(&self) -> &K {
+        &self.key
     }
 
     /// How many readers are on board.
@@ -346,6 +358,11 @@ enum Phase {
 }
 
 impl<H> Flight<H> {
+    fn first_reader(self: &Arc<Self>) -> FillReader<H> {
+        self.state.lock().readers += 1;
+        FillReader { flight: self.clone(), offset: 0 }
+    }
+
     fn new() -> Self {
         let state = State {
             phase: Phase::Waiting,

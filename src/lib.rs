@@ -5,5 +5,6 @@ pub mod config;
 pub mod fields;
 pub mod flight;
 pub mod ring;
+pub mod semantics;
 pub mod source;
 pub mod stats;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::fields::Fields;
+use crate::freshness::HopFreshness;
 
 /// The methods that a cache asks for. Everything else passes through and never meets a [`Source`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +56,8 @@ pub struct Fetched {
     pub fields: Fields,
     /// Length of the body in bytes where the framing declares it.
     pub content_length: Option<u64>,
+    /// Whether only the end of the connection ends the body: it is delivered, but never stored (its end proves nothing).
+    pub close_delimited: bool,
     /// What a peer adds about the entry it answered from; `None` from an origin.
     pub hop: Option<Hop>,
     /// The body.
@@ -65,16 +68,8 @@ pub struct Fetched {
 /// over the hop): ages and remaining lifetimes only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hop {
-    /// Current age of the response in milliseconds (RFC 9111 section 4.2.3).
-    pub age_milliseconds: u64,
-    /// Remaining freshness lifetime in milliseconds, negative when stale; `None` when the owner could not store the response.
-    pub remaining_milliseconds: Option<i64>,
-    /// How long after that the answer may be used when neither owner nor origin answers.
-    pub stale_if_error_milliseconds: u64,
-    /// Whether it may be used only after a successful revalidation (no-cache).
-    pub always_revalidate: bool,
-    /// Whether it may never be used stale (must-revalidate and its kin).
-    pub never_stale: bool,
+    /// How old and how fresh the response is at the owner now.
+    pub freshness: HopFreshness,
     /// Whether the response may be given to other readers than the one who asked.
     pub shareable: bool,
     /// Whether the response may be stored in a shared cache.
@@ -83,10 +78,8 @@ pub struct Hop {
     pub sent: Fields,
     /// Which entry of which owner this is.
     pub entry: EntryId,
-    /// How the owner came by the answer, in the words of `Cache-Status`: true when from its memory.
+    /// Whether the owner answered from its memory.
     pub hit: bool,
-    /// Whether the asked entry (`have`) is still the owner's: then there is no body and the head only refreshes.
-    pub not_modified: bool,
 }
 
 /// Names one stored response: which life of which node filled it, and the how-manieth fill of that life it was.

@@ -1,0 +1,684 @@
+//! The decision over everything: [`Cache::get`] for clients, [`Cache::get_as_owner`] for peers.
+//!
+//! ```text
+//! get ── look in the store ──────────────── fresh: answer; stale but allowed: answer, refresh behind
+//!     ── what is remembered of the key ──── uncacheable: pass; failed a moment ago: the same failure
+//!     ── join or open the flight ────────── `fill`: owner, next peers, here; its head decides who may follow
+//! ```
+//!
+//! A peer's question takes the same way, but its flight loads here and never asks another peer: a request crosses at most one
+//! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
+//! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Now};
+use crate::entry::Entry;
+use crate::fields::Fields;
+use crate::fill::Filling;
+use crate::fleet::Fleet;
+use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
+use crate::group::Group;
+use crate::key::{GroupId, HashedKey};
+use crate::memory::Ledger;
+use crate::remembered::{Memory, Remembered};
+use crate::semantics::multipart::slice_chunks;
+use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
+use crate::semantics::validators::StoredValidators;
+use crate::semantics::variant::{VariantKey, VaryRule};
+use crate::slot::Slot;
+use crate::source::{BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
+use crate::stats::Outcome;
+use crate::store::promote::Popularity;
+use crate::store::{Role, Store};
+
+/// The cache of one node.
+pub struct Cache {
+    pub(crate) fleet: ArcSwap<Fleet>,
+    pub(crate) store: Arc<Store<Slot>>,
+    pub(crate) ledger: Ledger,
+    pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
+    pub(crate) remembered: Remembered,
+    pub(crate) popularity: Popularity,
+    pub(crate) clock: Arc<dyn Clock>,
+    incarnation: u64,
+    fills: AtomicU64,
+    /// Taken while a slot is read, extended and written back, so that two variants landing at once both stay.
+    pub(crate) slot_writers: Box<[Mutex<()>]>,
+}
+
+/// What a client wants, as far as the cache is concerned. Preconditions and the cutting of ranges out of a whole response
+/// are the response writer's business: they are evaluated at the head, whoever brings it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The key: one byte string for look-up, ring, purge and origin.
+    pub key: Bytes,
+    /// `GET` or `HEAD`.
+    pub method: Method,
+    /// The client's end-to-end fields that the group forwards, folded; with `Authorization` where the client sent it.
+    /// What is not in here cannot vary.
+    pub forwarded: Fields,
+    /// Whether `forwarded` has `Authorization`: the request looks in the stores but shares no flight.
+    pub authorization: bool,
+    /// The client's cache directives; the default where the group ignores them.
+    pub directives: RequestDirectives,
+    /// The `Range` of a `GET`, when it is one that may be answered with a part.
+    pub range: Option<RangeAsked>,
+}
+
+/// A client's `Range` with its `If-Range`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RangeAsked {
+    /// The ranges.
+    pub set: RangeSet,
+    /// Its condition.
+    pub if_range: IfRange,
+    /// Value of `If-Range` as received, for the origin.
+    pub if_range_value: Option<Bytes>,
+}
+
+impl RangeAsked {
+    /// Whether the ranges may be cut from this entry, by `If-Range`.
+    fn applies_to(&self, entry: &Entry) -> bool {
+        self.if_range.holds(&entry.validators.in_block(&entry.fields))
+    }
+}
+
+/// What the cache says to a request.
+pub struct Answer {
+    /// What became of the request.
+    pub outcome: Outcome,
+    /// Where the answer comes from.
+    pub payload: Payload,
+    /// What `Cache-Status` says beside the outcome.
+    pub report: Report,
+}
+
+/// Where the bytes of an answer come from.
+pub enum Payload {
+    /// A stored entry.
+    Entry(Arc<Entry>),
+    /// A response that is arriving: its head is known, its body is read as it comes.
+    Stream(Arc<Head>, FillReader<Landed>),
+    /// The cache has no part in this: the client's own request goes to the pass-through lane. The word says why.
+    Pass(&'static str),
+    /// No answer could be had.
+    Failure {
+        /// 502, 503 or 504.
+        status: u16,
+        /// Short and fit for a client.
+        reason: Cow<'static, str>,
+    },
+}
+
+/// The parameters of `Cache-Status` (RFC 9211) that the outcome alone does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// `fwd`: why the request went further, in RFC 9211's words; `None` for a hit.
+    pub forward: Option<&'static str>,
+    /// `fwd-status`: status of the origin's answer where it differs from the one sent.
+    pub forward_status: Option<u16>,
+    /// Whether the request waited for another's fill.
+    pub collapsed: bool,
+    /// Whether the response was or will be stored here.
+    pub stored: bool,
+    /// `detail`, such as `hot`.
+    pub detail: Option<&'static str>,
+    /// What the owner reported, when a peer answered.
+    pub owner: Option<OwnerReport>,
+}
+
+/// The owner's part of `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerReport {
+    /// Whether the owner had it in memory.
+    pub hit: bool,
+    /// Remaining freshness in seconds at the owner, where it could be stored.
+    pub ttl_seconds: Option<i64>,
+}
+
+/// The head of a response that is arriving.
+#[derive(Debug)]
+pub struct Head {
+    /// Final status code.
+    pub status: u16,
+    /// End-to-end fields as they go to clients, as in [`Entry::fields`].
+    pub fields: Fields,
+    /// Length of the body where it is known.
+    pub content_length: Option<u64>,
+    /// Freshness facts.
+    pub freshness: Freshness,
+    /// Validators.
+    pub validators: StoredValidators,
+    /// Which fill this is.
+    pub id: EntryId,
+    /// How the response varies.
+    pub rule: VaryRule,
+    /// Which of its variants this is.
+    pub variant: VariantKey,
+    /// What we sent in the fields that `rule` names.
+    pub sent: Fields,
+    /// Whether readers other than the one whose request caused the fill may have it.
+    pub shareable: bool,
+    /// Whether the rules allow storing it.
+    pub storable: bool,
+    /// Whether this node will store it, unless it breaks.
+    pub stored: bool,
+    /// What the owner reported, when a peer answered.
+    pub owner: Option<OwnerReport>,
+}
+
+/// What a flight tells its readers at the head.
+#[derive(Clone)]
+pub enum Landed {
+    /// A response whose body is streaming.
+    Streaming(Arc<Head>),
+    /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin
+    /// ([`Outcome::Revalidated`]).
+    Entry(Arc<Entry>, Outcome),
+}
+
+/// What is collapsed into one flight.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct FlightKey {
+    pub(crate) group: GroupId,
+    pub(crate) key: Bytes,
+    pub(crate) route: Route,
+    pub(crate) kind: FlightKind,
+}
+
+/// Which way a flight's fill goes. Flights of different routes never wait for one another in a circle: those that load here
+/// wait for the origin alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// May ask peers, as the ring says.
+    Fleet,
+    /// Loads from this node's origin.
+    Here,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) enum FlightKind {
+    Whole(VariantKey),
+    Head(VariantKey),
+    Part(VariantKey, RangeAsked),
+}
+
+/// A fresh answer from memory.
+pub struct Hit {
+    /// The entry.
+    pub entry: Arc<Entry>,
+    /// Which memory it lies in.
+    pub role: Role,
+}
+
+/// An entry that has to be validated first, and what it may do if that fails.
+struct Stale {
+    entry: Arc<Entry>,
+    if_error: bool,
+    if_slow: Option<Duration>,
+}
+
+impl Stale {
+    fn answer(&self, detail: &'static str) -> Answer {
+        let mut answer = Answer::from_entry(self.entry.clone(), Outcome::Stale, Some(detail));
+        answer.report.forward = Some("stale");
+        answer
+    }
+}
+
+/// What memory holds for a request.
+enum Lookup {
+    Fresh(Hit),
+    Stale(Hit, Verdict),
+    Absent(&'static str),
+}
+
+impl Cache {
+    /// An empty cache that is a fleet of one until [`Cache::set_fleet`]. `incarnation` is a random number that no other life of
+    /// any node has.
+    pub fn new(store: Arc<Store<Slot>>, clock: Arc<dyn Clock>, incarnation: u64) -> Arc<Self> {
+        let ledger = store.ledger().clone();
+        Arc::new(Cache {
+            fleet: ArcSwap::from_pointee(Fleet::alone()),
+            store,
+            popularity: Popularity::new(&ledger),
+            ledger,
+            flights: Flights::new(WAITERS_PER_KEY_MAX),
+            remembered: Remembered::default(),
+            clock,
+            incarnation,
+            fills: AtomicU64::new(0),
+            slot_writers: (0..64).map(|_| Mutex::default()).collect(),
+        })
+    }
+
+    /// Replaces the view of the fleet; fills under way finish under the view they started with.
+    pub fn set_fleet(&self, fleet: Fleet) {
+        self.fleet.store(Arc::new(fleet));
+    }
+
+    /// Reads the clock once for a request.
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// The shortest way: a fresh entry for a `GET` or `HEAD` without anything that forbids it. Counts a get and a hit when it
+    /// finds one, and nothing otherwise: the request then goes on to [`Cache::get`].
+    #[inline]
+    pub fn find_fresh(
+        &self,
+        group: &Group,
+        key: &HashedKey<'_>,
+        forwarded: impl FnOnce() -> Fields,
+        directives: &RequestDirectives,
+        now: Now,
+    ) -> Option<Hit> {
+        let (slot, role) = self.store.find(key)?;
+        let entry = slot.select(forwarded)?;
+        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh {
+            return None;
+        }
+        group.stats.gets.increment();
+        group.stats.cache_hits.increment();
+        Some(Hit { entry: entry.clone(), role })
+    }
+
+    /// Answers a client of this node.
+    pub async fn get(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Answer {
+        group.stats.gets.increment();
+        let route = match self.fleet.load().owns(&request.key) {
+            true => Route::Here,
+            false => Route::Fleet,
+        };
+        self.answer(group, request, route).await
+    }
+
+    /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
+    /// clients where this node is the owner.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with the failure that a client of this node would get.
+    pub async fn get_as_owner(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Result<Fetched, FetchError> {
+        group.stats.gets.increment();
+        group.stats.server_requests.increment();
+        self.load_here(group, request).await
+    }
+
+    /// What [`Cache::get_as_owner`] does, without counting a question of a peer: also the last resort of a fill that found no
+    /// peer to answer it.
+    pub(crate) async fn load_here(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+    ) -> Result<Fetched, FetchError> {
+        let mut answer = self.answer(group, request, Route::Here).await;
+        if let Payload::Pass(_) = answer.payload {
+            // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
+            let (reader, fill) = self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
+            self.spawn_fill(group, request.clone(), None, fill);
+            answer = match reader.head().await {
+                Ok(Landed::Streaming(head)) => Answer::from_stream(head, reader, "bypass", false),
+                Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
+                Err(error) => Answer::from_error(error, "bypass"),
+            };
+        }
+        self.for_peer(request, answer)
+    }
+
+    async fn answer(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route) -> Answer {
+        let now = self.now();
+        let key = HashedKey::new(group.id, &request.key);
+        let (stale, forward) = match self.lookup(group, &key, request, now) {
+            Lookup::Fresh(hit) => {
+                group.stats.cache_hits.increment();
+                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
+            }
+            Lookup::Stale(hit, verdict) => match verdict {
+                Verdict::Fresh | Verdict::StaleAccepted => {
+                    group.stats.cache_hits.increment();
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                }
+                Verdict::StaleWhileRevalidate => {
+                    group.stats.cache_hits.increment();
+                    self.refresh_behind(group, request, hit.entry.clone());
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                }
+                Verdict::Revalidate { reason, if_error, if_slow } => {
+                    let forward = if reason.is_by_request() { "request" } else { "stale" };
+                    (Some(Stale { entry: hit.entry, if_error, if_slow }), forward)
+                }
+            },
+            Lookup::Absent(reason) => (None, reason),
+        };
+        if request.directives.only_if_cached {
+            return Answer::failure(504, "not in this cache, and the request wants nothing else");
+        }
+        match self.remembered.recall(key.hash(), now) {
+            Some(Memory::Uncacheable) if route == Route::Fleet || self.fleet.load().owns(&request.key) => {
+                return Answer::pass("uncacheable");
+            }
+            Some(Memory::Failed(status)) => {
+                return match stale {
+                    Some(stale) if stale.if_error => stale.answer("error"),
+                    _ => Answer::failure(status, "the origin could not be asked a moment ago"),
+                };
+            }
+            _ => {}
+        }
+        group.stats.loads.increment();
+        group.stats.miss_reasons.increment(forward);
+        self.follow(group, request, route, stale, forward).await
+    }
+
+    /// Joins or opens flights until one brings an answer that this request may have.
+    async fn follow(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        stale: Option<Stale>,
+        forward: &'static str,
+    ) -> Answer {
+        let mut variant = self.variant_of(group, request);
+        let mut counted = false;
+        // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
+        // origin that changes its Vary in between.
+        for _ in 0..FLIGHTS_PER_REQUEST_MAX {
+            let flight_key = self.flight_key(group, request, route, variant.clone());
+            let joined = match request.authorization {
+                true => {
+                    let (reader, fill) = self.flights.alone(flight_key);
+                    Joined::Opened(reader, fill)
+                }
+                false => self.flights.join(&flight_key),
+            };
+            let (reader, causer) = match joined {
+                Joined::Following(reader) => (reader, false),
+                Joined::Opened(reader, fill) => {
+                    let entry = stale.as_ref().map(|stale| stale.entry.clone());
+                    self.spawn_fill(group, request.clone(), entry, fill);
+                    (reader, true)
+                }
+                Joined::Full => return Answer::failure(503, "too many requests wait for this"),
+            };
+            if !std::mem::replace(&mut counted, true) {
+                match causer {
+                    true => group.stats.loads_deduped.increment(),
+                    false => group.stats.loads_collapsed.increment(),
+                }
+            }
+            let landed = match &stale {
+                Some(stale) if let Some(patience) = stale.if_slow => {
+                    match tokio::time::timeout(patience, reader.head()).await {
+                        Ok(landed) => landed,
+                        Err(_) => return stale.answer("slow"),
+                    }
+                }
+                _ => reader.head().await,
+            };
+            match landed {
+                Err(_) if let Some(stale) = stale.as_ref().filter(|stale| stale.if_error) => return stale.answer("error"),
+                Err(error) => return Answer::from_error(error, forward),
+                Ok(Landed::Entry(entry, outcome)) => {
+                    // The entry of another variant than ours is somebody else's; ours has its own flight.
+                    let slot_variant = self.variant_of(group, request);
+                    if slot_variant == variant || causer {
+                        let mut answer = Answer::from_entry(entry, outcome, None);
+                        answer.report.collapsed = !causer;
+                        answer.report.forward = (outcome == Outcome::Revalidated).then_some(forward);
+                        return answer;
+                    }
+                    variant = slot_variant;
+                }
+                Ok(Landed::Streaming(head)) => {
+                    if is_failure(head.status)
+                        && let Some(stale) = stale.as_ref().filter(|stale| stale.if_error)
+                    {
+                        return stale.answer("error");
+                    }
+                    if causer {
+                        return Answer::from_stream(head, reader, forward, false);
+                    }
+                    let Some(ours) = head.rule.variant_key(&request.forwarded).filter(|_| head.shareable) else {
+                        return Answer::pass("not-shareable");
+                    };
+                    if ours == head.variant {
+                        return Answer::from_stream(head, reader, forward, true);
+                    }
+                    variant = ours;
+                }
+            }
+        }
+        Answer::pass("vary-unstable")
+    }
+
+    /// Refreshes a stale entry with nobody waiting; many askers open one flight.
+    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: Arc<Entry>) {
+        // Authorization and ranges of this one client have no part in what everybody gets.
+        let request = Request {
+            method: Method::Get,
+            range: None,
+            authorization: false,
+            forwarded: request.forwarded.without(|name| name.eq_ignore_ascii_case("authorization")),
+            ..request.clone()
+        };
+        let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
+        if let Joined::Opened(mut reader, fill) = self.flights.join(&flight_key) {
+            self.spawn_fill(group, request, Some(stale), fill);
+            // The refresh has a reader of its own: a fill without readers would end.
+            tokio::spawn(async move {
+                if let Ok(Landed::Streaming(_)) = reader.head().await {
+                    while let Ok(Some(_)) = reader.chunk().await {}
+                }
+            });
+        }
+    }
+
+    fn lookup(&self, group: &Group, key: &HashedKey<'_>, request: &Request, now: Now) -> Lookup {
+        let Some((slot, role)) = self.store.find(key) else {
+            return Lookup::Absent("uri-miss");
+        };
+        let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
+            return Lookup::Absent("vary-miss");
+        };
+        match entry.freshness.verdict(&group.rules, &request.directives, now) {
+            Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
+            verdict => Lookup::Stale(Hit { entry, role }, verdict),
+        }
+    }
+
+    /// The variant by what is known of the key's `Vary`; the empty one while nothing is known.
+    fn variant_of(&self, group: &Group, request: &Request) -> VariantKey {
+        let slot = self.store.peek(&HashedKey::new(group.id, &request.key));
+        slot.and_then(|(slot, _)| slot.rule().variant_key(&request.forwarded)).unwrap_or_default()
+    }
+
+    fn flight_key(&self, group: &Group, request: &Request, route: Route, variant: VariantKey) -> FlightKey {
+        let kind = match (request.method, &request.range) {
+            (Method::Head, _) => FlightKind::Head(variant),
+            (Method::Get, None) => FlightKind::Whole(variant),
+            (Method::Get, Some(range)) => FlightKind::Part(variant, range.clone()),
+        };
+        FlightKey { group: group.id, key: request.key.clone(), route, kind }
+    }
+
+    fn spawn_fill(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: Request,
+        stale: Option<Arc<Entry>>,
+        fill: Fill<FlightKey, Landed>,
+    ) {
+        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, stale }.run(fill));
+    }
+
+    /// The next entry id of this node.
+    pub(crate) fn next_entry_id(&self) -> EntryId {
+        EntryId { incarnation: self.incarnation, fill: self.fills.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// The name of this life of this node in entry ids.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// A number from 0 to 1 that differs from fill to fill, for the spreading of expiry.
+    pub(crate) fn jitter(&self) -> f64 {
+        let mixed = twox_hash::XxHash3_64::oneshot_with_seed(
+            self.incarnation,
+            &self.fills.load(Ordering::Relaxed).to_le_bytes(),
+        );
+        (mixed >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Whether what a peer sends for this flight is asked for so often here that a copy of our own pays.
+    pub(crate) fn deserves_hot_copy(&self, key: &HashedKey<'_>, now: Now) -> bool {
+        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(key.group()), now)
+    }
+
+    pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
+        &self.slot_writers[key.hash().get() as usize % self.slot_writers.len()]
+    }
+
+    /// Turns an answer into what the peer protocol carries.
+    fn for_peer(&self, request: &Request, answer: Answer) -> Result<Fetched, FetchError> {
+        let now = self.now();
+        match answer.payload {
+            Payload::Entry(entry) => Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, now)),
+            Payload::Stream(head, reader) => {
+                let hop = Hop {
+                    freshness: head.freshness.over_hop(now),
+                    shareable: head.shareable,
+                    storable: head.storable,
+                    sent: head.sent.clone(),
+                    entry: head.id,
+                    hit: false,
+                };
+                Ok(Fetched {
+                    status: head.status,
+                    fields: head.fields.clone(),
+                    content_length: head.content_length,
+                    hop: Some(hop),
+                    close_delimited: false,
+                    body: Box::new(StreamedBody(reader)),
+                })
+            }
+            Payload::Failure { status, reason } => Err(FetchError::Refused { status, reason }),
+            Payload::Pass(reason) => Err(FetchError::refused(502, reason)),
+        }
+    }
+}
+
+/// What a peer gets of a stored entry; of a satisfiable single range only that part.
+fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
+    let hop = Hop {
+        freshness: entry.freshness.over_hop(now),
+        shareable: true,
+        storable: true,
+        sent: entry.sent.clone(),
+        entry: entry.id,
+        hit,
+    };
+    let length = entry.body.len();
+    let mut fetched = Fetched {
+        status: entry.status,
+        fields: entry.fields.clone(),
+        content_length: Some(length),
+        hop: Some(hop),
+        close_delimited: false,
+        body: Box::new(ReadyBody::default()),
+    };
+    if request.method == Method::Head {
+        return fetched;
+    }
+    let part = request.range.as_ref().filter(|range| entry.status == 200 && range.applies_to(entry));
+    match part.map(|range| range.set.resolve(length)) {
+        Some(Resolved::Single(part)) => {
+            fetched.status = 206;
+            fetched.content_length = Some(part.length());
+            let content_range = ContentRange::Part { range: part, length: Some(length) }.to_string();
+            let mut fields = entry.fields.to_builder();
+            fields.push_checked(b"Content-Range", content_range.as_bytes());
+            fetched.fields = fields.finish();
+            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part).unwrap_or_default()));
+        }
+        // Whole, several parts, or none of it: the asking node has the client and cuts for it.
+        _ => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
+    }
+    fetched
+}
+
+fn detail_of(role: Role) -> Option<&'static str> {
+    match role {
+        Role::Main => None,
+        Role::Hot => Some("hot"),
+    }
+}
+
+impl Answer {
+    pub(crate) fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>) -> Self {
+        Answer { outcome, payload: Payload::Entry(entry), report: Report { detail, ..Report::default() } }
+    }
+
+    fn from_stream(head: Arc<Head>, reader: FillReader<Landed>, forward: &'static str, collapsed: bool) -> Self {
+        let report = Report {
+            forward: Some(forward),
+            forward_status: None,
+            collapsed,
+            stored: head.stored,
+            detail: None,
+            owner: head.owner,
+        };
+        Answer { outcome: Outcome::Miss, payload: Payload::Stream(head, reader), report }
+    }
+
+    fn pass(reason: &'static str) -> Self {
+        let report = Report { forward: Some("bypass"), detail: Some(reason), ..Report::default() };
+        Answer { outcome: Outcome::Pass, payload: Payload::Pass(reason), report }
+    }
+
+    /// A failure of ours.
+    pub(crate) fn failure(status: u16, reason: impl Into<Cow<'static, str>>) -> Self {
+        let payload = Payload::Failure { status, reason: reason.into() };
+        Answer { outcome: Outcome::Error, payload, report: Report::default() }
+    }
+
+    fn from_error(error: FetchError, forward: &'static str) -> Self {
+        let mut answer = match error {
+            FetchError::Refused { status, reason } => Answer::failure(status, reason),
+            FetchError::Unreachable(_) => Answer::failure(502, "the origin cannot be reached"),
+            FetchError::Broken(_) => Answer::failure(502, "the answer broke off before it began"),
+        };
+        answer.report.forward = Some(forward);
+        answer
+    }
+}
+
+/// The body of a flight, read on behalf of a peer.
+struct StreamedBody(FillReader<Landed>);
+
+#[async_trait]
+impl BodyStream for StreamedBody {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.0.chunk().await.map_err(|error| match error {
+            ReadError::Source(error) => FetchError::broken(error.to_string()),
+            ReadError::FellBehind { .. } => FetchError::broken("too slow for a body that is not stored"),
+        })
+    }
+}
+
+/// How many readers may wait for one key (interface: then 503).
+pub const WAITERS_PER_KEY_MAX: usize = 20_000;
+
+/// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
+const FLIGHTS_PER_REQUEST_MAX: usize = 3;
