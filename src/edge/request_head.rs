@@ -34,6 +34,8 @@ pub struct RequestHead<'a> {
     pub http_11: bool,
     /// Value of `Host`; empty only when an HTTP/1.0 request has none.
     pub host: &'a [u8],
+    /// The same in its parts; only an HTTP/1.0 request may have none.
+    pub authority: Option<Authority<'a>>,
     /// Whether the client lets the connection stay open.
     pub keep_alive: bool,
     /// How the body is delimited.
@@ -257,6 +259,7 @@ impl<'a> RequestHead<'a> {
             absolute,
             http_11,
             host: facts.host,
+            authority: host,
             keep_alive: !facts.close && (http_11 || facts.keep_alive),
             body,
             seen: facts.seen,
@@ -268,6 +271,11 @@ impl<'a> RequestHead<'a> {
     /// The path, without the query.
     pub fn path(&self) -> &'a [u8] {
         &self.target[..self.path_bytes]
+    }
+
+    /// The query, without its `?`.
+    pub fn query(&self) -> Option<&'a [u8]> {
+        self.target.get(self.path_bytes + 1..)
     }
 
     /// The fields in order, hop-by-hop ones included.

@@ -112,22 +112,23 @@ pub enum Framing {
     Unknown,
 }
 
-/// Fields that a group sets on or removes from what goes to clients (`headers.to_client`).
+/// Fields that a group sets on or removes from what goes to clients or to the origin (`headers`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClientFields {
-    /// Set, instead of what the origin said.
+pub struct FieldRules {
+    /// Set, instead of what the other side said.
     pub set: Fields,
     /// Removed; any case.
     pub removed: Vec<String>,
 }
 
-impl ClientFields {
+impl FieldRules {
     /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.removed.is_empty()
     }
 
-    fn drops(&self, name: &str) -> bool {
+    /// Whether a field of the other side does not go on.
+    pub fn drops(&self, name: &str) -> bool {
         self.removed.iter().any(|removed| removed.eq_ignore_ascii_case(name)) || self.set.contains(name)
     }
 }
@@ -248,7 +249,7 @@ impl Response {
 
     /// Writes status and all fields but those that delimit the body.
     #[inline]
-    pub fn write_head(&self, client_fields: &ClientFields, now: Now, out: &mut impl HeadWriter) {
+    pub fn write_head(&self, to_client: &FieldRules, now: Now, out: &mut impl HeadWriter) {
         out.status(self.status);
         let (fields, freshness) = match &self.content {
             Content::Entry(entry) => (&entry.fields, Some(&entry.freshness)),
@@ -256,9 +257,9 @@ impl Response {
             Content::Own(fields, _) => (fields, None),
         };
         match (&self.selection, freshness) {
-            (Selection::Whole | Selection::Part(..), Some(_)) if client_fields.is_empty() => out.block(fields),
+            (Selection::Whole | Selection::Part(..), Some(_)) if to_client.is_empty() => out.block(fields),
             (Selection::Whole, None) => out.block(fields),
-            _ => self.write_fields(fields, client_fields, freshness.is_some(), out),
+            _ => self.write_fields(fields, to_client, freshness.is_some(), out),
         }
         if let Some(freshness) = freshness {
             self.write_age(freshness, now, out);
@@ -269,7 +270,7 @@ impl Response {
 
     /// The fields one by one, where some of them are changed or left out.
     #[cold]
-    fn write_fields(&self, fields: &Fields, client_fields: &ClientFields, of_origin: bool, out: &mut impl HeadWriter) {
+    fn write_fields(&self, fields: &Fields, to_client: &FieldRules, of_origin: bool, out: &mut impl HeadWriter) {
         let of_304;
         let mut fields = fields;
         match &self.selection {
@@ -293,7 +294,7 @@ impl Response {
         };
         for (name, value) in fields.iter() {
             let replaced = parts.is_some() && name.eq_ignore_ascii_case("content-type");
-            if !replaced && !(of_origin && client_fields.drops(name)) {
+            if !replaced && !(of_origin && to_client.drops(name)) {
                 out.line(name, value);
             }
         }
@@ -301,7 +302,7 @@ impl Response {
             out.line("Content-Type", parts.content_type().as_bytes());
         }
         if of_origin {
-            for (name, value) in client_fields.set.iter() {
+            for (name, value) in to_client.set.iter() {
                 out.line(name, value);
             }
         }
@@ -370,13 +371,23 @@ impl Response {
     /// The body. Bytes that are in memory are all there is; a stream is read by the caller.
     #[inline]
     pub fn body(&mut self) -> Body<'_> {
-        if self.head_only || matches!(self.framing(), Framing::None | Framing::Length(0)) {
-            return Body::None;
+        if self.is_stream() && !self.head_only && !matches!(self.framing(), Framing::None | Framing::Length(0)) {
+            let Content::Stream(_, reader) = &mut self.content else { return Body::None };
+            return Body::Stream(reader, Cutter::of(&self.selection));
         }
-        match &mut self.content {
-            Content::Own(_, text) => Body::Segments(Cow::Owned(vec![text.clone()])),
-            Content::Entry(entry) => match &self.selection {
-                Selection::Part(range, _) => Body::Segments(Cow::Owned(cut(&entry.body, *range))),
+        self.segments().map_or(Body::None, Body::Segments)
+    }
+
+    /// The body of an answer that is in memory; `None` when there is none to send, or when it streams.
+    #[inline]
+    pub fn segments(&self) -> Option<Cow<'_, [Bytes]>> {
+        if self.head_only || matches!(self.framing(), Framing::None | Framing::Length(0)) {
+            return None;
+        }
+        match &self.content {
+            Content::Own(_, text) => Some(Cow::Owned(vec![text.clone()])),
+            Content::Entry(entry) => Some(match &self.selection {
+                Selection::Part(range, _) => Cow::Owned(cut(&entry.body, *range)),
                 Selection::Parts(parts) => {
                     let mut segments = Vec::new();
                     for part in parts.parts() {
@@ -384,11 +395,11 @@ impl Response {
                         segments.extend(cut(&entry.body, part.range));
                     }
                     segments.push(parts.end().clone());
-                    Body::Segments(Cow::Owned(segments))
+                    Cow::Owned(segments)
                 }
-                _ => Body::Segments(Cow::Borrowed(entry.body.segments())),
-            },
-            Content::Stream(_, reader) => Body::Stream(reader, Cutter::of(&self.selection)),
+                _ => Cow::Borrowed(entry.body.segments()),
+            }),
+            Content::Stream(..) => None,
         }
     }
 
@@ -764,9 +775,9 @@ mod tests {
     }
 
     /// Status, then head, without the lines every answer has.
-    fn head_of(response: &Response, client_fields: &ClientFields, now: Now) -> String {
+    fn head_of(response: &Response, to_client: &FieldRules, now: Now) -> String {
         let mut out = Vec::new();
-        response.write_head(client_fields, now, &mut Http1Head(&mut out));
+        response.write_head(to_client, now, &mut Http1Head(&mut out));
         Http1Head(&mut out).finish(response.framing(), true, true);
         String::from_utf8(out).unwrap()
     }
@@ -783,7 +794,7 @@ mod tests {
     fn a_plain_hit_is_the_stored_block_and_four_lines() {
         let mut response = Response::hit(entry_of(200, stored(), &["hello"]), true, &Wanted::default());
         assert_eq!(
-            head_of(&response, &ClientFields::default(), later(12)),
+            head_of(&response, &FieldRules::default(), later(12)),
             "HTTP/1.1 200 OK\r\nDate: Fri, 20 Nov 2026 11:59:00 GMT\r\nContent-Type: text/x\r\nETag: \"e\"\r\nVary: Accept\r\n\
              Age: 12\r\nCache-Status: groupcache-proxy; hit; ttl=48; detail=hot\r\nVia: 1.1 groupcache-proxy\r\n\
              Content-Length: 5\r\n\r\n"
@@ -794,7 +805,7 @@ mod tests {
             true,
             &Wanted { head_only: true, ..Wanted::default() },
         );
-        assert_eq!(head_of(&head_only, &ClientFields::default(), NOW), head_of(&response, &ClientFields::default(), NOW));
+        assert_eq!(head_of(&head_only, &FieldRules::default(), NOW), head_of(&response, &FieldRules::default(), NOW));
         assert_eq!(body_of(&mut head_only), "");
     }
 
@@ -821,7 +832,7 @@ mod tests {
         for (request, status, content_range, length, body) in rows {
             let mut response =
                 Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(request));
-            let head = head_of(&response, &ClientFields::default(), NOW);
+            let head = head_of(&response, &FieldRules::default(), NOW);
             let line = |name: &str| {
                 let lines: Vec<_> =
                     head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).collect();
@@ -844,7 +855,7 @@ mod tests {
     fn several_ranges_are_multipart_with_the_announced_length() {
         let mut response =
             Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(&[("Range", "bytes=0-1,5-6")]));
-        let head = head_of(&response, &ClientFields::default(), NOW);
+        let head = head_of(&response, &FieldRules::default(), NOW);
         let body = body_of(&mut response);
         assert_eq!(response.status, 206);
         assert!(head.contains("Content-Type: multipart/byteranges; boundary="), "{head}");
@@ -865,23 +876,23 @@ mod tests {
 
     #[test]
     fn a_group_sets_and_removes_fields() {
-        let client_fields =
-            ClientFields { set: fields(&[("X-Frame", "no"), ("vary", "Origin")]), removed: vec!["ETAG".into()] };
+        let to_client =
+            FieldRules { set: fields(&[("X-Frame", "no"), ("vary", "Origin")]), removed: vec!["ETAG".into()] };
         for request in [&[][..], &[("Range", "bytes=0-0")], &[("If-None-Match", "\"e\"")]] {
             let response = Response::hit(entry_of(200, stored(), &["ab"]), false, &wanted(request));
-            let head = head_of(&response, &client_fields, NOW);
+            let head = head_of(&response, &to_client, NOW);
             assert!(head.contains("X-Frame: no\r\nvary: Origin\r\n"), "{head}");
             assert!(!head.contains("ETag") && !head.contains("Accept\r\n"), "{head}");
         }
         let own = Response::own(502, "no answer", Fields::empty(), false, NOW);
-        assert!(!head_of(&own, &client_fields, NOW).contains("X-Frame"));
+        assert!(!head_of(&own, &to_client, NOW).contains("X-Frame"));
     }
 
     #[test]
     fn errors_of_ours_are_short_and_say_why() {
         let mut response = Response::own(503, "too many waiters", Fields::empty(), false, NOW);
         assert_eq!(
-            head_of(&response, &ClientFields::default(), NOW),
+            head_of(&response, &FieldRules::default(), NOW),
             "HTTP/1.1 503 Service Unavailable\r\nDate: Fri, 20 Nov 2026 12:00:00 GMT\r\n\
              Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nRetry-After: 1\r\n\
              Cache-Status: groupcache-proxy; detail=\"too many waiters\"\r\nVia: 1.1 groupcache-proxy\r\n\
@@ -919,7 +930,7 @@ mod tests {
             ),
         ] {
             let response = Response::of_entry(entry_of(200, stored(), &["a"]), outcome, report, &Wanted::default());
-            let head = head_of(&response, &ClientFields::default(), later(age_seconds));
+            let head = head_of(&response, &FieldRules::default(), later(age_seconds));
             let said = head.lines().find_map(|line| line.strip_prefix("Cache-Status: ")).unwrap();
             assert_eq!(said, expected);
         }
@@ -984,7 +995,7 @@ mod tests {
         let unknown = stream_of(None, &["01"], &wanted(&[("Range", "bytes=0-0")]));
         assert_eq!((unknown.status, unknown.framing()), (200, Framing::Unknown));
         let first_hand = stream_of(Some(2), &["01"], &Wanted::default());
-        assert!(!head_of(&first_hand, &ClientFields::default(), NOW).contains("Age:"));
+        assert!(!head_of(&first_hand, &FieldRules::default(), NOW).contains("Age:"));
     }
 
     #[test]
@@ -992,14 +1003,14 @@ mod tests {
         for request in [&[][..], &[("Range", "bytes=3-5")], &[("Range", "bytes=0-1,3-4")], &[("If-None-Match", "\"e\"")]] {
             let response = Response::hit(entry_of(200, stored(), &["0123456789"]), true, &wanted(request));
             let mut http_2 = Http2Head::default();
-            response.write_head(&ClientFields::default(), later(5), &mut http_2);
+            response.write_head(&FieldRules::default(), later(5), &mut http_2);
             let http_2 = http_2.finish(response.framing());
             let lines: Vec<String> = http_2
                 .headers
                 .iter()
                 .map(|(name, value)| format!("{}: {}", name.as_str(), value.to_str().unwrap()))
                 .collect();
-            let head = head_of(&response, &ClientFields::default(), later(5));
+            let head = head_of(&response, &FieldRules::default(), later(5));
             let mut expected: Vec<String> = head
                 .lines()
                 .skip(1)
