@@ -3,4 +3,5 @@
 pub mod clock;
 pub mod config;
 pub mod fields;
+pub mod freshness;
 pub mod ring;
