@@ -781,6 +781,33 @@ fn a_soft_purge_leaves_the_stale_uses() {
 }
 
 #[test]
+fn a_stale_hot_copy_asks_the_owner() {
+    let rules = Rules {
+        stale_while_revalidate: Duration::from_secs(10),
+        stale_if_slow: Duration::from_secs(1),
+        ..Rules::default()
+    };
+    let owner = Freshness::of_ours(Duration::from_secs(60), RECEIVED);
+    let hot = Freshness::from_hop(&owner.over_hop(RECEIVED), RECEIVED, Copied::Hot);
+    let plain = RequestDirectives::default();
+    let max_stale = requested(&["Cache-Control: max-stale"]);
+    for (freshness, request, after, expected) in [
+        (owner, plain, 59, "fresh"),
+        (hot, plain, 59, "fresh"),
+        (owner, plain, 60, "stale-while-revalidate"),
+        (hot, plain, 60, "ask, stale if error"),
+        (owner, plain, 70, "ask, stale if slow"),
+        (hot, plain, 70, "ask, stale if error"),
+        (owner, max_stale, 70, "accepted"),
+        (hot, max_stale, 70, "ask, stale if error"),
+        (hot.with_role(Copied::No), plain, 60, "stale-while-revalidate"),
+    ] {
+        let found = word(freshness.verdict(&rules, &request, later(after * 1000)));
+        assert_eq!(found, expected, "{:?} {request:?} after {after} s", freshness.role());
+    }
+}
+
+#[test]
 fn an_entry_keeps_little() {
     assert!(size_of::<Freshness>() <= 48, "{}", size_of::<Freshness>());
 }
@@ -797,7 +824,9 @@ fn every_reason_has_its_own_word_and_every_source_its_code() {
 
 fn any_hop() -> impl Strategy<Value = HopFreshness> {
     let seconds = || prop::option::of(any::<u32>());
-    (any::<u64>(), any::<i64>(), seconds(), seconds(), 0..3, any::<bool>()).prop_map(
+    let age = prop_oneof![any::<u64>(), 0..20_000u64];
+    let remaining = prop_oneof![any::<i64>(), -20_000..20_000i64];
+    (age, remaining, seconds(), seconds(), 0..3, prop::bool::weighted(0.1)).prop_map(
         |(age_milliseconds, remaining_milliseconds, stale_while_revalidate, stale_if_error, stale, no_cache)| {
             HopFreshness {
                 age_milliseconds,
@@ -933,7 +962,7 @@ proptest! {
         owner_wall in any::<i64>(),
         hot_wall in any::<i64>(),
         journey in 0..5_000u64,
-        after in any::<u32>(),
+        after in prop_oneof![any::<u32>(), 0..20_000u32],
         max_stale in any::<bool>(),
     ) {
         let owner_start = Now { monotonic: Duration::from_secs(77), wall_seconds: owner_wall };
