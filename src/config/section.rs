@@ -191,6 +191,15 @@ impl Checker<'_> {
         }
     }
 
+    /// Reports that the path in `node` does not lead to what was expected, and where it leads.
+    pub(super) fn unexpected_path(&mut self, node: &Node, expected: &str, path: &Path, why: &str) {
+        let expected = match node.is_from_file() {
+            true => expected.to_owned(),
+            false => format!("{expected} ({}: {why})", path.display()),
+        };
+        self.unexpected(node, expected);
+    }
+
     /// A path as written in the file, from the folder of the file.
     pub(super) fn resolve(&self, path: &str) -> PathBuf {
         let path = Path::new(path);

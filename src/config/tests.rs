@@ -386,7 +386,7 @@ fn single_mistakes() {
         // Groups.
         (group_of("name: again"), "4:5: groups[0].name: appears twice"),
         (group_of("directory: pictures"), "groups[0].directory: found both directory and origin"),
-        ("groups: [{ name: a, directory: none }]".into(), "directory: found \"none\", expected a folder that is there"),
+        ("groups: [{ name: a, directory: none }]".into(), "directory: found \"none\", expected a folder"),
         (
             "groups: [{ name: a, directory: pictures, pass: all }]".into(),
             "groups[0].pass: found \"all\", expected none: a directory",
@@ -646,6 +646,8 @@ groups: [{ name: all, origin: \"http://a\" }]
         };
         assert!(!shown.contains("secret-"), "{shown}");
     }
+    let path = load("groups: [{ name: a, directory: \"${file:secret}\" }]").unwrap_err().to_string();
+    assert!(path.ends_with("found \"${file:secret}\", expected a folder"), "{path}");
     let misplaced = load(&with_group("threads: ${file:secret}")).unwrap_err().to_string();
     assert!(misplaced.contains("found \"${file:secret}\"") && !misplaced.contains("fourth"), "{misplaced}");
 }
@@ -715,7 +717,7 @@ fn a_configuration_from_the_command_line() {
     assert_eq!(config.groups[0].source, GroupSource::Directory("pictures".into()));
     for (origin, listen, expected) in [
         ("ftp://h", None, vec!["command line: --origin: found \"ftp://h\""]),
-        ("none", None, vec!["command line: --origin: found \"none\", expected a folder that is there"]),
+        ("none", None, vec!["command line: --origin: found \"none\", expected a folder"]),
         ("none", Some("8080"), vec!["command line: --listen: found \"8080\"", "command line: --origin"]),
     ] {
         let found: Vec<String> = of(origin, listen, None).unwrap_err().iter().map(ToString::to_string).collect();

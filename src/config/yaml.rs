@@ -59,6 +59,9 @@ const NODES_MAX: usize = 100_000;
 /// Deeper than any key of ours; bounds the recursion of everything that walks a tree.
 const DEPTH_MAX: usize = 32;
 
+/// Longer texts are cut in messages.
+const SHOWN_CHARACTERS: usize = 100;
+
 /// Reads one YAML document. An empty text is `Null`.
 ///
 /// Keys that appear twice are reported and the second is ignored, so that the rest can still be checked.
@@ -209,8 +212,19 @@ impl Node {
             Value::Null => "nothing".to_owned(),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map".to_owned(),
-            Value::Scalar(scalar) => format!("{:?}", scalar.written.as_ref().unwrap_or(&scalar.text)),
+            Value::Scalar(scalar) => {
+                let text = scalar.written.as_ref().unwrap_or(&scalar.text);
+                match text.char_indices().nth(SHOWN_CHARACTERS) {
+                    Some((end, _)) => format!("{:?}...", &text[..end]),
+                    None => format!("{text:?}"),
+                }
+            }
         }
+    }
+
+    /// Whether the text holds the content of a file, which may be a secret in the wrong place.
+    pub(super) fn is_from_file(&self) -> bool {
+        matches!(&self.value, Value::Scalar(Scalar { written: Some(written), .. }) if written.contains("${file:"))
     }
 
     /// How many values it holds, itself included.

@@ -2,6 +2,7 @@
 
 mod fleet;
 mod group;
+mod origin;
 pub(super) mod text;
 mod tls;
 

@@ -7,8 +7,8 @@ use rustls_pki_types::pem::PemObject;
 
 use super::super::section::{Checker, Section};
 use super::super::values::TlsPair;
+use super::super::yaml::Node;
 use super::text;
-use crate::config::yaml::Node;
 
 /// Reads the keys `cert` and `key` and tries what they name.
 pub(super) fn pair(checker: &mut Checker<'_>, section: &mut Section<'_>) -> TlsPair {
@@ -69,7 +69,7 @@ fn read_file(checker: &mut Checker<'_>, node: &Node) -> (PathBuf, Option<Vec<u8>
     match checker.environment.read_file(&path) {
         Ok(content) => (path, Some(content)),
         Err(error) => {
-            checker.unexpected(node, format!("a PEM file that can be read ({}: {error})", path.display()));
+            checker.unexpected_path(node, "a PEM file that can be read", &path, &error.to_string());
             (path, None)
         }
     }
