@@ -3,4 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod fields;
+pub mod key;
+pub mod memory;
 pub mod ring;
+pub mod store;
