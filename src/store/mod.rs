@@ -779,14 +779,25 @@ impl<V> Ord for Ranked<V> {
     }
 }
 
-/// Counts look-ups by group and outcome (main hit, hot hit, miss): one addition each, on one of a few lines that the
-/// hash chooses, so that threads rarely meet. The four counters of the interface follow from the three.
+/// Counts look-ups by group and outcome (main hit, hot hit, miss): one addition each, in the stripe of the thread, so that
+/// threads do not meet. The four counters of the interface follow from the three.
 struct Lookups {
     chunks: Box<[OnceCell<Box<LookupChunk>>]>,
     chunks_made: AtomicUsize,
 }
 
-type LookupChunk = [[[AtomicU64; 3]; GROUPS_PER_CHUNK]; LOOKUP_STRIPES];
+type LookupChunk = [LookupStripe; LOOKUP_STRIPES];
+
+/// The counters of a chunk of groups that some threads use; on cache lines of its own.
+#[repr(align(128))]
+struct LookupStripe([[AtomicU64; 3]; GROUPS_PER_CHUNK]);
+
+thread_local! {
+    static STRIPE: usize = {
+        static NEXT: AtomicUsize = const { AtomicUsize::new(0) };
+        NEXT.fetch_add(1, Ordering::Relaxed) % LOOKUP_STRIPES
+    };
+}
 
 impl Lookups {
     fn new() -> Self {
@@ -798,19 +809,15 @@ impl Lookups {
     fn count(&self, key: &HashedKey<'_>, outcome: usize) {
         let group = usize::from(key.group().0);
         let chunk = self.chunks[group / GROUPS_PER_CHUNK].get_or_init(|| self.make_chunk());
-        let stripe = (key.hash().get() >> STRIPE_SHIFT) as usize % LOOKUP_STRIPES;
-        chunk[stripe][group % GROUPS_PER_CHUNK][outcome].fetch_add(1, Ordering::Relaxed);
+        STRIPE.with(|&stripe| &chunk[stripe]).0[group % GROUPS_PER_CHUNK][outcome].fetch_add(1, Ordering::Relaxed);
     }
 
     fn of(&self, group: GroupId) -> [u64; 3] {
         let group = usize::from(group.0);
         let Some(chunk) = self.chunks[group / GROUPS_PER_CHUNK].get() else { return [0; 3] };
-        let sum = |outcome: usize| {
-            let of_stripe = |stripe: &[[AtomicU64; 3]; GROUPS_PER_CHUNK]| {
-                stripe[group % GROUPS_PER_CHUNK][outcome].load(Ordering::Relaxed)
-            };
-            chunk.iter().map(of_stripe).sum()
-        };
+        let counter =
+            |stripe: &LookupStripe, outcome: usize| stripe.0[group % GROUPS_PER_CHUNK][outcome].load(Ordering::Relaxed);
+        let sum = |outcome| chunk.iter().map(|stripe| counter(stripe, outcome)).sum();
         [sum(0), sum(1), sum(LOOKUP_MISS)]
     }
 
@@ -822,7 +829,8 @@ impl Lookups {
 
     fn make_chunk(&self) -> Box<LookupChunk> {
         self.chunks_made.fetch_add(1, Ordering::Relaxed);
-        Box::new(std::array::from_fn(|_| std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)))))
+        let counters = |_| std::array::from_fn(|_| AtomicU64::new(0));
+        Box::new(std::array::from_fn(|_| LookupStripe(std::array::from_fn(counters))))
     }
 }
 
@@ -848,7 +856,5 @@ const DEPARTURES_PER_STEP: usize = 256;
 const FULL_SHARE: usize = 16;
 
 const LOOKUP_MISS: usize = 2;
-const LOOKUP_STRIPES: usize = 8;
+const LOOKUP_STRIPES: usize = 16;
 const GROUPS_PER_CHUNK: usize = 64;
-/// Bits of the hash that the index's shards do not use, so that threads in different shards also spread here.
-const STRIPE_SHIFT: u32 = 32;
