@@ -428,3 +428,38 @@ impl<'a> Iterator for Directives<'a> {
 fn names_no_cache(line: &[u8]) -> bool {
     Directives::new(line).any(|directive| directive.name.eq_ignore_ascii_case(b"no-cache"))
 }
+
+/// Displays as a `Cache-Control` value that is read as the same directives.
+impl std::fmt::Display for RequestDirectives {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let flags = [
+            (self.no_cache, "no-cache"),
+            (self.no_store, "no-store"),
+            (self.only_if_cached, "only-if-cached"),
+            (self.no_transform, "no-transform"),
+        ];
+        let (max_stale, any_stale) = match self.max_stale {
+            Some(MaxStale::Seconds(seconds)) => (Some(seconds), false),
+            Some(MaxStale::Any) => (None, true),
+            None => (None, false),
+        };
+        let numbers = [
+            (self.max_age, "max-age"),
+            (self.min_fresh, "min-fresh"),
+            (max_stale, "max-stale"),
+            (self.stale_if_error, "stale-if-error"),
+        ];
+        let mut separator = "";
+        for (_, name) in flags.iter().chain([(any_stale, "max-stale")].iter()).filter(|(given, _)| *given) {
+            write!(formatter, "{separator}{name}")?;
+            separator = ", ";
+        }
+        for (seconds, name) in numbers {
+            if let Some(seconds) = seconds {
+                write!(formatter, "{separator}{name}={seconds}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
+}
