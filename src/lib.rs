@@ -3,5 +3,8 @@
 pub mod clock;
 pub mod config;
 pub mod fields;
+pub mod origin;
 pub mod ring;
 pub mod source;
+#[cfg(test)]
+pub mod testing;
