@@ -169,6 +169,7 @@ impl Inner {
             let Some(index) = choose(&self.upstreams, self.settings.balance, turn, &tried) else { break };
             tried.push(index);
             let upstream = &self.upstreams[index];
+            upstream.count_request();
             outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask).await;
             if outcome.is_err() {
                 upstream.count_error();
@@ -254,11 +255,10 @@ impl Inner {
         request: &RequestHeader,
         asked: Asked,
     ) -> Result<Head, Fault> {
-        upstream.count_request();
         let deadline = Instant::now() + self.settings.timeouts.first_byte;
         let session = &mut connection.session;
         let waited = timeout_at(deadline, async {
-            write_request(session, request.clone()).await.map_err(Trouble::Pingora)?;
+            write_request(session, request.clone()).await?;
             read_head(session, asked).await
         });
         match waited.await {
@@ -326,10 +326,10 @@ impl Inner {
 
     /// Our own request: nothing of a client's bytes but the fields it was allowed to bring (hardening rule FRM 6).
     fn request(&self, upstream: &Upstream, path: &[u8], ask: &Ask) -> Result<RequestHeader, FetchError> {
-        let cannot = |_| FetchError::refused(502, "the request cannot be sent to the origin");
+        let cannot = |_| unsayable();
         let mut request = RequestHeader::build(ask.method.as_str(), path, Some(16)).map_err(cannot)?;
         if request.raw_path() != path {
-            return Err(FetchError::refused(502, "the target cannot be sent to the origin"));
+            return Err(unsayable());
         }
         let host = match (&self.settings.host, &ask.host) {
             (HostRule::Client, Some(host)) => host,
@@ -337,7 +337,7 @@ impl Inner {
             (HostRule::Client | HostRule::Origin, _) => upstream.url.authority().as_bytes(),
         };
         if split_authority(&String::from_utf8_lossy(host)).is_none() {
-            return Err(FetchError::refused(502, "the request's host cannot be sent to the origin"));
+            return Err(unsayable());
         }
         request.insert_header("Host", value(host)?).map_err(cannot)?;
         let rules = &self.settings.headers;
@@ -405,15 +405,28 @@ enum Trouble {
     Pingora(Box<Error>),
 }
 
-async fn write_request(session: &mut HttpSession, request: RequestHeader) -> Result<(), Box<Error>> {
+async fn write_request(session: &mut HttpSession, request: RequestHeader) -> Result<(), Trouble> {
     match session {
-        // Ends the stream with its head: an empty frame afterwards would cost a packet.
-        HttpSession::H2(stream) => stream.write_request_header(Box::new(request), true),
+        HttpSession::H2(stream) => {
+            let request = with_authority(request).ok_or_else(|| Trouble::Refused(unsayable()))?;
+            // Ends the stream with its head: an empty frame afterwards would cost a packet.
+            stream.write_request_header(Box::new(request), true).map_err(Trouble::Pingora)
+        }
         _ => {
-            session.write_request_header(Box::new(request)).await?;
-            session.finish_request_body().await
+            session.write_request_header(Box::new(request)).await.map_err(Trouble::Pingora)?;
+            session.finish_request_body().await.map_err(Trouble::Pingora)
         }
     }
+}
+
+/// HTTP/2 names the host in `:authority` instead of `Host`. Pingora would send both, which nginx refuses. `None` where the
+/// target is not UTF-8 and would be changed.
+fn with_authority(mut request: RequestHeader) -> Option<RequestHeader> {
+    let host = request.remove_header("host")?;
+    let path = request.raw_path_is_utf8().then(|| request.uri.path_and_query().cloned())??;
+    let uri = http::Uri::builder().scheme("https").authority(host.as_bytes()).path_and_query(path).build().ok()?;
+    request.set_uri(uri);
+    Some(request)
 }
 
 async fn read_head(session: &mut HttpSession, asked: Asked) -> Result<Head, Trouble> {
@@ -493,7 +506,12 @@ fn unpooled(peer: &HttpPeer) -> HttpPeer {
 }
 
 fn value(bytes: &[u8]) -> Result<HeaderValue, FetchError> {
-    HeaderValue::from_bytes(bytes).map_err(|_| FetchError::refused(502, "the request cannot be sent to the origin"))
+    HeaderValue::from_bytes(bytes).map_err(|_| unsayable())
+}
+
+/// The target, the host or a field does not fit into a request.
+fn unsayable() -> FetchError {
+    refused("the request cannot be sent to the origin")
 }
 
 fn check(settings: &OriginSettings) -> Result<(), SettingsError> {

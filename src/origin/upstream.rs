@@ -24,11 +24,11 @@ pub struct UpstreamSnapshot {
     pub url: String,
     /// Whether it is chosen.
     pub state: UpstreamState,
-    /// Requests that were given to it, second tries on a new connection included.
+    /// Questions that it was chosen for; probes do not count.
     pub requests: u64,
-    /// Requests that ended without a usable answer or with a broken body, connection failures included.
+    /// Those of them that ended without a usable answer or with a broken body, connection failures included.
     pub errors: u64,
-    /// Requests for which no address took a connection.
+    /// How often none of its addresses took a connection.
     pub connect_failures: u64,
     /// Requests whose answer has not ended yet.
     pub in_flight: usize,

@@ -11,6 +11,7 @@ use groupcache_proxy::origin::{
 use groupcache_proxy::source::{Ask, FetchError, Fetched, Method, Source};
 use tokio::sync::watch;
 
+use crate::kit::h2::{Ending, H2Origin};
 use crate::kit::nginx::Nginx;
 use crate::kit::origin::{Gate, Origin, Reply};
 
@@ -542,8 +543,13 @@ async fn nginx_over_tls_speaks_http_2_and_its_certificate_is_checked() {
     let trusting = |url: &str| HttpOrigin::new(OriginSettings { ca: Some(nginx.ca()), ..settings(&[url]) }).unwrap();
     let source = trusting(&nginx.tls_url());
     let mut whole = source.fetch(&ask("/a.txt", &[])).await.unwrap();
+    assert_eq!(
+        (whole.status, whole.content_length),
+        (200, Some(8)),
+        "{}",
+        String::from_utf8_lossy(whole.fields.as_bytes())
+    );
     let tag = whole.fields.get_str("etag").unwrap().to_owned();
-    assert_eq!((whole.status, whole.content_length), (200, Some(8)));
     assert_eq!(read(&mut whole).await.unwrap(), b"over TLS");
     assert_eq!(outcome(&source, &ask("/a.txt", &[("If-None-Match", &tag)])).await, "304 ");
     assert_eq!(outcome(&source, &ask("/a.txt", &[("Range", "bytes=5-7")])).await, "206 TLS");
@@ -574,4 +580,51 @@ async fn nginx_over_tls_speaks_http_2_and_its_certificate_is_checked() {
     let distrusting = HttpOrigin::new(OriginSettings { ca: Some(ca), ..settings(&[&nginx.tls_url()]) }).unwrap();
     assert_eq!(outcome(&distrusting, &ask("/a.txt", &[])).await, "unreachable");
     assert_eq!(distrusting.snapshot()[0].connect_failures, 1);
+}
+
+/// However a stream ends that is not whole, nobody takes it for whole.
+#[tokio::test]
+async fn streams_of_http_2_that_end_early_are_broken() {
+    use Ending::{Clean, Cut, HeadOnly, Reset, ResetBeforeHead, Short, Trailers};
+    for (ending, expected) in [
+        (Clean, "200 0123456789"),
+        (Trailers, "200 0123456789"),
+        (HeadOnly, "200 "),
+        (Short, "200 broken"),
+        (Reset(h2::Reason::INTERNAL_ERROR), "200 broken"),
+        (Reset(h2::Reason::CANCEL), "200 broken"),
+        (Reset(h2::Reason::NO_ERROR), "200 broken"),
+        (ResetBeforeHead(h2::Reason::INTERNAL_ERROR), "refused 502"),
+        (Cut, "200 broken"),
+    ] {
+        let origin = H2Origin::start(vec![ending, Clean], usize::MAX).await;
+        let source = HttpOrigin::new(OriginSettings { ca: Some(origin.ca()), ..settings(&[&origin.url()]) }).unwrap();
+        assert_eq!(outcome(&source, &ask("/a", &[])).await, expected, "{ending:?}");
+        assert_eq!(outcome(&source, &ask("/b", &[])).await, "200 0123456789", "after {ending:?}");
+        assert_eq!(source.snapshot()[0].in_flight, 0);
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_connection_is_shared_and_a_closing_one_replaced() {
+    let target = "/%61//b/%2F+%C3%a4/.~!$&'()*,;=:@?q=%20&&x=a+b?/&";
+    let origin = H2Origin::start(vec![Ending::Clean], usize::MAX).await;
+    let source = HttpOrigin::new(OriginSettings { ca: Some(origin.ca()), ..settings(&[&origin.url()]) }).unwrap();
+    for _ in 0..5 {
+        assert_eq!(outcome(&source, &ask(target, &[("Accept", "image/webp")])).await, "200 0123456789");
+    }
+    assert_eq!(origin.connections(), 1);
+    let request = &origin.log()[0];
+    assert_eq!(request.uri.path_and_query().unwrap().as_str(), target);
+    assert_eq!(format!("https://{}", request.uri.authority().unwrap()), origin.url());
+    let mut names: Vec<&str> = request.headers.keys().map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["accept", "via"]);
+
+    // Every connection says goodbye after its first stream.
+    let origin = H2Origin::start(vec![Ending::Clean], 1).await;
+    let source = HttpOrigin::new(OriginSettings { ca: Some(origin.ca()), ..settings(&[&origin.url()]) }).unwrap();
+    for _ in 0..5 {
+        assert_eq!(outcome(&source, &ask("/a", &[])).await, "200 0123456789");
+    }
 }

@@ -2,5 +2,6 @@
 
 #![allow(dead_code)]
 
+pub mod h2;
 pub mod nginx;
 pub mod origin;
