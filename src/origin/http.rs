@@ -150,13 +150,22 @@ pub(super) struct Connection {
 /// Why a conversation gave no head.
 struct Fault {
     error: FetchError,
-    /// Whether a connection that was idle before may have been dead all along.
-    stale: bool,
+    again: Again,
+}
+
+/// Whether the same question may be asked once more, on a new connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Never,
+    /// If the connection was idle before: it may have been dead all along.
+    IfReused,
+    /// The server says that it did not look at the question, or wants HTTP/1.1 for it.
+    Always,
 }
 
 impl From<FetchError> for Fault {
     fn from(error: FetchError) -> Self {
-        Fault { error, stale: false }
+        Fault { error, again: Again::Never }
     }
 }
 
@@ -194,7 +203,8 @@ impl Inner {
         let asked = Asked::of(ask);
         let mut connection = self.connect(upstream, Reuse::Idle).await?;
         let mut outcome = self.converse(upstream, &mut connection, &request, asked).await;
-        if connection.reused && outcome.as_ref().is_err_and(|fault| fault.stale) {
+        let again = outcome.as_ref().err().map_or(Again::Never, |fault| fault.again);
+        if again == Again::Always || again == Again::IfReused && connection.reused {
             self.give_up(connection).await;
             connection = self.connect(upstream, Reuse::Never).await?;
             outcome = self.converse(upstream, &mut connection, &request, asked).await;
@@ -269,9 +279,6 @@ impl Inner {
             }
             Ok(Err(Trouble::Pingora(error))) => {
                 tracing::debug!(origin = %upstream.url, %error, "no answer");
-                if matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2) {
-                    self.connector.prefer_h1(&*connection.peer);
-                }
                 Err(fault(&error))
             }
             Err(_) => Err(FetchError::refused(504, "the origin did not answer in time").into()),
@@ -458,17 +465,18 @@ async fn read_head(session: &mut HttpSession, asked: Asked) -> Result<Head, Trou
 
 /// What a failed conversation means.
 fn fault(error: &Error) -> Fault {
-    let stale = match error.retry {
-        RetryType::ReusedOnly => true,
-        RetryType::Decided(retry) => retry,
-    } || matches!(error.etype(), ErrorType::WriteError);
+    let again = match (&error.retry, error.etype()) {
+        (RetryType::Decided(true), _) => Again::Always,
+        (RetryType::ReusedOnly, _) | (_, ErrorType::WriteError) => Again::IfReused,
+        (RetryType::Decided(false), _) => Again::Never,
+    };
     let reason = match error.etype() {
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
             "the origin closed the connection before it answered"
         }
         _ => "the origin's answer is malformed",
     };
-    Fault { error: refused(reason), stale }
+    Fault { error: refused(reason), again }
 }
 
 fn connect_reason(upstream: &Upstream, peer: &HttpPeer, error: &Error) -> &'static str {

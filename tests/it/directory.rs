@@ -224,7 +224,7 @@ async fn what_may_not_be_read_is_not_there_and_a_missing_folder_is_an_error_at_t
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("private");
     std::fs::write(&path, "secret").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     let answered = answer(&directory(folder.path()), b"/private", &[]).await;
     // Root may read everything.
     let root = std::fs::File::open(&path).is_ok();

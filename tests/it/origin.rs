@@ -133,6 +133,8 @@ async fn a_lying_origin_is_refused_or_visibly_broken_and_its_connection_is_not_r
         origin.on("/good", Reply::ok("good"));
         assert_eq!(outcome(&source, &ask(&target, &[])).await, expected, "an origin that {what}");
         assert_eq!(origin.requests(&target), 1, "an origin that {what} is asked once");
+        let failed = expected.starts_with("refused") || expected.ends_with("broken");
+        assert_eq!(source.snapshot()[0].errors, u64::from(failed), "an origin that {what}");
         assert_eq!(outcome(&source, &ask("/good", &[])).await, "200 good", "after an origin that {what}");
         assert_eq!(origin.connections(), 2, "a connection is not used again after an origin that {what}");
     }
@@ -310,7 +312,7 @@ async fn bytes_are_passed_on_as_they_arrive() {
 async fn dropping_an_answer_closes_its_connection_unless_the_rest_is_small() {
     let origin = Origin::start().await;
     let source = source(&origin);
-    origin.on("/large", Reply::ok(vec![b'x'; 50_000_000]));
+    origin.on("/large", Reply::ok(vec![b'x'; 300_000]));
     drop(source.fetch(&ask("/large", &[])).await.unwrap());
     origin.closed(1).await;
     assert_eq!(source.snapshot()[0].in_flight, 0);
@@ -585,22 +587,28 @@ async fn nginx_over_tls_speaks_http_2_and_its_certificate_is_checked() {
 /// However a stream ends that is not whole, nobody takes it for whole.
 #[tokio::test]
 async fn streams_of_http_2_that_end_early_are_broken() {
-    use Ending::{Clean, Cut, HeadOnly, Reset, ResetBeforeHead, Short, Trailers};
+    use Ending::{Clean, Cut, HeadOnly, HeadWithoutBody, Reset, ResetBeforeHead, Short, Trailers};
     for (ending, expected) in [
         (Clean, "200 0123456789"),
         (Trailers, "200 0123456789"),
         (HeadOnly, "200 "),
+        (HeadWithoutBody, "refused 502"),
         (Short, "200 broken"),
         (Reset(h2::Reason::INTERNAL_ERROR), "200 broken"),
         (Reset(h2::Reason::CANCEL), "200 broken"),
         (Reset(h2::Reason::NO_ERROR), "200 broken"),
         (ResetBeforeHead(h2::Reason::INTERNAL_ERROR), "refused 502"),
+        // Asked again: the server did not look at the request, or wants it in the old protocol.
+        (ResetBeforeHead(h2::Reason::REFUSED_STREAM), "200 old"),
+        (ResetBeforeHead(h2::Reason::HTTP_1_1_REQUIRED), "200 old"),
         (Cut, "200 broken"),
     ] {
         let origin = H2Origin::start(vec![ending, Clean], usize::MAX).await;
         let source = HttpOrigin::new(OriginSettings { ca: Some(origin.ca()), ..settings(&[&origin.url()]) }).unwrap();
         assert_eq!(outcome(&source, &ask("/a", &[])).await, expected, "{ending:?}");
-        assert_eq!(outcome(&source, &ask("/b", &[])).await, "200 0123456789", "after {ending:?}");
+        let next =
+            if matches!(ending, ResetBeforeHead(h2::Reason::HTTP_1_1_REQUIRED)) { "200 old" } else { "200 0123456789" };
+        assert_eq!(outcome(&source, &ask("/b", &[])).await, next, "after {ending:?}");
         assert_eq!(source.snapshot()[0].in_flight, 0);
     }
 }

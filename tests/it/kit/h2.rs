@@ -1,15 +1,17 @@
-//! A scripted origin that speaks HTTP/2 over TLS and nothing else, for the ways in which a stream can end.
+//! A scripted origin that speaks HTTP/2 over TLS, for the ways in which a stream can end. Who insists on HTTP/1.1 gets one
+//! answer in it, `old`, and not what was scripted.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::SendStream;
 use h2::server::SendResponse;
 use pingora_rustls::{CertificateDer, PrivateKeyDer, ServerConfig, TlsAcceptor};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -29,8 +31,10 @@ pub enum Ending {
     Clean,
     /// The same, and trailers after the body.
     Trailers,
-    /// The head alone ends the stream.
+    /// The head alone ends the stream, and declares no body.
     HeadOnly,
+    /// The head alone ends the stream, and declares a body.
+    HeadWithoutBody,
     /// Half of the declared body, then the end of the stream.
     Short,
     /// Half of the body, then a reset with this code.
@@ -56,7 +60,7 @@ impl H2Origin {
         let chain = vec![CertificateDer::from(certified.cert.der().to_vec())];
         let mut config =
             ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).expect("a TLS server");
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port on loopback");
         let address = listener.local_addr().expect("the listener's address");
         let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
@@ -123,6 +127,9 @@ async fn accept(listener: TcpListener, shared: Shared, opened: Arc<AtomicUsize>)
 /// Serves one connection; its end drops and thereby closes it.
 async fn serve(stream: TcpStream, shared: Shared) -> Option<()> {
     let stream = shared.acceptor.accept(stream).await.ok()?;
+    if stream.get_ref().1.alpn_protocol() == Some(b"http/1.1") {
+        return serve_old(stream).await;
+    }
     let mut connection = h2::server::handshake(stream).await.ok()?;
     let mut ping = connection.ping_pong()?;
     let mut served = 0;
@@ -163,6 +170,16 @@ async fn serve(stream: TcpStream, shared: Shared) -> Option<()> {
     }
 }
 
+/// One request and its answer in HTTP/1.1.
+async fn serve_old(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<()> {
+    let mut head = BytesMut::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_buf(&mut head).await.ok().filter(|&count| count > 0)?;
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nold").await.ok()?;
+    stream.shutdown().await.ok()
+}
+
 /// Writes the answer; gives the stream back where its end is still to come.
 async fn begin(mut respond: SendResponse<Bytes>, ending: Ending) -> Result<Option<SendStream<Bytes>>, h2::Error> {
     if let Ending::ResetBeforeHead(reason) = ending {
@@ -172,10 +189,11 @@ async fn begin(mut respond: SendResponse<Bytes>, ending: Ending) -> Result<Optio
     let length = if matches!(ending, Ending::HeadOnly) { 0 } else { BODY.len() };
     let response = http::Response::builder().header("content-length", length).header("x-kept", "1");
     let response = response.body(()).expect("a response");
-    let mut stream = respond.send_response(response, matches!(ending, Ending::HeadOnly))?;
+    let head_only = matches!(ending, Ending::HeadOnly | Ending::HeadWithoutBody);
+    let mut stream = respond.send_response(response, head_only)?;
     let (half, rest) = (Bytes::from_static(&BODY[..5]), Bytes::from_static(&BODY[5..]));
     match ending {
-        Ending::HeadOnly | Ending::ResetBeforeHead(_) => {}
+        Ending::HeadOnly | Ending::HeadWithoutBody | Ending::ResetBeforeHead(_) => {}
         Ending::Clean => {
             stream.send_data(half, false)?;
             stream.send_data(rest, true)?;
