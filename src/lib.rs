@@ -12,6 +12,7 @@ pub mod freshness;
 pub mod group;
 pub mod key;
 pub mod memory;
+pub mod origin;
 pub mod remembered;
 pub mod ring;
 pub mod semantics;
