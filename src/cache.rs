@@ -36,7 +36,7 @@ use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
+use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
 use crate::stats::Outcome;
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
@@ -84,6 +84,33 @@ pub struct RangeAsked {
     pub if_range: IfRange,
     /// Value of `If-Range` as received, for the origin.
     pub if_range_value: Option<Bytes>,
+}
+
+impl Request {
+    /// What a peer asks. Its fields were chosen by the rules of the node that its client asked; the range and the client's
+    /// directives travel among them.
+    pub fn from_ask(group: &Group, ask: &Ask) -> Self {
+        let directives = group.directives(&ask.fields);
+        let set = ask.fields.get("range").and_then(RangeSet::parse_value).filter(|_| ask.method == Method::Get);
+        let range = set.map(|set| RangeAsked {
+            set,
+            if_range: IfRange::parse(&ask.fields),
+            if_range_value: ask.fields.get("if-range").map(Bytes::copy_from_slice),
+        });
+        let forwards_directives = group.forward.forwards("cache-control");
+        let forwarded = ask.fields.without(|name| {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            is("range") || is("if-range") || (!forwards_directives && is("cache-control"))
+        });
+        Request {
+            key: ask.key.clone(),
+            method: ask.method,
+            authorization: forwarded.contains("authorization"),
+            forwarded,
+            directives,
+            range,
+        }
+    }
 }
 
 impl RangeAsked {
@@ -682,3 +709,6 @@ pub const WAITERS_PER_KEY_MAX: usize = 20_000;
 
 /// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
 const FLIGHTS_PER_REQUEST_MAX: usize = 3;
+
+#[cfg(test)]
+mod tests;

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
-use crate::fields::Fields;
+use crate::fields::{Fields, FieldsBuilder};
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, Target, Verdict};
+use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
@@ -99,7 +99,7 @@ impl Filling {
         for step in steps {
             let asked_at = self.cache.now();
             match step {
-                Step::Peer(peer) => match peer.fetch(&self.ask(false)?).await {
+                Step::Peer(peer) => match peer.fetch(&self.ask_peer()?).await {
                     Ok(fetched) => {
                         stats.peer_loads.increment();
                         return Ok((fetched, asked_at));
@@ -126,7 +126,7 @@ impl Filling {
     async fn load_from_origin(&self) -> Result<(Fetched, Now), FetchError> {
         let stats = &self.group.stats;
         let asked_at = self.cache.now();
-        match self.group.source.fetch(&self.ask(true)?).await {
+        match self.group.source.fetch(&self.ask_origin()?).await {
             Ok(fetched) => {
                 stats.local_loads.increment();
                 Ok((fetched, asked_at))
@@ -143,15 +143,11 @@ impl Filling {
         }
     }
 
-    /// The question: the forwarded fields, the range, and to the origin the validators of what we have.
-    fn ask(&self, with_validators: bool) -> Result<Ask, FetchError> {
+    /// The question to the origin: the forwarded fields, the range, or the validators of what we have.
+    fn ask_origin(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
-        if let Some(range) = &self.request.range {
-            fields.push_checked(b"Range", range.set.to_string().as_bytes());
-            if let Some(if_range) = &range.if_range_value {
-                fields.push_checked(b"If-Range", if_range);
-            }
-        } else if with_validators && let Some(stale) = &self.stale {
+        self.add_range(&mut fields);
+        if let (None, Some(stale)) = (&self.request.range, &self.stale) {
             if let Some(tag) = stale.fields.get("etag") {
                 fields.push_checked(b"If-None-Match", tag);
             }
@@ -159,9 +155,31 @@ impl Filling {
                 fields.push_checked(b"If-Modified-Since", date);
             }
         }
-        self.group
-            .ask(&self.request.key, self.request.method, fields.finish())
-            .ok_or_else(|| FetchError::refused(400, "no such key in this group"))
+        self.ask(fields.finish())
+    }
+
+    /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
+    fn ask_peer(&self) -> Result<Ask, FetchError> {
+        let mut fields = self.request.forwarded.to_builder();
+        self.add_range(&mut fields);
+        if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control") {
+            fields.push_checked(b"Cache-Control", self.request.directives.to_string().as_bytes());
+        }
+        self.ask(fields.finish())
+    }
+
+    fn add_range(&self, fields: &mut FieldsBuilder) {
+        if let Some(range) = &self.request.range {
+            fields.push_checked(b"Range", range.set.to_string().as_bytes());
+            if let Some(if_range) = &range.if_range_value {
+                fields.push_checked(b"If-Range", if_range);
+            }
+        }
+    }
+
+    fn ask(&self, fields: Fields) -> Result<Ask, FetchError> {
+        let ask = self.group.ask(&self.request.key, self.request.method, fields);
+        ask.ok_or_else(|| FetchError::refused(400, "no such key in this group"))
     }
 
     /// The origin confirmed what we have (RFC 9111 section 4.3.4): the same body under fresh facts.

@@ -49,6 +49,15 @@ pub struct Credentials {
 }
 
 impl ForwardPolicy {
+    /// Whether the field `name` of a client reaches the origin, where nothing else forbids it.
+    pub fn forwards(&self, name: &str) -> bool {
+        match &self.headers {
+            RequestHeaders::Safe => false,
+            RequestHeaders::All => true,
+            RequestHeaders::Named(names) => names.iter().any(|named| named.eq_ignore_ascii_case(name)),
+        }
+    }
+
     /// The client's fields for the origin, in a fixed order for the folded ones.
     ///
     /// Never among them: fields of the connection and those that `Connection` names (RFC 9110 section 7.6.1), `Host`,
@@ -67,11 +76,7 @@ impl ForwardPolicy {
             if name.eq_ignore_ascii_case("cookie") {
                 return credentials.cookies;
             }
-            match &self.headers {
-                RequestHeaders::Safe => false,
-                RequestHeaders::All => true,
-                RequestHeaders::Named(names) => names.iter().any(|named| named.eq_ignore_ascii_case(name)),
-            }
+            self.forwards(name)
         };
         let mut builder = FieldsBuilder::with_capacity(128);
         if self.headers != RequestHeaders::All {
