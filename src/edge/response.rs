@@ -732,6 +732,7 @@ mod tests {
     use super::*;
     use crate::flight::{Flights, Joined, Keep};
     use crate::memory::Ledger;
+    use crate::semantics::variant::{VariantKey, VaryRule};
     use crate::source::EntryId;
 
     const NOW: Now = Now { monotonic: Duration::from_secs(1000), wall_seconds: 1_795_176_000 };
@@ -945,7 +946,14 @@ mod tests {
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             validators: StoredValidators::of(&stored(), NOW.wall_seconds),
-            received_at: NOW,
+            id: EntryId::default(),
+            rule: VaryRule::None,
+            variant: VariantKey::default(),
+            sent: Fields::empty(),
+            shareable: true,
+            storable: true,
+            stored: false,
+            owner: None,
         });
         fill.begin(Landed::Streaming(head.clone()), Keep::Whole);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
