@@ -10,3 +10,6 @@ pub mod pass;
 pub mod request_head;
 pub mod response;
 pub mod sites;
+
+#[cfg(test)]
+mod tests;
