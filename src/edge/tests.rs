@@ -23,7 +23,8 @@ use super::connection::{Drain, Limits};
 use super::endpoints::{
     EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, RoleTable, UpgradedConnection,
 };
-use super::lane::{Edge, Lane};
+use super::Edge;
+use super::lane::Lane;
 use super::pass::{Pass, PassPeer, PassTarget, PassTimeouts};
 use super::response::FieldRules;
 use super::sites::{PassRule, Site, Sites};
