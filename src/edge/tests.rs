@@ -888,3 +888,232 @@ async fn the_log_has_a_line_for_every_request() {
     assert_eq!(told[2], "\"DELETE /t/x HTTP/1.1\" 200 1 pass group=test host=\"h\" detail=\"method\"");
     assert!(!lines.contains("secret"));
 }
+
+/// HTTP/2 over a pipe that says what TLS would say.
+mod http_2 {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use h2::client::SendRequest;
+    use pingora::protocols::raw_connect::ProxyDigest;
+    use pingora::protocols::{
+        ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+        UniqueID, UniqueIDType,
+    };
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Negotiated(DuplexStream);
+
+    impl AsyncRead for Negotiated {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, out)
+        }
+    }
+
+    impl AsyncWrite for Negotiated {
+        fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Negotiated {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Negotiated {
+        fn id(&self) -> UniqueIDType {
+            0
+        }
+    }
+
+    impl Ssl for Negotiated {
+        fn selected_alpn_proto(&self) -> Option<ALPN> {
+            Some(ALPN::H2)
+        }
+    }
+
+    impl GetTimingDigest for Negotiated {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Negotiated {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Negotiated {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    impl Peek for Negotiated {}
+
+    struct Client2 {
+        requests: SendRequest<Bytes>,
+        served: JoinHandle<()>,
+    }
+
+    async fn connect(node: &Node) -> Client2 {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (lane, shutdown) = (node.lane.clone(), node.shutdown.subscribe());
+        let served = tokio::spawn(async move {
+            lane.process_new(Box::new(Negotiated(server)), &shutdown).await;
+        });
+        let (requests, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        Client2 { requests, served }
+    }
+
+    fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> http::Request<()> {
+        let mut request = http::Request::builder().method(method).uri(format!("https://h{target}"));
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    impl Client2 {
+        /// Status, fields without `date`, sorted, and body; or how the stream broke.
+        async fn ask(&mut self, request: http::Request<()>, body: Option<&str>) -> Result<(u16, Vec<String>, String), h2::Error> {
+            let (response, mut sending) = self.requests.send_request(request, body.is_none())?;
+            if let Some(body) = body {
+                sending.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
+            }
+            let (head, mut stream) = response.await?.into_parts();
+            let mut fields: Vec<String> = head
+                .headers
+                .iter()
+                .filter(|(name, _)| name.as_str() != "date")
+                .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+                .collect();
+            fields.sort();
+            let mut body = Vec::new();
+            while let Some(bytes) = stream.data().await {
+                let bytes = bytes?;
+                stream.flow_control().release_capacity(bytes.len())?;
+                body.extend_from_slice(&bytes);
+            }
+            Ok((head.status.as_u16(), fields, String::from_utf8(body).unwrap()))
+        }
+    }
+
+    #[tokio::test]
+    async fn both_versions_answer_the_same() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH, DATE, ("ETag", "\"e\"")], "0123456789"));
+        for target in ["/t/a", "/t/missing"] {
+            node.exchange(&get(target).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        }
+        let mut second = connect(&node).await;
+        for (method, target, fields) in [
+            ("GET", "/t/a", &[][..]),
+            ("HEAD", "/t/a", &[]),
+            ("GET", "/t/a", &[("if-none-match", "\"e\"")]),
+            ("GET", "/t/a", &[("range", "bytes=2-4")]),
+            ("GET", "/t/a", &[("range", "bytes=20-")]),
+            ("GET", "/t/a", &[("if-match", "\"x\"")]),
+            ("GET", "/t/missing", &[]),
+            ("GET", "/elsewhere", &[]),
+            ("GET", "/t/../a", &[]),
+            ("GET", "/t/%zz", &[]),
+            ("DELETE", "/t/a", &[]),
+            ("TRACE", "/t/a", &[]),
+            ("GET", "/t/a", &[("expect", "x")]),
+            ("GET", "/_groupcache/stats", &[]),
+            ("GET", "/_groupcache/forbidden", &[]),
+        ] {
+            let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let mut first = node.connect();
+            first.send(&format!("{method} {target} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")).await;
+            let answer = first.answer_to(method == "HEAD").await;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let mut expected: Vec<String> = head
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_once(": "))
+                .map(|(name, value)| format!("{}: {value}", name.to_ascii_lowercase()))
+                .filter(|line| !line.starts_with("date: ") && line != "connection: close")
+                .collect();
+            expected.sort();
+            let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+            let told = second.ask(request(method, target, fields), None).await.unwrap();
+            assert_eq!(told, (status, expected, body.to_owned()), "{method} {target} {fields:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_passes_and_what_breaks() {
+        let origin = RawOrigin::start().await;
+        let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
+        node.origin.on("/broken", Script::head(200, &[FRESH], Some(10)).chunk("12345").breaks());
+        node.origin.on("/large", Script::status(200, &[FRESH], "x".repeat(500_000)));
+        let mut client = connect(&node).await;
+        let (status, fields, body) = client.ask(request("POST", "/t/form?x", &[]), Some("hello")).await.unwrap();
+        assert_eq!((status, &*body), (200, "1"), "{fields:?}");
+        assert!(fields.contains(&"cache-status: groupcache-proxy; fwd=method".to_owned()), "{fields:?}");
+        let sent = origin.requests()[0].to_ascii_lowercase();
+        for part in ["post /base/form?x http/1.1\r\n", "host: origin.test\r\n", "via: 2.0 groupcache-proxy\r\n", "hello"] {
+            assert!(sent.contains(part), "{part}: {sent}");
+        }
+        assert_eq!(sent.matches("host:").count() - sent.matches("-host:").count(), 1, "{sent}");
+        assert!(client.ask(request("GET", "/t/broken", &[]), None).await.is_err());
+        for _ in 0..2 {
+            let (_, _, body) = client.ask(request("GET", "/t/large", &[]), None).await.unwrap();
+            assert_eq!(body.len(), 500_000);
+        }
+        let (status, _, body) = client.ask(request("POST", "/_groupcache/purge", &[]), Some("hello")).await.unwrap();
+        assert_eq!((status, &*body), (200, "POST /_groupcache/purge hello direct=true"));
+        let (status, _, _) = client.ask(request("POST", "/_groupcache/purge", &[]), Some("hello world")).await.unwrap();
+        assert_eq!(status, 413);
+        assert_eq!(node.counters(), "hit 1 miss 2 pass 1 error 0 bytes 1000006");
+        drop(client.requests);
+        client.served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_gives_up_a_stream_stops_waiting() {
+        let node = Node::new();
+        node.origin.on("/a", Script::new().stalls());
+        let mut client = connect(&node).await;
+        let (response, _) = client.requests.send_request(request("GET", "/t/a", &[]), true).unwrap();
+        node.origin.arrived("/a", 1).await;
+        drop(response);
+        // The fill ends when nobody reads any more: the seam to the source says so.
+        node.origin.on("/b", Script::status(200, &[FRESH], "body"));
+        assert_eq!(client.ask(request("GET", "/t/b", &[]), None).await.unwrap().2, "body");
+        while node.group.stats.client.error.value() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn draining_ends_connections() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH], "body"));
+        let mut client = connect(&node).await;
+        assert_eq!(client.ask(request("GET", "/t/a", &[]), None).await.unwrap().2, "body");
+        node.edge.drain.begin();
+        client.served.await.unwrap();
+    }
+}
