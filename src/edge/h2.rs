@@ -41,7 +41,8 @@ impl Http2 {
     /// An app that hands what it does not answer to `proxy`.
     pub fn new(edge: Arc<Edge>, proxy: Arc<HttpProxy<Pass>>) -> Self {
         let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(edge.limits().idle_timeout.min(IDLE_MAX));
+        let idle = edge.limits().idle_timeout;
+        options.h2_idle_timeout = Some(if idle.is_zero() { IDLE_MAX } else { idle.min(IDLE_MAX) });
         Http2 { edge, proxy, options }
     }
 }
@@ -62,6 +63,7 @@ impl HttpServerApp for Http2 {
 
     fn h2_options(&self) -> Option<H2Options> {
         let header_bytes = u32::try_from(self.edge.limits().header_bytes).unwrap_or(u32::MAX);
+        let header_bytes = if header_bytes == 0 { HEADER_LIST_BYTES_MAX } else { header_bytes };
         let mut options = default_h2_options();
         options
             .initial_window_size(WINDOW_BYTES)
@@ -89,7 +91,7 @@ struct Sent {
 impl Http2 {
     async fn answer(&self, mut session: HttpSession, shutdown: &ShutdownWatch) {
         let limits = self.edge.limits();
-        session.set_write_timeout(Some(limits.send_stall));
+        session.set_write_timeout(Some(limits.send_stall).filter(|stall| !stall.is_zero()));
         let digest = session.digest().and_then(|digest| digest.socket_digest.clone());
         let client = ClientFacts::of(digest.as_deref(), true, &self.edge.roles);
         let has_body = !session.is_body_empty();
@@ -134,12 +136,11 @@ impl Http2 {
             .map(|(name, value)| Header { name: name.as_str(), value: value.as_bytes() })
             .collect();
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-        let head =
-            RequestHead::of_http_2(request.method.as_str(), request.raw_path(), authority, &lines, has_body)
-                .and_then(|head| match head.head_bytes > limits.header_bytes {
-                    true => Err(Refusal::new(431, "header_bytes", "header section too long")),
-                    false => Ok(head),
-                });
+        let head = RequestHead::of_http_2(request.method.as_str(), request.raw_path(), authority, &lines, has_body)
+            .and_then(|head| match limits.header_bytes > 0 && head.head_bytes > limits.header_bytes {
+                true => Err(Refusal::new(431, "header_bytes", "header section too long")),
+                false => Ok(head),
+            });
         match head {
             Ok(head) => {
                 let (decision, exit) = decide(&self.edge, &head, client, now, &mut Scratch::default());
@@ -354,9 +355,13 @@ async fn read_body(
     bytes_max: usize,
     limits: &Limits,
 ) -> Result<Bytes, Option<Refusal>> {
+    let patience = if limits.send_stall.is_zero() { IDLE_MAX } else { limits.send_stall };
     let mut body = Vec::new();
-    while has_body {
-        match timeout(limits.send_stall, session.read_body_bytes()).await {
+    if !has_body {
+        return Ok(Bytes::new());
+    }
+    loop {
+        match timeout(patience, session.read_body_bytes()).await {
             Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
             Ok(Ok(None)) => break,
             Ok(Err(_)) | Err(_) => return Err(None),
@@ -368,6 +373,8 @@ async fn read_body(
     Ok(body.into())
 }
 
+/// The default of pingora.
+const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// What a client may send of one body, and what is kept of one answer, before the other side has taken it.
 const WINDOW_BYTES: u32 = 64 * 1024;
 /// The same for all bodies of one connection.

@@ -17,13 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Edge;
 use super::access_log::{AccessLog, Format, Mode};
 use super::admission::Admission;
 use super::connection::{Drain, Limits};
-use super::endpoints::{
-    EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, RoleTable, UpgradedConnection,
-};
-use super::Edge;
+use super::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, RoleTable, UpgradedConnection};
 use super::lane::Lane;
 use super::pass::{Pass, PassPeer, PassTarget, PassTimeouts};
 use super::response::FieldRules;
@@ -362,7 +360,8 @@ fn request_length(read: &[u8]) -> Option<usize> {
     if head.contains("transfer-encoding: chunked") {
         return find(&read[end..], b"0\r\n\r\n").map(|last| end + last + 5);
     }
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
     (read.len() >= end + length).then_some(end + length)
 }
 
@@ -412,7 +411,14 @@ async fn pipelined_requests_are_answered_in_order() {
     node.origin.on("/slow", Script::head(200, &[FRESH], Some(4)).hold(&gate).chunk("slow"));
     node.origin.on("/fast", Script::status(200, &[FRESH], "fast"));
     let mut client = node.connect();
-    client.send(&(get("/t/slow") + &get("/t/fast") + &get("/t/missing") + "GET /t/slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await;
+    client
+        .send(
+            &(get("/t/slow")
+                + &get("/t/fast")
+                + &get("/t/missing")
+                + "GET /t/slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
     client.until("Content-Length: 4\r\n\r\n").await;
     gate.open();
     let rest = client.rest().await;
@@ -498,7 +504,8 @@ async fn what_belongs_to_no_group_leaves_the_connection_usable() {
 async fn a_body_that_nobody_reads_ends_the_connection() {
     let node = Node::new();
     node.origin.on("/a", Script::status(200, &[FRESH], "body"));
-    let answer = node.exchange(&format!("GET /t/a HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\n\r\n{}", get("/t/a"))).await;
+    let answer =
+        node.exchange(&format!("GET /t/a HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\n\r\n{}", get("/t/a"))).await;
     assert!(answer.contains("Connection: close") && answer.matches("HTTP/1.1 200").count() == 1, "{answer}");
 }
 
@@ -687,6 +694,40 @@ async fn the_end_of_the_process_closes_idle_connections() {
 }
 
 #[tokio::test]
+async fn a_connection_between_requests_is_small() {
+    let node = Node::new();
+    let (_client, server) = tokio::io::duplex(16);
+    let shutdown = node.shutdown.subscribe();
+    let serving = node.lane.process_new(Box::new(server), &shutdown);
+    // With 12 KiB for everything a connection has in this process and in the runtime, its state must be a small part.
+    assert!(size_of_val(&*serving) < 2048, "{} bytes", size_of_val(&*serving));
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_is_no_limit() {
+    let zero = Duration::ZERO;
+    let limits = Limits {
+        header_bytes: 0,
+        header_timeout: zero,
+        idle_timeout: zero,
+        body_min_rate: 0,
+        body_bytes: 0,
+        send_stall: zero,
+    };
+    let node = Node::with(Setup { limits, ..Setup::default() });
+    node.origin.on("/a", Script::status(200, &[FRESH], "x".repeat(100_000)));
+    let mut client = node.connect_with_room(1000);
+    client.send(&get("/t/a")[..5]).await;
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    client.send(&get("/t/a")[5..]).await;
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    assert!(client.answer().await.ends_with('x'));
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    client.send(&get("/t/a")).await;
+    assert!(client.answer().await.ends_with('x'));
+}
+
+#[tokio::test]
 async fn endpoints_are_found_by_exact_bytes() {
     let node = Node::new();
     for (target, expected) in [
@@ -711,7 +752,9 @@ async fn endpoints_get_whole_bodies_within_their_limit() {
         format!("POST /_groupcache/purge HTTP/1.1\r\nHost: h\r\nVia: 1.1 x\r\n{line}\r\n\r\n{body}")
     };
     let mut client = node.connect();
-    for (line, body) in [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "2\r\nhe\r\n3;x\r\nllo\r\n0\r\n\r\n")] {
+    for (line, body) in
+        [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "2\r\nhe\r\n3;x\r\nllo\r\n0\r\n\r\n")]
+    {
         client.send(&post(line, body)).await;
         assert_eq!(told(&client.answer().await), "200 POST /_groupcache/purge hello direct=false");
     }
@@ -735,7 +778,9 @@ async fn endpoints_get_whole_bodies_within_their_limit() {
 async fn an_upgrade_takes_the_connection_and_what_was_read() {
     let node = Node::new();
     let mut client = node.connect();
-    client.send("GET /_groupcache/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly").await;
+    client
+        .send("GET /_groupcache/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly")
+        .await;
     assert_eq!(
         client.until("early").await,
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly"
@@ -844,7 +889,10 @@ async fn an_origin_that_fails_a_request_that_passes() {
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("502 the origin cannot be reached\n"), "{answer}");
     assert!(!answer.contains(&nobody.port().to_string()), "no address of the inside: {answer}");
     assert_eq!(node.counters(), "hit 0 miss 0 pass 0 error 1 bytes 33");
-    let upgrading = RawOrigin::answering(|_| "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into()).await;
+    let upgrading = RawOrigin::answering(|_| {
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into()
+    })
+    .await;
     let node = Node::with(Setup { pass_to: Some(upgrading.address), ..Setup::default() });
     let answer = node.exchange("DELETE /t/a HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
@@ -869,7 +917,12 @@ async fn the_log_has_a_line_for_every_request() {
     let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
     node.origin.on("/a", Script::status(200, &[FRESH], "body"));
     let mut client = node.connect();
-    for request in [get("/t/a?q"), get("/t/a?q"), "DELETE /t/x HTTP/1.1\r\nHost: h\r\nAuthorization: secret\r\n\r\n".into(), get("/no")] {
+    for request in [
+        get("/t/a?q"),
+        get("/t/a?q"),
+        "DELETE /t/x HTTP/1.1\r\nHost: h\r\nAuthorization: secret\r\n\r\n".into(),
+        get("/no"),
+    ] {
         client.send(&request).await;
         client.answer().await;
     }
@@ -995,7 +1048,11 @@ mod http_2 {
 
     impl Client2 {
         /// Status, fields without `date`, sorted, and body; or how the stream broke.
-        async fn ask(&mut self, request: http::Request<()>, body: Option<&str>) -> Result<(u16, Vec<String>, String), h2::Error> {
+        async fn ask(
+            &mut self,
+            request: http::Request<()>,
+            body: Option<&str>,
+        ) -> Result<(u16, Vec<String>, String), h2::Error> {
             let (response, mut sending) = self.requests.send_request(request, body.is_none())?;
             if let Some(body) = body {
                 sending.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
@@ -1073,7 +1130,9 @@ mod http_2 {
         assert_eq!((status, &*body), (200, "1"), "{fields:?}");
         assert!(fields.contains(&"cache-status: groupcache-proxy; fwd=method".to_owned()), "{fields:?}");
         let sent = origin.requests()[0].to_ascii_lowercase();
-        for part in ["post /base/form?x http/1.1\r\n", "host: origin.test\r\n", "via: 2.0 groupcache-proxy\r\n", "hello"] {
+        for part in
+            ["post /base/form?x http/1.1\r\n", "host: origin.test\r\n", "via: 2.0 groupcache-proxy\r\n", "hello"]
+        {
             assert!(sent.contains(part), "{part}: {sent}");
         }
         assert_eq!(sent.matches("host:").count() - sent.matches("-host:").count(), 1, "{sent}");
