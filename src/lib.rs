@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod fields;
 pub mod flight;
+pub mod peer;
 pub mod ring;
 pub mod source;
 pub mod stats;
