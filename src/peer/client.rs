@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
-use crate::peer::exchange::{Exchange, SILENT_TICKS};
+use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
@@ -143,11 +143,6 @@ impl NativePeer {
     /// Whether the last contact answered the upgrade as Go's groupcache does.
     pub(super) fn speaks_go(&self) -> bool {
         self.shared.speaks_go.load(Ordering::Relaxed)
-    }
-
-    /// Whether there ever was a proven connection.
-    pub(super) fn was_reached(&self) -> bool {
-        self.shared.reached.load(Ordering::Relaxed)
     }
 
     async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
@@ -279,8 +274,9 @@ impl Shared {
                         return;
                     };
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
-                    if since.elapsed() >= RETRY_MAX {
-                        // It worked for a while: the next attempt may work too, and questions may wait for it.
+                    if since.elapsed() >= RETRY_MAX && reason != SILENT {
+                        // It worked for a while: the next attempt may work too, and questions may wait for it. But a frozen
+                        // node still accepts connections, and then says as little as before.
                         self.set(index, LineState::Connecting);
                         continue;
                     }
@@ -292,7 +288,10 @@ impl Shared {
                     if new && failure.refused && !failure.like_go {
                         warn!(peer = self.dial.authority(), reason = failure.reason, "peer refused");
                     }
-                    self.speaks_go.store(failure.like_go, Ordering::Relaxed);
+                    if failure.refused {
+                        // Who cannot be reached may still be what it was.
+                        self.speaks_go.store(failure.like_go, Ordering::Relaxed);
+                    }
                     self.set(index, LineState::Down { reason: failure.reason, refused: failure.refused });
                     if failure.like_go {
                         retry = RETRY_GO;

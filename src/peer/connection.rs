@@ -206,8 +206,8 @@ impl Pump {
     }
 
     fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        self.poll_write(context)?;
-        if self.reads_only_when_written && !self.writing.is_empty() {
+        let written = self.poll_write(context);
+        if written.is_ok() && self.reads_only_when_written && !self.writing.is_empty() {
             return Poll::Pending;
         }
         let buffer = self.reader.buffer(READ_BYTES);
@@ -216,7 +216,12 @@ impl Pump {
             // The caller will answer some of what was read; that must not wake the very task that is about to write it.
             self.outbox.forget_waker();
         }
-        read.map_ok(|bytes| bytes > 0)
+        match (read, written) {
+            // The other end may have closed after a last word, and that is read before the failure to write counts.
+            (Poll::Ready(Ok(bytes)), Err(_)) if bytes > 0 => Poll::Ready(Ok(true)),
+            (_, Err(error)) => Poll::Ready(Err(error)),
+            (read, Ok(())) => read.map_ok(|bytes| bytes > 0),
+        }
     }
 
     /// Writes until nothing is queued or the socket takes no more.

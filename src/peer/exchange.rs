@@ -128,21 +128,22 @@ impl Exchange {
         ticks.tick().await;
         let mut quiet = Quiet::default();
         loop {
+            // Before the first read too: frames may have come with the last words of the handshake.
+            loop {
+                match pump.reader().next() {
+                    Ok(None) => break,
+                    Ok(Some(envelope)) => {
+                        if let Err(end) = self.dispatch(envelope) {
+                            return self.say_goodbye(pump, end).await;
+                        }
+                    }
+                    Err(error) => return self.say_goodbye(pump, End::Violation(error)).await,
+                }
+            }
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
-                    Ok(true) => {
-                        quiet = Quiet::default();
-                        loop {
-                            match pump.reader().next() {
-                                Ok(None) => break,
-                                Ok(Some(envelope)) => if let Err(end) = self.dispatch(envelope) {
-                                    return self.say_goodbye(pump, end).await;
-                                },
-                                Err(error) => return self.say_goodbye(pump, End::Violation(error)).await,
-                            }
-                        }
-                    }
+                    Ok(true) => quiet = Quiet::default(),
                     Ok(false) => return "the peer closed the connection".to_owned(),
                     Err(error) => return format!("the connection failed ({})", error.kind()),
                 },
@@ -151,7 +152,7 @@ impl Exchange {
                 },
                 _ = ticks.tick() => {
                     if self.is_silent(&mut quiet) {
-                        return "silent".to_owned();
+                        return SILENT.to_owned();
                     }
                 }
             }
@@ -239,7 +240,7 @@ impl Exchange {
         };
         for (request, inbound) in silent {
             self.outbox.push(request, &Message::Cancel);
-            inbound.fail(Failure::Unreachable("silent".into()));
+            inbound.fail(Failure::Unreachable(SILENT.into()));
         }
         quiet.ticks += 1;
         match quiet.pinged_at {
@@ -522,6 +523,8 @@ impl BodyStream for PeerBody {
     }
 }
 
+/// Why a peer is given up that says nothing.
+pub(super) const SILENT: &str = "silent";
 /// The silence is counted in so many ticks. Four keep the error below a quarter of it.
 pub(super) const SILENT_TICKS: u32 = 4;
 /// While questions are open, a quiet connection is tried after so many ticks.

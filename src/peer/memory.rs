@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::peer::dial::Dial;
@@ -54,12 +55,16 @@ impl Dial for MemoryDial {
         if !*self.link.whole.borrow() {
             return Err("the link is cut".to_owned());
         }
-        let (asker, mut asker_end) = tokio::io::duplex(PIPE_BYTES);
-        let (owner, mut owner_end) = tokio::io::duplex(PIPE_BYTES);
+        let (asker, asker_end) = tokio::io::duplex(PIPE_BYTES);
+        let (owner, owner_end) = tokio::io::duplex(PIPE_BYTES);
         let mut whole = self.link.whole.subscribe();
         tokio::spawn(async move {
+            let (asker_reads, asker_writes) = tokio::io::split(asker_end);
+            let (owner_reads, owner_writes) = tokio::io::split(owner_end);
+            // As with TCP, the end of one direction takes nothing from the other.
+            let both = async { tokio::join!(copy(asker_reads, owner_writes), copy(owner_reads, asker_writes)) };
             tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut asker_end, &mut owner_end) => {}
+                _ = both => {}
                 _ = whole.wait_for(|whole| !*whole) => {}
             }
         });
@@ -71,6 +76,11 @@ impl Dial for MemoryDial {
     fn authority(&self) -> &str {
         "memory"
     }
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
 }
 
 const PIPE_BYTES: usize = 64 * 1024;

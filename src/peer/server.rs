@@ -174,27 +174,25 @@ impl PeerServer {
         let mut watchdog = Watchdog::default();
         let mut stopping: Option<Pin<Box<tokio::time::Sleep>>> = None;
         loop {
+            // Before the first read too: frames may have come with the last words of the handshake.
+            loop {
+                match pump.reader().next() {
+                    Ok(None) => break,
+                    Ok(Some(envelope)) => {
+                        if let Err(end) = self.dispatch(conversation, envelope, stopping.is_some()) {
+                            return end;
+                        }
+                    }
+                    Err(error) => return self.violation(error),
+                }
+            }
             if stopping.is_some() && conversation.open.lock().is_empty() {
                 return End::Goodbye(GoodbyeReason::Shutdown, "shutting down");
             }
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
-                    Ok(true) => {
-                        watchdog.heard();
-                        loop {
-                            match pump.reader().next() {
-                                Ok(None) => break,
-                                Ok(Some(envelope)) => {
-                                    match self.dispatch(conversation, envelope, stopping.is_some()) {
-                                        Ok(()) => {}
-                                        Err(end) => return end,
-                                    }
-                                }
-                                Err(error) => return self.violation(error),
-                            }
-                        }
-                    }
+                    Ok(true) => watchdog.heard(),
                     Ok(false) | Err(_) => return End::Connection,
                 },
                 () = conversation.finished.notified() => {}
