@@ -13,6 +13,7 @@ pub mod group;
 pub mod key;
 pub mod memory;
 pub mod origin;
+pub mod peer;
 pub mod remembered;
 pub mod ring;
 pub mod semantics;
