@@ -26,12 +26,13 @@ use crate::fields::Fields;
 use crate::fill::Filling;
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
-use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
+use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Ledger;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::ranges::{RangeSet, Resolved, slice_chunks};
+use crate::semantics::multipart::slice_chunks;
+use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
@@ -79,8 +80,44 @@ pub struct Request {
 pub struct RangeAsked {
     /// The ranges.
     pub set: RangeSet,
-    /// Value of `If-Range` as received, if there was one.
-    pub if_range: Option<Bytes>,
+    /// Its condition.
+    pub if_range: IfRange,
+    /// Value of `If-Range` as received, for the origin.
+    pub if_range_value: Option<Bytes>,
+}
+
+impl Request {
+    /// What a peer asks. Its fields were chosen by the rules of the node that its client asked; the range and the client's
+    /// directives travel among them.
+    pub fn from_ask(group: &Group, ask: &Ask) -> Self {
+        let directives = group.directives(&ask.fields);
+        let set = ask.fields.get("range").and_then(RangeSet::parse_value).filter(|_| ask.method == Method::Get);
+        let range = set.map(|set| RangeAsked {
+            set,
+            if_range: IfRange::parse(&ask.fields),
+            if_range_value: ask.fields.get("if-range").map(Bytes::copy_from_slice),
+        });
+        let forwards_directives = group.forward.forwards("cache-control");
+        let forwarded = ask.fields.without(|name| {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            is("range") || is("if-range") || (!forwards_directives && is("cache-control"))
+        });
+        Request {
+            key: ask.key.clone(),
+            method: ask.method,
+            authorization: forwarded.contains("authorization"),
+            forwarded,
+            directives,
+            range,
+        }
+    }
+}
+
+impl RangeAsked {
+    /// Whether the ranges may be cut from this entry, by `If-Range`.
+    fn applies_to(&self, entry: &Entry) -> bool {
+        self.if_range.holds(&entry.validators.in_block(&entry.fields))
+    }
 }
 
 /// What the cache says to a request.
@@ -533,7 +570,7 @@ impl Cache {
 
     /// Whether what a peer sends for this flight is asked for so often here that a copy of our own pays.
     pub(crate) fn deserves_hot_copy(&self, key: &HashedKey<'_>, now: Now) -> bool {
-        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(), now)
+        self.popularity.deserves_hot_copy(key.hash(), self.store.hot_victim(key.group()), now)
     }
 
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
@@ -596,10 +633,11 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
         Some(Resolved::Single(part)) => {
             fetched.status = 206;
             fetched.content_length = Some(part.length());
+            let content_range = ContentRange::Part { range: part, length: Some(length) }.to_string();
             let mut fields = entry.fields.to_builder();
-            fields.push_field("Content-Range", part.content_range(length).to_string().as_bytes());
+            fields.push_checked(b"Content-Range", content_range.as_bytes());
             fetched.fields = fields.finish();
-            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part)));
+            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part).unwrap_or_default()));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
         _ => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
@@ -671,3 +709,6 @@ pub const WAITERS_PER_KEY_MAX: usize = 20_000;
 
 /// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
 const FLIGHTS_PER_REQUEST_MAX: usize = 3;
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::fields::Fields;
 use crate::freshness::Freshness;
-use crate::memory::Charge;
-use crate::semantics::preconditions::StoredValidators;
+use crate::memory::{Charge, allocated_bytes};
+use crate::semantics::validators::StoredValidators;
 use crate::source::EntryId;
 
 /// One stored response.
@@ -28,6 +28,30 @@ pub struct Entry {
     /// The charge in the node's memory; it ends with the last holder of this entry.
     pub charge: Charge,
 }
+
+impl Entry {
+    /// What an entry of these parts takes of memory, as the allocator gives it.
+    pub fn charged_bytes(fields: &Fields, sent: &Fields, body: &Body) -> usize {
+        let handles = if body.segments().len() > 1 { body.segments().len() * size_of::<Bytes>() } else { 0 };
+        let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
+        allocated_bytes(ARC_BYTES + size_of::<Entry>())
+            + shared_bytes(fields.len())
+            + shared_bytes(sent.len())
+            + allocated_bytes(handles)
+            + segments
+    }
+}
+
+/// What a block behind a `Bytes` takes: the block, and the small one that counts its holders.
+fn shared_bytes(length: usize) -> usize {
+    if length == 0 { 0 } else { allocated_bytes(length) + allocated_bytes(SHARED_HANDLE_BYTES) }
+}
+
+/// The two counts in front of what an `Arc` holds.
+pub const ARC_BYTES: usize = 16;
+
+/// What `bytes` allocates beside a block once it is shared: pointer, capacity, count.
+const SHARED_HANDLE_BYTES: usize = 24;
 
 /// A body in memory, in segments that can be sent without a copy.
 #[derive(Clone, Debug, Default)]

@@ -131,8 +131,8 @@ impl FieldsBuilder {
         Ok(())
     }
 
-    /// Adds a field that is known to be well formed.
-    fn push_checked(&mut self, name: &[u8], value: &[u8]) {
+    /// Adds a field that is known to be well formed: a name of ours, and a value of ours or one that was a field's already.
+    pub(crate) fn push_checked(&mut self, name: &[u8], value: &[u8]) {
         debug_assert!(is_token(name) && is_field_value(value));
         self.block.reserve(name.len() + value.len() + 4);
         self.block.put_slice(name);

@@ -18,10 +18,10 @@ use bytes::Bytes;
 use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
-use crate::fields::Fields;
+use crate::fields::{Fields, FieldsBuilder};
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, Target, Verdict};
+use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
@@ -29,7 +29,7 @@ use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, EntryId, FetchError, Fetched, Hop, Method};
+use crate::source::{Ask, FetchError, Fetched, Hop, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -99,7 +99,7 @@ impl Filling {
         for step in steps {
             let asked_at = self.cache.now();
             match step {
-                Step::Peer(peer) => match peer.fetch(&self.ask(false)?).await {
+                Step::Peer(peer) => match peer.fetch(&self.ask_peer()?).await {
                     Ok(fetched) => {
                         stats.peer_loads.increment();
                         return Ok((fetched, asked_at));
@@ -126,7 +126,7 @@ impl Filling {
     async fn load_from_origin(&self) -> Result<(Fetched, Now), FetchError> {
         let stats = &self.group.stats;
         let asked_at = self.cache.now();
-        match self.group.source.fetch(&self.ask(true)?).await {
+        match self.group.source.fetch(&self.ask_origin()?).await {
             Ok(fetched) => {
                 stats.local_loads.increment();
                 Ok((fetched, asked_at))
@@ -143,25 +143,43 @@ impl Filling {
         }
     }
 
-    /// The question: the forwarded fields, the range, and to the origin the validators of what we have.
-    fn ask(&self, with_validators: bool) -> Result<Ask, FetchError> {
+    /// The question to the origin: the forwarded fields, the range, or the validators of what we have.
+    fn ask_origin(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
-        if let Some(range) = &self.request.range {
-            push(&mut fields, "Range", range.set.to_string().as_bytes());
-            if let Some(if_range) = &range.if_range {
-                push(&mut fields, "If-Range", if_range);
-            }
-        } else if with_validators && let Some(stale) = &self.stale {
+        self.add_range(&mut fields);
+        if let (None, Some(stale)) = (&self.request.range, &self.stale) {
             if let Some(tag) = stale.fields.get("etag") {
-                push(&mut fields, "If-None-Match", tag);
+                fields.push_checked(b"If-None-Match", tag);
             }
             if let Some(date) = stale.fields.get("last-modified") {
-                push(&mut fields, "If-Modified-Since", date);
+                fields.push_checked(b"If-Modified-Since", date);
             }
         }
-        self.group
-            .ask(&self.request.key, self.request.method, fields.finish())
-            .ok_or_else(|| FetchError::refused(400, "no such key in this group"))
+        self.ask(fields.finish())
+    }
+
+    /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
+    fn ask_peer(&self) -> Result<Ask, FetchError> {
+        let mut fields = self.request.forwarded.to_builder();
+        self.add_range(&mut fields);
+        if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control") {
+            fields.push_checked(b"Cache-Control", self.request.directives.to_string().as_bytes());
+        }
+        self.ask(fields.finish())
+    }
+
+    fn add_range(&self, fields: &mut FieldsBuilder) {
+        if let Some(range) = &self.request.range {
+            fields.push_checked(b"Range", range.set.to_string().as_bytes());
+            if let Some(if_range) = &range.if_range_value {
+                fields.push_checked(b"If-Range", if_range);
+            }
+        }
+    }
+
+    fn ask(&self, fields: Fields) -> Result<Ask, FetchError> {
+        let ask = self.group.ask(&self.request.key, self.request.method, fields);
+        ask.ok_or_else(|| FetchError::refused(400, "no such key in this group"))
     }
 
     /// The origin confirmed what we have (RFC 9111 section 4.3.4): the same body under fresh facts.
@@ -182,11 +200,11 @@ impl Filling {
         let Some(variant) = rule.variant_key(&self.request.forwarded) else {
             return fill.fail(FetchError::refused(502, "an answer that fits no request"));
         };
-        let charge = self.cache.ledger.charge(Entry::charged_bytes(&fields, &stale.body));
+        let charge = self.cache.ledger.charge(Entry::charged_bytes(&fields, &stale.sent, &stale.body));
         let entry = Arc::new(Entry {
             id: self.cache.next_entry_id(),
             status: stale.status,
-            validators: StoredValidators::of(&fields, received_at.wall_seconds),
+            validators: self.validators(&updated, &fields, received_at),
             fields,
             freshness,
             sent: stale.sent.clone(),
@@ -230,7 +248,7 @@ impl Filling {
             status: fetched.status,
             content_length: fetched.content_length,
             freshness: judgement.freshness,
-            validators: StoredValidators::of(&fetched.fields, received_at.wall_seconds).moved_to(&fields),
+            validators: self.validators(&fetched.fields, &fields, received_at),
             fields,
             id: self.cache.next_entry_id(),
             sent: self.sent_for(&rule),
@@ -242,6 +260,12 @@ impl Filling {
             owner: None,
         };
         self.admit(fetched, head, storable, Some(self.role_of_origin_answers()))
+    }
+
+    /// The validators in `fields`, which were made from `received`.
+    fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
+        let validators = StoredValidators::of(fields, received_at.wall_seconds);
+        if received.contains("date") { validators } else { validators.with_date_of_ours() }
     }
 
     /// What RFC 9111 says of a response of the origin.
@@ -419,7 +443,7 @@ impl Filling {
     fn entry_of(&self, head: &Head, kept: &[Bytes], reservation: Charge) -> Entry {
         let body = Body::gather(kept);
         let mut charge = reservation;
-        charge.resize(Entry::charged_bytes(&head.fields, &body));
+        charge.resize(Entry::charged_bytes(&head.fields, &head.sent, &body));
         Entry {
             id: head.id,
             status: head.status,
@@ -484,7 +508,7 @@ impl Cache {
         let hashed = HashedKey::new(group.id, key);
         let _writing = self.slot_writer(&hashed).lock();
         let stored = self.store.peek(&hashed).map(|(slot, _)| slot);
-        let slot = Slot::with(stored.as_deref(), rule, variant, entry, group.variants.max);
+        let slot = Slot::with(stored.as_deref(), rule, variant, entry, group.variants_max);
         self.store.insert(role, &hashed, Arc::new(slot));
     }
 

@@ -7,11 +7,13 @@ use bytes::Bytes;
 
 use crate::fields::Fields;
 use crate::freshness::{RequestDirectives, Rules};
-use crate::semantics::target::{KeyRule, QueryRule};
-use crate::semantics::variant::{RequestHeaders, VariantPolicy};
+use crate::key::GroupId;
+use crate::semantics::forward::ForwardPolicy;
+use crate::semantics::key::{KeyTemplate, origin_target};
+use crate::semantics::query::QueryRule;
+use crate::semantics::target::Authority;
 use crate::source::{Ask, Method, Source};
 use crate::stats::GroupStats;
-use crate::store::GroupId;
 
 /// One group of the configuration with all that its requests need. Replaced as a whole by a reload; the number and the
 /// counters of a group go on under the same name.
@@ -22,14 +24,12 @@ pub struct Group {
     pub name: Arc<str>,
     /// Freshness rules.
     pub rules: Rules,
-    /// Which of a client's fields reach the origin.
-    pub request_headers: RequestHeaders,
-    /// Which variants are kept apart, and how many.
-    pub variants: VariantPolicy,
+    /// Which of a client's fields reach the origin, and how they are folded into variants.
+    pub forward: ForwardPolicy,
+    /// How many variants of one key are kept.
+    pub variants_max: usize,
     /// How what follows the matched prefix becomes a key, and back.
-    pub key: KeyRule,
-    /// What of the query belongs to the key.
-    pub query: QueryRule,
+    pub keys: KeyRule,
     /// Whether answers are cached at all.
     pub cached: bool,
     /// Whether a request with cookies passes (else they are stripped).
@@ -44,15 +44,85 @@ pub struct Group {
     pub stats: Arc<GroupStats>,
 }
 
+/// What of a target belongs to the key, and the way back from a key to the target.
+#[derive(Clone, Debug, Default)]
+pub struct KeyRule {
+    /// The group's `key`.
+    pub template: KeyTemplate,
+    /// The group's `query`.
+    pub query: QueryRule,
+    /// `origin_host: client`: the origin answers by `Host`, so it stands first in the key, up to the first `/`.
+    pub with_host: bool,
+}
+
 impl Group {
     /// What the origin is asked for a key; `None` when the key cannot have come from this group.
     pub fn ask(&self, key: &Bytes, method: Method, fields: Fields) -> Option<Ask> {
-        let (host, target) = self.key.target_of(key)?;
+        let (host, target) = self.keys.target_of(key)?;
         Some(Ask { group: self.name.clone(), key: key.clone(), target, host, method, fields })
     }
 
     /// The client's directives, where this group honours them.
     pub fn directives(&self, fields: &Fields) -> RequestDirectives {
         if self.rules.honour_request_directives { RequestDirectives::parse(fields) } else { RequestDirectives::default() }
+    }
+}
+
+impl KeyRule {
+    /// Writes the key of a target into `key`, which a hit uses again and again. `host` is in lower case; `rest` is the path
+    /// behind the group's prefix, `query` as received.
+    pub fn write_key(&self, host: &str, rest: &[u8], query: Option<&[u8]>, key: &mut Vec<u8>) {
+        key.clear();
+        if self.with_host {
+            key.extend_from_slice(host.as_bytes());
+            key.push(b'/');
+        }
+        match (&self.query, query) {
+            (_, None) => self.template.write_key(rest, None, key),
+            (QueryRule::Keep, query) => self.template.write_key(rest, query, key),
+            (rule, query) => self.template.write_key(rest, rule.apply(query).as_deref(), key),
+        }
+    }
+
+    /// `Host` (only where it belongs to the key) and origin target of a key; `None` when no target has this key.
+    pub fn target_of(&self, key: &[u8]) -> Option<(Option<Bytes>, Bytes)> {
+        let (host, rest) = match self.with_host {
+            true => {
+                let slash = memchr::memchr(b'/', key)?;
+                Authority::parse(&key[..slash]).ok()?;
+                (Some(Bytes::copy_from_slice(&key[..slash])), &key[slash + 1..])
+            }
+            false => (None, key),
+        };
+        let (path, query) = self.template.split(rest).ok()?;
+        Some((host, origin_target("", path, query).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_leads_back_to_the_target_that_made_it() {
+        for (template, with_host, expected) in
+            [("{rest}", false, "a/b.jpg?w=1"), ("/{rest}", false, "/a/b.jpg?w=1"), ("p:{rest}", true, "h:81/p:a/b.jpg?w=1")]
+        {
+            let template = KeyTemplate::parse(template).unwrap();
+            let rule = KeyRule { template, query: QueryRule::Keep, with_host };
+            let mut key = Vec::new();
+            rule.write_key("h:81", b"a/b.jpg", Some(b"w=1"), &mut key);
+            assert_eq!(key, expected.as_bytes());
+            let (host, target) = rule.target_of(&key).unwrap();
+            assert_eq!((host.as_deref(), &target[..]), (with_host.then_some(&b"h:81"[..]), &b"/a/b.jpg?w=1"[..]));
+        }
+    }
+
+    #[test]
+    fn keys_of_others_lead_nowhere() {
+        let rule = KeyRule { with_host: true, ..KeyRule::default() };
+        for key in ["no-slash", "/empty", "us er@h/a", "h/../a", "h/a b"] {
+            assert_eq!(rule.target_of(key.as_bytes()), None, "{key}");
+        }
     }
 }

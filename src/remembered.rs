@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use crate::clock::Now;
-use crate::store::KeyHash;
+use crate::key::KeyHash;
 
 /// What is remembered of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Remembered {
     }
 
     fn part(&self, key: KeyHash) -> &Mutex<HashMap<KeyHash, (Memory, Duration)>> {
-        &self.parts[key.shard(PARTS)]
+        &self.parts[key.get() as usize % PARTS]
     }
 }
 

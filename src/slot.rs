@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::entry::Entry;
 use crate::fields::Fields;
 use crate::semantics::variant::{VariantKey, VaryRule};
+use crate::memory::allocated_bytes;
 use crate::store::Stored;
 
 /// The variants stored under one key. Immutable but for the use counts; who adds a variant makes another slot.
@@ -28,7 +29,7 @@ impl Slot {
         if let (VaryRule::None, [only]) = (&self.rule, &*self.variants) {
             return Some(&only.entry);
         }
-        let wanted = self.rule.variant_key(&forwarded());
+        let wanted = self.rule.variant_key(&forwarded())?;
         let variant = self.variants.iter().find(|variant| variant.key == wanted)?;
         variant.uses.fetch_add(1, Ordering::Relaxed);
         Some(&variant.entry)
@@ -81,10 +82,17 @@ impl Variant {
 
 impl Stored for Slot {
     fn charged_bytes(&self) -> usize {
-        self.variants.iter().map(|variant| variant.entry.charge.bytes()).sum()
+        let own = allocated_bytes(crate::entry::ARC_BYTES + size_of::<Slot>())
+            + allocated_bytes(self.variants.len() * size_of::<Variant>())
+            + self.rule.names().iter().map(|name| allocated_bytes(name.len())).sum::<usize>();
+        own + self.variants.iter().map(|variant| variant.entry.charge.bytes()).sum::<usize>()
     }
 
     fn is_negative(&self) -> bool {
-        self.variants.iter().all(|variant| variant.entry.status >= 400)
+        self.variants.iter().all(|variant| matches!(variant.entry.status, 400..))
+    }
+
+    fn is_pinned(this: &Arc<Self>) -> bool {
+        Arc::strong_count(this) > 1 || this.variants.iter().any(|variant| Arc::strong_count(&variant.entry) > 1)
     }
 }

@@ -52,11 +52,12 @@ pub struct Ask {
 pub struct Fetched {
     /// Final status code, 200 to 599. Interim answers (1xx) never show here.
     pub status: u16,
-    /// The fields as received, hop-by-hop ones removed.
+    /// The fields as received, without hop-by-hop ones and without `Content-Length`: whoever frames a body writes its own.
     pub fields: Fields,
-    /// Length of the body in bytes where the framing declares it.
+    /// Length of the body in bytes where the framing declares it; for `HEAD` that of the body a `GET` would have.
     pub content_length: Option<u64>,
-    /// Whether only the end of the connection ends the body: it is delivered, but never stored (its end proves nothing).
+    /// Whether nothing but the end of the connection ends the body: it may be passed on and must never be stored, because a
+    /// break looks like an end (RFC 9112 section 6.3, item 8).
     pub close_delimited: bool,
     /// What a peer adds about the entry it answered from; `None` from an origin.
     pub hop: Option<Hop>,
@@ -94,7 +95,8 @@ pub struct EntryId {
 /// A body on its way. Dropping it ends the transfer.
 #[async_trait]
 pub trait BodyStream: Send {
-    /// The next bytes, never empty; `None` at an end that the framing confirms. After an error or the end it is not called again.
+    /// The next bytes, never empty; `None` at an end that the framing confirms (or, where [`Fetched::close_delimited`] says so,
+    /// at the end of the connection). After an error or the end it is not called again.
     ///
     /// # Errors
     /// Always [`FetchError::Broken`]: the head has been given out, so nobody else can be asked.

@@ -1,0 +1,348 @@
+//! The head of an origin's answer: what we believe of it and what we refuse.
+//!
+//! Pingora finds the end of a body; it forgives more than a cache may store (RFC 9112 section 6.3 with both framing fields,
+//! repeated lengths, obs-fold). So the same bytes are read again here, strictly, and an answer whose framing could be read in
+//! two ways becomes a 502 before anybody sees a part of it.
+
+use std::borrow::Cow;
+
+use http::HeaderMap;
+
+use crate::fields::{Fields, FieldsBuilder};
+use crate::source::{Ask, FetchError, Method};
+
+/// The head of a final answer after all checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// 200 to 599.
+    pub status: u16,
+    /// End-to-end fields in the order received, without `Content-Length`.
+    pub fields: Fields,
+    /// Declared length of the body in bytes; for `HEAD` that of the body a `GET` would have.
+    pub content_length: Option<u64>,
+    /// Whether only the end of the connection ends the body.
+    pub close_delimited: bool,
+}
+
+/// What the request allows an answer to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Asked {
+    /// Only the head was asked for.
+    pub head_only: bool,
+    /// A range was asked for: 206 and 416 are answers.
+    pub range: bool,
+    /// Validators were sent: 304 is an answer.
+    pub conditional: bool,
+}
+
+impl Asked {
+    pub(super) fn of(ask: &Ask) -> Self {
+        Asked {
+            head_only: ask.method == Method::Head,
+            range: ask.fields.contains("range"),
+            conditional: ask.fields.contains("if-none-match") || ask.fields.contains("if-modified-since"),
+        }
+    }
+}
+
+/// How the status line was framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wire {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// Longest head, in bytes, that an origin may send (hardening rule FRM 11).
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Checks the head of an HTTP/1 answer as it stood on the wire, status line included.
+pub(super) fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result<Head, FetchError> {
+    if block.len() > HEAD_BYTES_MAX {
+        return Err(refused("the origin's header is too large"));
+    }
+    let mut lines: Vec<(&[u8], Cow<'_, [u8]>)> = Vec::new();
+    // Empty lines may stand before the status line (RFC 9112 section 2.2).
+    for line in lines_of(block).skip_while(|line| line.is_empty()).skip(1).take_while(|line| !line.is_empty()) {
+        if line.starts_with(b" ") || line.starts_with(b"\t") {
+            // obs-fold: one space takes its place (RFC 9112 section 5.2).
+            let (_, value) = lines.last_mut().ok_or(refused("the origin's header is malformed"))?;
+            let value = value.to_mut();
+            value.push(b' ');
+            value.extend_from_slice(line.trim_ascii());
+        } else {
+            let colon = memchr::memchr(b':', line).ok_or(refused("the origin's header is malformed"))?;
+            // White space before the colon must be removed from a response (RFC 9112 section 5.1).
+            lines.push((line[..colon].trim_ascii_end(), Cow::Borrowed(line[colon + 1..].trim_ascii())));
+        }
+    }
+    let lines: Vec<(&[u8], &[u8])> = lines.iter().map(|(name, value)| (*name, &**value)).collect();
+    check(&lines, status, wire, asked)
+}
+
+/// Checks the head of an HTTP/2 answer.
+pub(super) fn from_map(headers: &HeaderMap, status: u16, asked: Asked) -> Result<Head, FetchError> {
+    let lines: Vec<(&[u8], &[u8])> =
+        headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())).collect();
+    if lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>() > HEAD_BYTES_MAX {
+        return Err(refused("the origin's header is too large"));
+    }
+    check(&lines, status, Wire::Http2, asked)
+}
+
+fn check(lines: &[(&[u8], &[u8])], status: u16, wire: Wire, asked: Asked) -> Result<Head, FetchError> {
+    check_status(status, asked)?;
+    let values = |name: &'static str| {
+        lines
+            .iter()
+            .filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| *value)
+    };
+    let codings: Vec<&[u8]> = values("transfer-encoding").collect();
+    let lengths: Vec<&[u8]> = values("content-length").collect();
+    let chunked = match codings[..] {
+        [] => false,
+        [coding] if coding.eq_ignore_ascii_case(b"chunked") && wire == Wire::Http11 && lengths.is_empty() => true,
+        _ => return Err(refused("the origin's answer has no certain end")),
+    };
+    let declared = match lengths[..] {
+        [] => None,
+        [length] => Some(parse_length(length).ok_or(refused("the origin's Content-Length is no number"))?),
+        _ => return Err(refused("the origin sent more than one Content-Length")),
+    };
+    let bodyless = asked.head_only || status == 204 || status == 304;
+    let content_length = match status {
+        204 => Some(0),
+        // A 304 may carry the length of the representation that it confirms, but it has no body to be measured.
+        304 => None,
+        _ => declared,
+    };
+    if status == 206 && !asked.head_only {
+        check_part(values("content-range").collect::<Vec<_>>().as_slice(), values("content-type").next(), declared)?;
+    }
+    let nominated: Vec<&[u8]> =
+        values("connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect();
+    let mut fields = FieldsBuilder::with_capacity(lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum());
+    for (name, value) in lines {
+        if !is_hop_by_hop(name) && !is_nominated(name, &nominated) && !name.eq_ignore_ascii_case(b"content-length") {
+            fields.push(name, value).map_err(|_| refused("the origin's header is malformed"))?;
+        }
+    }
+    Ok(Head {
+        status,
+        fields: fields.finish(),
+        content_length,
+        close_delimited: wire != Wire::Http2 && !bodyless && !chunked && declared.is_none(),
+    })
+}
+
+/// Refuses what was not asked for (hardening rule FRM 12) and what is no status of HTTP.
+fn check_status(status: u16, asked: Asked) -> Result<(), FetchError> {
+    match status {
+        206 | 416 if !asked.range => Err(refused("the origin sent a part that was not asked for")),
+        304 if !asked.conditional => Err(refused("the origin answered 304 to a request without validators")),
+        101 => Err(refused("the origin switched protocols without being asked")),
+        200..=599 => Ok(()),
+        _ => Err(refused("the origin's status is none of HTTP")),
+    }
+}
+
+/// A 206 says which part it is (RFC 9110 section 15.3.7), and a single part is as long as it says.
+fn check_part(ranges: &[&[u8]], content_type: Option<&[u8]>, declared: Option<u64>) -> Result<(), FetchError> {
+    let multipart = b"multipart/byteranges";
+    let many = content_type.is_some_and(|value| {
+        value.len() >= multipart.len() && value[..multipart.len()].eq_ignore_ascii_case(multipart)
+    });
+    let plausible = match ranges {
+        [] => many,
+        [range] => parse_content_range(range).is_some_and(|length| declared.is_none_or(|declared| declared == length)),
+        _ => false,
+    };
+    if plausible { Ok(()) } else { Err(refused("the origin's part does not say which part it is")) }
+}
+
+/// Length of the part that `bytes first-last/complete` names, if it can exist.
+fn parse_content_range(value: &[u8]) -> Option<u64> {
+    let value = std::str::from_utf8(value).ok()?;
+    let (unit, range) = value.split_once(' ')?;
+    let (span, complete) = range.split_once('/')?;
+    let (first, last) = span.split_once('-')?;
+    let (first, last) = (parse_length(first.as_bytes())?, parse_length(last.as_bytes())?);
+    let fits = complete == "*" || last < parse_length(complete.as_bytes())?;
+    (unit.eq_ignore_ascii_case("bytes") && first <= last && fits).then(|| (last - first).checked_add(1)).flatten()
+}
+
+/// Digits only: no sign, no list, no overflow (RFC 9110 section 8.6).
+fn parse_length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    if digits { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
+}
+
+/// Lines without their ends; a bare LF ends a line too (RFC 9112 section 2.2), which is how pingora reads them.
+fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
+    block.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+/// Whether the field belongs to one connection only (RFC 9110 section 7.6.1, RFC 9112 appendix C.2.2).
+pub(super) fn is_hop_by_hop(name: &[u8]) -> bool {
+    const NAMES: [&str; 10] = [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    NAMES.iter().any(|candidate| name.eq_ignore_ascii_case(candidate.as_bytes()))
+}
+
+/// Whether `Connection` names the field. Fields that protect the answer cannot be named away: without its `Cache-Control`,
+/// `Vary` or `Set-Cookie` a private response would look like one for everybody (RFC 9110 section 7.6.1 forbids to name them).
+fn is_nominated(name: &[u8], nominated: &[&[u8]]) -> bool {
+    const PROTECTED: [&str; 20] = [
+        "age",
+        "cache-control",
+        "cdn-cache-control",
+        "content-encoding",
+        "content-language",
+        "content-location",
+        "content-range",
+        "content-security-policy",
+        "content-type",
+        "date",
+        "etag",
+        "expires",
+        "last-modified",
+        "location",
+        "pragma",
+        "set-cookie",
+        "surrogate-control",
+        "vary",
+        "via",
+        "www-authenticate",
+    ];
+    nominated.iter().any(|candidate| name.eq_ignore_ascii_case(candidate))
+        && !PROTECTED.iter().any(|protected| name.eq_ignore_ascii_case(protected.as_bytes()))
+}
+
+/// The origin's answer is no answer.
+pub(super) fn refused(reason: &'static str) -> FetchError {
+    FetchError::refused(502, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Asked = Asked { head_only: false, range: false, conditional: false };
+    const HEAD: Asked = Asked { head_only: true, ..PLAIN };
+    const RANGE: Asked = Asked { range: true, ..PLAIN };
+    const CONDITIONAL: Asked = Asked { conditional: true, ..PLAIN };
+
+    fn read(status: u16, wire: Wire, asked: Asked, lines: &str) -> Result<Head, FetchError> {
+        from_block(format!("HTTP/1.1 {status} Whatever\r\n{lines}\r\n").as_bytes(), status, wire, asked)
+    }
+
+    /// What is kept, as one line: `length close? | fields`.
+    fn shown(head: &Head) -> String {
+        let length = head.content_length.map_or("-".to_owned(), |length| length.to_string());
+        let close = if head.close_delimited { " close" } else { "" };
+        let fields = String::from_utf8_lossy(head.fields.as_bytes()).trim_end().replace("\r\n", "; ");
+        format!("{length}{close} | {fields}")
+    }
+
+    #[test]
+    fn what_frames_the_body_is_believed_only_when_it_can_be_read_in_one_way() {
+        use Wire::{Http10, Http11};
+        for (status, wire, asked, lines, expected) in [
+            (200, Http11, PLAIN, "Content-Length: 5\r\nA: b\r\n", Some("5 | A: b")),
+            (200, Http11, PLAIN, "Transfer-Encoding: Chunked\r\n", Some("- | ")),
+            (200, Http11, PLAIN, "A: b\r\n", Some("- close | A: b")),
+            (200, Http10, PLAIN, "Content-Length: 5\r\n", Some("5 | ")),
+            (200, Http10, PLAIN, "", Some("- close | ")),
+            (204, Http11, PLAIN, "", Some("0 | ")),
+            (204, Http11, PLAIN, "Content-Length: 9\r\n", Some("0 | ")),
+            (304, Http11, CONDITIONAL, "Content-Length: 9\r\nETag: x\r\n", Some("- | ETag: x")),
+            (200, Http11, HEAD, "Content-Length: 9\r\n", Some("9 | ")),
+            (200, Http11, HEAD, "", Some("- | ")),
+            (200, Http11, PLAIN, "Content-Length: 5\r\nContent-Length: 5\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: 5\r\nContent-Length: 6\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: 5, 5\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: +5\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: -5\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: \r\n", None),
+            (200, Http11, PLAIN, "Content-Length: 99999999999999999999\r\n", None),
+            (200, Http11, PLAIN, "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", None),
+            (200, Http11, PLAIN, "Transfer-Encoding: gzip, chunked\r\n", None),
+            (200, Http11, PLAIN, "Transfer-Encoding: gzip\r\n", None),
+            (200, Http11, PLAIN, "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", None),
+            (200, Http11, PLAIN, "Transfer-Encoding: identity\r\n", None),
+            (200, Http10, PLAIN, "Transfer-Encoding: chunked\r\n", None),
+        ] {
+            let found = read(status, wire, asked, lines);
+            assert_eq!(found.as_ref().ok().map(shown).as_deref(), expected, "{status} {wire:?} {lines:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_not_asked_for_is_refused() {
+        let part = "Content-Range: bytes 0-4/9\r\nContent-Length: 5\r\n";
+        for (status, asked, lines, accepted) in [
+            (206, PLAIN, part, false),
+            (206, CONDITIONAL, part, false),
+            (206, RANGE, part, true),
+            (206, RANGE, "Content-Length: 5\r\n", false),
+            (206, RANGE, "Content-Range: bytes 0-4/9\r\nContent-Length: 6\r\n", false),
+            (206, RANGE, "Content-Range: bytes 5-4/9\r\n", false),
+            (206, RANGE, "Content-Range: bytes 0-9/9\r\n", false),
+            (206, RANGE, "Content-Range: bytes 0-18446744073709551615/*\r\n", false),
+            (206, RANGE, "Content-Range: bytes 0-4/*\r\n", true),
+            (206, RANGE, "Content-Type: multipart/byteranges; boundary=x\r\n", true),
+            (416, PLAIN, "Content-Range: bytes */9\r\n", false),
+            (416, RANGE, "Content-Range: bytes */9\r\n", true),
+            (304, PLAIN, "", false),
+            (304, RANGE, "", false),
+            (304, CONDITIONAL, "", true),
+            (101, PLAIN, "Upgrade: websocket\r\n", false),
+            (600, PLAIN, "", false),
+            (999, PLAIN, "", false),
+            (503, PLAIN, "", true),
+        ] {
+            let found = read(status, Wire::Http11, asked, lines);
+            assert_eq!(found.is_ok(), accepted, "{status} {asked:?} {lines:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here_and_protecting_fields_cannot_be_named_away() {
+        let lines = "Connection: close, X-Internal , Cache-Control\r\nX-Internal: 1\r\nCache-Control: private\r\nKeep-Alive: timeout=5\r\n\
+                     Trailer: X-Sum\r\nProxy-Authenticate: Basic\r\nX-Kept: 1\r\nContent-Length: 0\r\n";
+        let head = read(200, Wire::Http11, PLAIN, lines).unwrap();
+        assert_eq!(shown(&head), "0 | Cache-Control: private; X-Kept: 1");
+    }
+
+    #[test]
+    fn folded_lines_are_unfolded_and_malformed_ones_refused() {
+        for (lines, expected) in [
+            ("A: b\r\n  c\r\n\td\r\nContent-Length: 0\r\n", Some("0 | A: b c d")),
+            ("A : b\r\nContent-Length: 0\r\n", Some("0 | A: b")),
+            ("A: b\nContent-Length: 0\n", Some("0 | A: b")),
+            ("A: \u{e4}\r\nContent-Length: 0\r\n", Some("0 | A: \u{e4}")),
+            (" folded into nothing\r\n", None),
+            ("A: b\rc\r\n", None),
+            ("A: b\0c\r\n", None),
+            ("no colon\r\n", None),
+            ("a b: c\r\n", None),
+            (": c\r\n", None),
+        ] {
+            let found = read(200, Wire::Http11, PLAIN, lines);
+            assert_eq!(found.as_ref().ok().map(shown).as_deref(), expected, "{lines:?}: {found:?}");
+        }
+        let large = format!("A: {}\r\n", "x".repeat(HEAD_BYTES_MAX));
+        assert!(read(200, Wire::Http11, PLAIN, &large).is_err());
+    }
+}

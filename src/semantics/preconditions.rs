@@ -1,0 +1,313 @@
+//! Conditional requests, answered by a cache (RFC 9110 section 13, RFC 9111 section 4.3.2).
+
+use http::Method;
+
+use super::validators::{EntityTag, Validators, entity_tags, only_value, parse_http_date};
+use crate::fields::Fields;
+
+/// The conditions of one request. Cloning is cheap; the conditions outlive the request in a reader that waits for a
+/// head.
+#[derive(Clone, Debug, Default)]
+pub struct Preconditions {
+    /// The block in which the lists stand; they are read when they are needed.
+    request: Fields,
+    if_match: TagCondition,
+    if_none_match: TagCondition,
+    if_modified_since_seconds: Option<i64>,
+    if_unmodified_since_seconds: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum TagCondition {
+    #[default]
+    Absent,
+    /// `*`: any representation.
+    Any,
+    Listed,
+}
+
+/// What the conditions make of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answer as if there were no condition; `Range` and `If-Range` come next.
+    Proceed,
+    /// Answer 304 with [`fields_of_304`].
+    NotModified,
+    /// Answer 412.
+    PreconditionFailed,
+}
+
+impl Preconditions {
+    /// Reads the conditions of a request. A date that cannot be read, or that comes twice, is ignored (RFC 9110
+    /// sections 13.1.3 and 13.1.4); a list of tags that cannot be read is there and matches nothing.
+    pub fn parse(request: &Fields) -> Self {
+        if !is_conditional(request) {
+            return Preconditions::default();
+        }
+        Preconditions {
+            if_match: TagCondition::of(request, "if-match"),
+            if_none_match: TagCondition::of(request, "if-none-match"),
+            if_modified_since_seconds: only_value(request, "if-modified-since").and_then(parse_http_date),
+            if_unmodified_since_seconds: only_value(request, "if-unmodified-since").and_then(parse_http_date),
+            request: request.clone(),
+        }
+    }
+
+    /// Whether there is no condition at all to evaluate.
+    pub fn is_empty(&self) -> bool {
+        self.if_match == TagCondition::Absent
+            && self.if_none_match == TagCondition::Absent
+            && self.if_modified_since_seconds.is_none()
+            && self.if_unmodified_since_seconds.is_none()
+    }
+
+    fn any_listed(&self, name: &str, matches: impl Fn(&EntityTag<'_>) -> bool) -> bool {
+        self.request.get_all(name).flat_map(entity_tags).any(|tag| matches(&tag))
+    }
+}
+
+impl TagCondition {
+    fn of(request: &Fields, name: &str) -> Self {
+        let mut lines = request.get_all(name);
+        match (lines.next(), lines.next()) {
+            (None, _) => TagCondition::Absent,
+            (Some(b"*"), None) => TagCondition::Any,
+            _ => TagCondition::Listed,
+        }
+    }
+}
+
+/// Whether `name` is one of the four header fields with a condition. (`If-Range` is part of a range request.)
+pub fn is_conditional_name(name: &str) -> bool {
+    name.len() >= 8
+        && name.as_bytes()[..3].eq_ignore_ascii_case(b"if-")
+        && ["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]
+            .iter()
+            .any(|candidate| name.eq_ignore_ascii_case(candidate))
+}
+
+/// Whether the request has a condition; reads names only.
+pub fn is_conditional(request: &Fields) -> bool {
+    request.iter().any(|(name, _)| is_conditional_name(name))
+}
+
+/// Evaluates the conditions of a `GET` or `HEAD` against a response in the order of RFC 9110 section 13.2.2.
+///
+/// Other methods always proceed: their conditions are about the state at the origin, which alone can judge them. So
+/// does a response that is no 2xx, since conditions do not apply to it (RFC 9110 section 13.2.1). A cache may ignore
+/// `If-Match` and `If-Unmodified-Since` (sections 13.1.1 and 13.1.4); we honour them, because a client that sends them
+/// on a `GET` wants no other representation. A response without `Last-Modified` counts as changed at its `Date` for
+/// `If-Modified-Since` (RFC 9111 section 4.3.2), and never for the other fields.
+pub fn evaluate(request: &Preconditions, method: &Method, status: u16, response: &Validators<'_>) -> Outcome {
+    if !(method == Method::GET || method == Method::HEAD) || !(200..300).contains(&status) {
+        return Outcome::Proceed;
+    }
+    let unmodified = match request.if_match {
+        TagCondition::Any => true,
+        TagCondition::Listed => {
+            request.any_listed("if-match", |tag| response.entity_tag.is_some_and(|stored| stored.strongly_equals(tag)))
+        }
+        TagCondition::Absent => match (request.if_unmodified_since_seconds, response.last_modified_seconds) {
+            (Some(since), Some(modified)) => modified <= since,
+            _ => true,
+        },
+    };
+    if !unmodified {
+        return Outcome::PreconditionFailed;
+    }
+    let known_to_client = match request.if_none_match {
+        TagCondition::Any => true,
+        TagCondition::Listed => request
+            .any_listed("if-none-match", |tag| response.entity_tag.is_some_and(|stored| stored.weakly_equals(tag))),
+        TagCondition::Absent => request
+            .if_modified_since_seconds
+            .is_some_and(|since| response.last_modified_seconds.unwrap_or(response.date_seconds) <= since),
+    };
+    if known_to_client { Outcome::NotModified } else { Outcome::Proceed }
+}
+
+/// The fields of a 304 made from a stored response (RFC 9110 section 15.4.5).
+///
+/// It must carry `Cache-Control`, `Content-Location`, `Date`, `ETag`, `Expires` and `Vary`. What describes the body
+/// that is not sent is left out, `Last-Modified` too if there is an `ETag`; the rest may update the client's copy and
+/// stays.
+pub fn fields_of_304(stored: &Fields) -> Fields {
+    let has_entity_tag = stored.contains("etag");
+    stored.without(|name| describes_body(name) || (has_entity_tag && name.eq_ignore_ascii_case("last-modified")))
+}
+
+fn describes_body(name: &str) -> bool {
+    let is_content = name.len() > 8 && name.as_bytes()[..8].eq_ignore_ascii_case(b"content-");
+    let one_of = |names: &[&str]| names.iter().any(|candidate| name.eq_ignore_ascii_case(candidate));
+    if is_content {
+        // Policies are about the page as a whole, and a location is asked for by the RFC.
+        return !one_of(&["content-location", "content-security-policy", "content-security-policy-report-only"]);
+    }
+    one_of(&["accept-ranges", "digest", "repr-digest", "trailer", "transfer-encoding"])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BEFORE: &str = "Fri, 20 Nov 2026 09:00:00 GMT";
+    const MODIFIED: &str = "Fri, 20 Nov 2026 10:00:00 GMT";
+    const MODIFIED_RFC_850: &str = "Friday, 20-Nov-26 10:00:00 GMT";
+    const MODIFIED_ASCTIME: &str = "Fri Nov 20 10:00:00 2026";
+    const DATE: &str = "Fri, 20 Nov 2026 11:00:00 GMT";
+    const AFTER: &str = "Fri, 20 Nov 2026 12:00:00 GMT";
+
+    fn outcome(method: &Method, status: u16, request: &[(&str, &str)], response: &[(&str, &str)]) -> Outcome {
+        let request = Fields::from_pairs(request.iter().copied()).unwrap();
+        let response = Fields::from_pairs(response.iter().copied()).unwrap();
+        evaluate(&Preconditions::parse(&request), method, status, &Validators::of(&response, 0))
+    }
+
+    #[test]
+    fn conditions_of_a_get() {
+        use Outcome::{NotModified, PreconditionFailed, Proceed};
+        let both: &[_] = &[("ETag", "\"a\""), ("Last-Modified", MODIFIED), ("Date", DATE)];
+        let weak: &[_] = &[("ETag", "W/\"a\""), ("Date", DATE)];
+        let unquoted: &[_] = &[("ETag", "a"), ("Date", DATE)];
+        let dated: &[_] = &[("Last-Modified", MODIFIED), ("Date", DATE)];
+        let bare: &[_] = &[("Date", DATE)];
+        type Pairs<'a> = &'a [(&'a str, &'a str)];
+        // RFC 9110 section, response, request, outcome
+        let rows: &[(&str, Pairs<'_>, Pairs<'_>, Outcome)] = &[
+            ("none", both, &[], Proceed),
+            ("none", both, &[("If-Range", "\"b\""), ("If-Nothing", "*")], Proceed),
+            ("13.1.1", both, &[("If-Match", "\"a\"")], Proceed),
+            ("13.1.1", both, &[("If-Match", "\"b\", \"a\"")], Proceed),
+            ("13.1.1", both, &[("If-Match", "\"b\""), ("if-match", "\"a\"")], Proceed),
+            ("13.1.1", both, &[("If-Match", "*")], Proceed),
+            ("13.1.1", bare, &[("If-Match", "*")], Proceed),
+            ("13.1.1", both, &[("If-Match", "\"b\"")], PreconditionFailed),
+            ("13.1.1 strong", both, &[("If-Match", "W/\"a\"")], PreconditionFailed),
+            ("13.1.1 strong", weak, &[("If-Match", "W/\"a\"")], PreconditionFailed),
+            ("13.1.1 strong", unquoted, &[("If-Match", "a")], PreconditionFailed),
+            ("13.1.1", bare, &[("If-Match", "\"a\"")], PreconditionFailed),
+            ("13.1.1", both, &[("If-Match", "")], PreconditionFailed),
+            ("13.1.2", both, &[("If-None-Match", "\"a\"")], NotModified),
+            ("13.1.2 weak", both, &[("If-None-Match", "W/\"a\"")], NotModified),
+            ("13.1.2 weak", weak, &[("If-None-Match", "\"a\"")], NotModified),
+            ("13.1.2", both, &[("If-None-Match", "\"1\", \"a\", \"2\"")], NotModified),
+            ("13.1.2", both, &[("If-None-Match", "\"1\""), ("If-None-Match", "\"a\"")], NotModified),
+            ("13.1.2", both, &[("If-None-Match", "*")], NotModified),
+            ("13.1.2", both, &[("If-None-Match", "\"b\"")], Proceed),
+            ("13.1.2", bare, &[("If-None-Match", "\"a\"")], Proceed),
+            ("13.1.2", both, &[("If-None-Match", "*, \"a\"")], Proceed),
+            ("13.1.2", both, &[("If-None-Match", "")], Proceed),
+            ("8.8.3", both, &[("If-None-Match", "a")], Proceed),
+            ("8.8.3", both, &[("If-None-Match", "w/\"a\"")], Proceed),
+            ("8.8.3", unquoted, &[("If-None-Match", "a")], NotModified),
+            ("8.8.3", unquoted, &[("If-None-Match", "\"a\"")], Proceed),
+            ("13.1.3", dated, &[("If-Modified-Since", MODIFIED)], NotModified),
+            ("13.1.3", dated, &[("If-Modified-Since", AFTER)], NotModified),
+            ("13.1.3", dated, &[("If-Modified-Since", BEFORE)], Proceed),
+            ("5.6.7", dated, &[("If-Modified-Since", MODIFIED_RFC_850)], NotModified),
+            ("5.6.7", dated, &[("If-Modified-Since", MODIFIED_ASCTIME)], NotModified),
+            ("13.1.3", dated, &[("If-Modified-Since", "0")], Proceed),
+            ("13.1.3", dated, &[("If-Modified-Since", "")], Proceed),
+            ("13.1.3", dated, &[("If-Modified-Since", MODIFIED), ("If-Modified-Since", AFTER)], Proceed),
+            ("13.1.3", both, &[("If-None-Match", "\"b\""), ("If-Modified-Since", AFTER)], Proceed),
+            ("13.1.3", both, &[("If-None-Match", "\"a\""), ("If-Modified-Since", BEFORE)], NotModified),
+            ("9111 4.3.2", bare, &[("If-Modified-Since", AFTER)], NotModified),
+            ("9111 4.3.2", bare, &[("If-Modified-Since", DATE)], NotModified),
+            ("9111 4.3.2", bare, &[("If-Modified-Since", BEFORE)], Proceed),
+            ("13.1.4", dated, &[("If-Unmodified-Since", MODIFIED)], Proceed),
+            ("13.1.4", dated, &[("If-Unmodified-Since", AFTER)], Proceed),
+            ("13.1.4", dated, &[("If-Unmodified-Since", BEFORE)], PreconditionFailed),
+            ("13.1.4", dated, &[("If-Unmodified-Since", "never")], Proceed),
+            ("13.1.4", bare, &[("If-Unmodified-Since", BEFORE)], Proceed),
+            ("13.2.2", both, &[("If-Match", "\"a\""), ("If-Unmodified-Since", BEFORE)], Proceed),
+            ("13.2.2", both, &[("If-Match", "\"a\""), ("If-None-Match", "\"a\"")], NotModified),
+            ("13.2.2", both, &[("If-Match", "\"b\""), ("If-None-Match", "\"a\"")], PreconditionFailed),
+            ("13.2.2", both, &[("If-Unmodified-Since", BEFORE), ("If-Modified-Since", AFTER)], PreconditionFailed),
+        ];
+        for (section, response, request, expected) in rows {
+            for method in [Method::GET, Method::HEAD] {
+                assert_eq!(
+                    outcome(&method, 200, request, response),
+                    *expected,
+                    "{section}: {request:?} on {response:?}"
+                );
+            }
+            assert_eq!(outcome(&Method::POST, 200, request, response), Proceed);
+            assert_eq!(outcome(&Method::GET, 404, request, response), Proceed);
+            assert_eq!(outcome(&Method::GET, 301, request, response), Proceed);
+        }
+    }
+
+    #[test]
+    fn without_any_date_the_time_of_receipt_counts() {
+        let request = Fields::from_pairs([("If-Modified-Since", MODIFIED)]).unwrap();
+        let (since, empty) = (parse_http_date(MODIFIED.as_bytes()).unwrap(), Fields::empty());
+        for (received, expected) in [(since, Outcome::NotModified), (since + 1, Outcome::Proceed)] {
+            let validators = Validators::of(&empty, received);
+            assert_eq!(evaluate(&Preconditions::parse(&request), &Method::GET, 200, &validators), expected);
+        }
+    }
+
+    #[test]
+    fn a_304_describes_no_body() {
+        let stored = Fields::from_pairs([
+            ("Cache-Control", "max-age=5"),
+            ("Content-Length", "4"),
+            ("content-type", "text/plain"),
+            ("Content-Encoding", "gzip"),
+            ("Content-Language", "de"),
+            ("Content-Range", "bytes 0-3/4"),
+            ("Content-Location", "/a.de"),
+            ("Content-Security-Policy", "default-src 'self'"),
+            ("Accept-Ranges", "bytes"),
+            ("Date", DATE),
+            ("ETag", "\"a\""),
+            ("Expires", AFTER),
+            ("Last-Modified", MODIFIED),
+            ("Vary", "Accept-Encoding"),
+            ("X-Other", "1"),
+        ])
+        .unwrap();
+        let names = |fields: &Fields| fields.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            names(&fields_of_304(&stored)),
+            "Cache-Control Content-Location Content-Security-Policy Date ETag Expires Vary X-Other"
+        );
+        let untagged = stored.without(|name| name == "ETag");
+        assert!(fields_of_304(&untagged).contains("last-modified"), "the only validator of the client's copy");
+    }
+
+    proptest! {
+        #[test]
+        fn a_condition_is_noticed_whatever_its_case(upper in any::<u32>(), which in 0usize..4) {
+            let name = ["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"][which];
+            let name: String = name.chars().enumerate()
+                .map(|(i, c)| if upper >> i & 1 == 1 { c.to_ascii_uppercase() } else { c }).collect();
+            prop_assert!(is_conditional_name(&name));
+            prop_assert!(is_conditional(&Fields::from_pairs([("Accept", "*/*"), (name.as_str(), "x")]).unwrap()));
+        }
+
+        /// The tag decides alone: a listed tag of the response is a 304 to `If-None-Match`, whatever stands around it.
+        #[test]
+        fn a_tag_is_found_anywhere_in_a_list(
+            mut tags in prop::collection::vec("[!#-~]{0,8}", 0..6),
+            own in "[!#-~]{0,8}",
+            place in any::<prop::sample::Index>(),
+        ) {
+            let quoted = format!("\"{own}\"");
+            let without = tags.iter().all(|tag| *tag != own);
+            let outcome = |field: &str, tags: &[String]| {
+                let list = tags.iter().map(|tag| format!("\"{tag}\"")).collect::<Vec<_>>().join(", ");
+                outcome(&Method::GET, 200, &[(field, &list)], &[("ETag", &quoted)])
+            };
+            if without {
+                prop_assert_eq!(outcome("If-None-Match", &tags), Outcome::Proceed);
+            }
+            tags.insert(place.index(tags.len() + 1), own);
+            prop_assert_eq!(outcome("If-None-Match", &tags), Outcome::NotModified);
+            prop_assert_eq!(outcome("If-Match", &tags), Outcome::Proceed);
+        }
+    }
+}

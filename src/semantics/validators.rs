@@ -1,0 +1,303 @@
+//! Validators of a response: entity tags and dates of last change (RFC 9110 section 8.8).
+
+use crate::fields::Fields;
+
+/// An entity tag as it stands in a header (RFC 9110 section 8.8.3).
+///
+/// Some origins send a tag without its quotation marks. Such a tag is no entity tag, but a client gives it back byte
+/// for byte: it weakly equals the same bytes without marks, never a tag with marks, and never strongly equals anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntityTag<'a> {
+    kind: Kind,
+    opaque: &'a [u8],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Strong,
+    Weak,
+    Unquoted,
+}
+
+impl<'a> EntityTag<'a> {
+    /// Reads a whole value as one tag: `"x"`, `W/"x"` (the `W` in upper case), or bytes without quotation mark, white
+    /// space and comma. Everything else is no tag.
+    pub fn parse(value: &'a [u8]) -> Option<Self> {
+        let (tag, rest) = Self::parse_prefix(value.trim_ascii())?;
+        rest.is_empty().then_some(tag)
+    }
+
+    /// Takes one tag off the front of a list. The rest begins right behind the tag.
+    fn parse_prefix(text: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (kind, quoted) = match text {
+            [b'W', b'/', b'"', quoted @ ..] => (Kind::Weak, quoted),
+            [b'"', quoted @ ..] => (Kind::Strong, quoted),
+            _ => {
+                let end = text.iter().position(|&byte| matches!(byte, b',' | b' ' | b'\t')).unwrap_or(text.len());
+                let (opaque, rest) = text.split_at(end);
+                let tolerable = !opaque.is_empty() && opaque != b"*" && opaque.iter().all(|&byte| is_etag_byte(byte));
+                return tolerable.then_some((EntityTag { kind: Kind::Unquoted, opaque }, rest));
+            }
+        };
+        let end = memchr::memchr(b'"', quoted)?;
+        let opaque = &quoted[..end];
+        opaque.iter().all(|&byte| is_etag_byte(byte)).then_some((EntityTag { kind, opaque }, &quoted[end + 1..]))
+    }
+
+    /// Whether the tag was written with `W/`, or without quotation marks.
+    pub fn is_weak(&self) -> bool {
+        self.kind != Kind::Strong
+    }
+
+    /// Strong comparison (RFC 9110 section 8.8.3.2): same bytes, and neither is weak.
+    pub fn strongly_equals(&self, other: &EntityTag<'_>) -> bool {
+        self.kind == Kind::Strong && other.kind == Kind::Strong && self.opaque == other.opaque
+    }
+
+    /// Weak comparison (RFC 9110 section 8.8.3.2): same bytes.
+    pub fn weakly_equals(&self, other: &EntityTag<'_>) -> bool {
+        (self.kind == Kind::Unquoted) == (other.kind == Kind::Unquoted) && self.opaque == other.opaque
+    }
+}
+
+/// The tags of one line of `If-Match` or `If-None-Match`. A malformed member ends the list: the tags behind it might be
+/// the inside of a broken one, and a condition that matches fewer tags costs a full answer and nothing else.
+pub(super) fn entity_tags(line: &[u8]) -> impl Iterator<Item = EntityTag<'_>> {
+    let mut rest = line;
+    std::iter::from_fn(move || {
+        let start = rest.iter().position(|&byte| !matches!(byte, b',' | b' ' | b'\t'))?;
+        let parsed = EntityTag::parse_prefix(&rest[start..]);
+        rest = &[];
+        let (tag, behind) = parsed?;
+        let behind = behind.trim_ascii_start();
+        if !behind.is_empty() && behind[0] != b',' {
+            return None;
+        }
+        rest = behind;
+        Some(tag)
+    })
+}
+
+/// The validators of one response, ready to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validators<'a> {
+    /// The entity tag, if the response has exactly one that can be read.
+    pub entity_tag: Option<EntityTag<'a>>,
+    /// `Last-Modified` in seconds since 1970, if the response has exactly one that can be read.
+    pub last_modified_seconds: Option<i64>,
+    /// Whether `Last-Modified` is a strong validator: the response's own `Date` is at least one second later (RFC 9110
+    /// section 8.8.2.2).
+    pub last_modified_is_strong: bool,
+    /// `Date` of the response, or the time at which it was received, in seconds since 1970.
+    pub date_seconds: i64,
+}
+
+impl<'a> Validators<'a> {
+    /// Reads the validators of a response that was received at `received_wall_seconds` (seconds since 1970).
+    ///
+    /// A `Date` that the proxy itself adds must not be there yet: it was set by another clock than `Last-Modified`.
+    pub fn of(response: &'a Fields, received_wall_seconds: i64) -> Self {
+        let last_modified_seconds = only_value(response, "last-modified").and_then(parse_http_date);
+        let date_seconds = only_value(response, "date").and_then(parse_http_date);
+        let is_younger_than_change = |date: i64| last_modified_seconds.is_some_and(|modified| modified < date);
+        Validators {
+            entity_tag: only_value(response, "etag").and_then(EntityTag::parse),
+            last_modified_seconds,
+            last_modified_is_strong: date_seconds.is_some_and(is_younger_than_change),
+            date_seconds: date_seconds.unwrap_or(received_wall_seconds),
+        }
+    }
+}
+
+/// The validators of a stored response in 32 bytes, so that a hit compares them without reading its header again.
+///
+/// The entity tag is a place in the header block from which they were made; fields may be added behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredValidators {
+    date_seconds: i64,
+    /// `i64::MIN`: there is none.
+    last_modified_seconds: i64,
+    entity_tag_start: u32,
+    /// 0: there is none. A tag longer than 65,535 bytes counts as none.
+    entity_tag_length: u16,
+    last_modified_is_strong: bool,
+}
+
+impl StoredValidators {
+    /// Prepares the validators of a response when its entry is made; see [`Validators::of`].
+    pub fn of(response: &Fields, received_wall_seconds: i64) -> Self {
+        let validators = Validators::of(response, received_wall_seconds);
+        let (entity_tag_start, entity_tag_length) = validators
+            .entity_tag
+            .and_then(|_| only_value(response, "etag"))
+            .and_then(|value| {
+                let start = (value.as_ptr() as usize).checked_sub(response.as_bytes().as_ptr() as usize)?;
+                Some((u32::try_from(start).ok()?, u16::try_from(value.len()).ok()?))
+            })
+            .unwrap_or((0, 0));
+        StoredValidators {
+            date_seconds: validators.date_seconds,
+            last_modified_seconds: validators.last_modified_seconds.unwrap_or(i64::MIN),
+            entity_tag_start,
+            entity_tag_length,
+            last_modified_is_strong: validators.last_modified_is_strong,
+        }
+    }
+
+    /// The same for a block whose `Date` the proxy added itself: it was set by another clock than `Last-Modified`.
+    pub fn with_date_of_ours(self) -> Self {
+        StoredValidators { last_modified_is_strong: false, ..self }
+    }
+
+    /// The validators, with the entity tag looked up in `response`, the block they were made from.
+    pub fn in_block<'a>(&self, response: &'a Fields) -> Validators<'a> {
+        let start = self.entity_tag_start as usize;
+        let entity_tag = response.as_bytes().get(start..start.saturating_add(usize::from(self.entity_tag_length)));
+        Validators {
+            entity_tag: entity_tag.and_then(EntityTag::parse),
+            last_modified_seconds: (self.last_modified_seconds != i64::MIN).then_some(self.last_modified_seconds),
+            last_modified_is_strong: self.last_modified_is_strong,
+            date_seconds: self.date_seconds,
+        }
+    }
+}
+
+/// The value of a field that may come only once; `None` also when it comes twice with different values.
+pub(super) fn only_value<'a>(fields: &'a Fields, name: &'a str) -> Option<&'a [u8]> {
+    let mut values = fields.get_all(name);
+    let first = values.next()?;
+    values.all(|value| value == first).then_some(first)
+}
+
+/// Seconds since 1970 of an HTTP date in any of the three forms of RFC 9110 section 5.6.7.
+pub(super) fn parse_http_date(value: &[u8]) -> Option<i64> {
+    let instant = httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()?;
+    i64::try_from(instant.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()).ok()
+}
+
+/// `etagc` of RFC 9110 section 8.8.3.
+fn is_etag_byte(byte: u8) -> bool {
+    byte > b' ' && byte != b'"' && byte != 0x7f
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn comparison_follows_the_table_of_rfc_9110_section_8_8_3_2() {
+        // first, second, strong, weak
+        for (first, second, strong, weak) in [
+            (r#"W/"1""#, r#"W/"1""#, false, true),
+            (r#"W/"1""#, r#"W/"2""#, false, false),
+            (r#"W/"1""#, r#""1""#, false, true),
+            (r#""1""#, r#""1""#, true, true),
+            (r#""""#, r#""""#, true, true),
+            // Without quotation marks: only the same bytes, only weakly.
+            ("1", "1", false, true),
+            ("1", "2", false, false),
+            ("1", r#""1""#, false, false),
+            ("W/1", r#"W/"1""#, false, false),
+        ] {
+            let (a, b) = (EntityTag::parse(first.as_bytes()).unwrap(), EntityTag::parse(second.as_bytes()).unwrap());
+            assert_eq!((a.strongly_equals(&b), a.weakly_equals(&b)), (strong, weak), "{first} {second}");
+            assert_eq!((b.strongly_equals(&a), b.weakly_equals(&a)), (strong, weak), "{second} {first}");
+        }
+    }
+
+    #[test]
+    fn malformed_tags_are_no_tags() {
+        for value in ["", "*", r#"""#, r#""a"#, r#"a""#, r#"w/"a""#, r#"W"a""#, r#"W\"a""#, r#"W/ "a""#, r#""a"b"#] {
+            assert_eq!(EntityTag::parse(value.as_bytes()), None, "{value:?}");
+        }
+        for value in [r#""a b""#, "\"a\tb\"", "\"a\x7f\"", "a b", "a,b", r#""a","b""#] {
+            assert_eq!(EntityTag::parse(value.as_bytes()), None, "{value:?}");
+        }
+        assert!(EntityTag::parse("\"ü,\"".as_bytes()).is_some(), "obs-text and commas may stand in a tag");
+    }
+
+    #[test]
+    fn a_malformed_member_ends_a_list() {
+        for (line, count) in [
+            ("", 0),
+            (",, ,", 0),
+            (r#""a""#, 1),
+            (r#" "a" , W/"b",,c"#, 3),
+            (r#""a,b","c""#, 2),
+            (r#""a" "b""#, 0),
+            (r#""a", "b" x, "c""#, 1),
+            (r#""a", "b, "c""#, 1),
+            (r#""a", *, "c""#, 1),
+        ] {
+            assert_eq!(entity_tags(line.as_bytes()).count(), count, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn last_modified_is_strong_when_the_answer_is_a_second_younger() {
+        let modified = "Fri, 20 Nov 2026 10:00:00 GMT";
+        for (date, strong) in [
+            (Some("Fri, 20 Nov 2026 09:59:59 GMT"), false),
+            (Some("Fri, 20 Nov 2026 10:00:00 GMT"), false),
+            (Some("Fri, 20 Nov 2026 10:00:01 GMT"), true),
+            (Some("yesterday"), false),
+            (None, false),
+        ] {
+            let mut pairs = vec![("Last-Modified", modified)];
+            pairs.extend(date.map(|date| ("Date", date)));
+            let fields = Fields::from_pairs(pairs).unwrap();
+            assert_eq!(Validators::of(&fields, i64::MAX).last_modified_is_strong, strong, "{date:?}");
+        }
+    }
+
+    #[test]
+    fn a_validator_that_contradicts_itself_does_not_count() {
+        let fields = Fields::from_pairs([
+            ("ETag", "\"a\""),
+            ("ETag", "\"b\""),
+            ("Last-Modified", "Fri, 20 Nov 2026 10:00:00 GMT"),
+            ("Last-Modified", "Fri, 20 Nov 2026 10:00:01 GMT"),
+        ])
+        .unwrap();
+        let validators = Validators::of(&fields, 5);
+        assert_eq!((validators.entity_tag, validators.last_modified_seconds, validators.date_seconds), (None, None, 5));
+        let same = Fields::from_pairs([("ETag", "\"a\""), ("ETag", "\"a\"")]).unwrap();
+        assert!(Validators::of(&same, 5).entity_tag.is_some());
+    }
+
+    #[test]
+    fn prepared_validators_are_small_and_survive_fields_behind_them() {
+        assert!(size_of::<StoredValidators>() <= 32);
+        let fields = Fields::from_pairs([("X", "y"), ("ETag", "W/\"a\"")]).unwrap();
+        let stored = StoredValidators::of(&fields, 7);
+        let mut builder = fields.to_builder();
+        builder.push(b"Date", b"later").unwrap();
+        let longer = builder.finish();
+        assert_eq!(stored.in_block(&longer), Validators::of(&fields, 7));
+        assert_eq!(stored.in_block(&Fields::empty()).entity_tag, None);
+    }
+
+    proptest! {
+        #[test]
+        fn prepared_validators_say_what_the_header_says(
+            pairs in prop::collection::vec(
+                (prop::sample::select(vec!["ETag", "Last-Modified", "Date", "Vary"]),
+                 prop::sample::select(vec!["\"a\"", "W/\"b\"", "c", "\"", "", "Fri, 20 Nov 2026 10:00:00 GMT",
+                     "Fri, 20 Nov 2026 10:00:01 GMT", "Friday, 20-Nov-26 10:00:00 GMT"])), 0..6),
+            received in any::<i64>(),
+        ) {
+            let fields = Fields::from_pairs(pairs).unwrap();
+            let prepared = StoredValidators::of(&fields, received);
+            prop_assert_eq!(prepared.in_block(&fields), Validators::of(&fields, received));
+        }
+
+        #[test]
+        fn no_bytes_upset_the_parsers(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = EntityTag::parse(&bytes);
+            let _ = parse_http_date(&bytes);
+            let _ = entity_tags(&bytes).count();
+        }
+    }
+}

@@ -1,0 +1,860 @@
+//! The memory of this process: entries by group and key in the roles *main* and *hot*, bounded in bytes.
+//!
+//! ```text
+//! find:    hash ─▶ one of up to 1024 shards (shared lock) ─▶ entry; a hit is one relaxed store (LRU: moves, under the lock of the order)
+//! insert:  lock of the order ─▶ refused? ─▶ who gives way ─▶ index and order ─▶ unlock ─▶ listener, values dropped
+//! ```
+//!
+//! **One budget.** What may be stored is the ledger's limit minus everything that is alive and not stored. Entries are
+//! charged for their value (which owns its charge, so it counts until its last holder lets go) and their allocated key;
+//! index, order and the memory of evicted hashes are charged as they are allocated. There is one order for the node and
+//! not one per shard: a budget that is cut into shards refuses objects that would fit, evicts what another shard would
+//! have kept, and cannot give LRU its exact order. Only the index is in shards, for the locks of hits.
+//!
+//! **Who gives way.** A group over its cap gives way to itself. When the node is over its limit, hot copies give way while
+//! they are more than an eighth of main (groupcache's rule), else main does; among pools of a role the one whose next
+//! victim is oldest. Negative entries have a twentieth and give way among themselves. An entry that a reader holds frees
+//! nothing when it goes: others are taken, and when all are held, the new entry is refused.
+//!
+//! **Locks.** Order before shard; nothing foreign runs under either: listener, predicates and the dropping of values come
+//! after both are released. A key is in one role at a time, so one probe finds it.
+//!
+//! # Why an own engine and not foyer
+//!
+//! foyer 0.22.6 keeps one budget per cache: main and hot, and groups with caps, cannot share the node's bytes. It cannot
+//! be walked (purge by prefix or tag, hand-over of wanted entries), and an entry heavier than its shard flushes it.
+//! FIGURES
+
+mod budget;
+mod eviction;
+mod ghost;
+mod index;
+mod nodes;
+pub mod promote;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
+
+pub use self::eviction::Eviction;
+
+use self::budget::{Budget, Class, Incoming, Pressure, pool};
+use self::eviction::{Entries, PoolId, Queues};
+use self::index::{Index, Slot};
+use self::nodes::NodeId;
+use crate::key::{GroupId, HashedKey, KeyHash};
+use crate::memory::{Charge, Ledger, Relief, allocated_bytes};
+
+/// What can be stored.
+pub trait Stored: Send + Sync + 'static {
+    /// What the value holds of memory, in bytes: itself with its `Arc`, and every block that it owns, as the allocator
+    /// gives them. The value owns a charge of this amount in the store's ledger. Constant for the value's life.
+    fn charged_bytes(&self) -> usize;
+
+    /// Whether the value says that there is nothing (404, 410): such entries have a small budget of their own.
+    /// Constant for the value's life.
+    fn is_negative(&self) -> bool {
+        false
+    }
+
+    /// Whether somebody besides the store holds the value, so that giving it up would free nothing now.
+    fn is_pinned(this: &Arc<Self>) -> bool {
+        Arc::strong_count(this) > 1
+    }
+}
+
+/// Why an entry is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// This node owns the key, or loaded it itself.
+    Main = 0,
+    /// A copy of an entry that another node owns.
+    Hot = 1,
+}
+
+/// What became of an entry that was offered.
+#[derive(Debug)]
+pub enum Inserted<V> {
+    /// It is stored; `previous` is the value that it replaced, whatever role that had.
+    Stored {
+        /// The value that was under this key until now.
+        previous: Option<Arc<V>>,
+    },
+    /// It is not stored, and what was there stays.
+    Refused(Refusal),
+}
+
+/// Why an entry was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is larger than an eighth of the limit, a quarter of its group's cap, or (negative entries) a quarter of the
+    /// room for negative entries.
+    TooLarge,
+    /// Readers hold whatever could have given way.
+    NoRoom,
+}
+
+/// Why an entry left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It gave way to others.
+    Capacity,
+    /// Another value took its key.
+    Replaced,
+    /// It was taken out by name: removed, purged, cleared.
+    Removed,
+}
+
+/// An entry that left, as the listener sees it.
+#[derive(Debug)]
+pub struct Evicted<'a, V> {
+    /// The group of the key.
+    pub group: GroupId,
+    /// The role that the entry had.
+    pub role: Role,
+    /// The key.
+    pub key: &'a [u8],
+    /// The value; readers may still hold it.
+    pub value: &'a Arc<V>,
+    /// Why it left.
+    pub cause: Cause,
+}
+
+/// An entry as a walk through the store shows it.
+#[derive(Debug)]
+pub struct Listed<'a, V> {
+    /// The group of the key.
+    pub group: GroupId,
+    /// The role of the entry.
+    pub role: Role,
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub value: &'a Arc<V>,
+}
+
+/// An entry that is worth handing to another node.
+#[derive(Clone, Debug)]
+pub struct Wanted<V> {
+    /// The group of the key.
+    pub group: GroupId,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// The value.
+    pub value: Arc<V>,
+}
+
+/// What a reload may change besides the limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The order of eviction.
+    pub eviction: Eviction,
+    /// Groups with a cap, in bytes; a group that is not named may use the whole limit.
+    pub caps: Vec<(GroupId, usize)>,
+}
+
+/// One group's entries and questions in one role, with groupcache's meanings (`CacheStats`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoleUsage {
+    /// Values and allocated keys, in bytes.
+    pub bytes: usize,
+    /// Entries.
+    pub items: usize,
+    /// Look-ups; hot is asked when main did not have the key.
+    pub gets: u64,
+    /// Look-ups that found an entry, fresh or not.
+    pub hits: u64,
+    /// Entries that gave way to others.
+    pub evictions: u64,
+}
+
+/// One group's use of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupUsage {
+    /// Entries that this node owns.
+    pub main: RoleUsage,
+    /// Copies of entries that other nodes own.
+    pub hot: RoleUsage,
+}
+
+/// The whole store in bytes; the sum of all but `items` is [`Ledger::stored`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Entries of both roles.
+    pub items: usize,
+    /// Main entries that are not negative: values and allocated keys.
+    pub main_bytes: usize,
+    /// Hot entries that are not negative.
+    pub hot_bytes: usize,
+    /// Negative entries.
+    pub negative_bytes: usize,
+    /// Index, order and the hashes of what left.
+    pub bookkeeping_bytes: usize,
+}
+
+/// Called once for every entry that leaves, with no lock held. It must not panic.
+pub type Listener<V> = Box<dyn Fn(Evicted<'_, V>) + Send + Sync>;
+
+/// Entries of this process.
+pub struct Store<V: Stored> {
+    index: Index<V>,
+    order: Mutex<Order>,
+    lru: AtomicBool,
+    lookups: Lookups,
+    ledger: Ledger,
+    /// Bytes of values that left the order and are not dropped yet: they must not be made room for again.
+    departing_bytes: AtomicUsize,
+    listener: Option<Listener<V>>,
+}
+
+/// What the one lock of the store guards.
+struct Order {
+    queues: Queues,
+    budget: Budget,
+    key_bytes: usize,
+    /// Keys and bookkeeping.
+    charge: Charge,
+}
+
+struct Departed<V> {
+    group: GroupId,
+    role: Role,
+    key: Box<[u8]>,
+    value: Arc<V>,
+    charged_bytes: usize,
+    cause: Cause,
+}
+
+impl<V: Stored> Store<V> {
+    /// An empty store in the budget of `ledger`, which from now on asks this store to give way.
+    ///
+    /// The number of the index's shards follows from the limit (one per MiB, 16 to 1024) and stays at a reload.
+    pub fn new(ledger: Ledger, settings: &Settings, listener: Option<Listener<V>>) -> Arc<Self> {
+        let shards = (ledger.limit() / BYTES_PER_SHARD).clamp(SHARDS_MIN, SHARDS_MAX).next_power_of_two();
+        let order = Order {
+            queues: Queues::new(settings.eviction),
+            budget: Budget::new(),
+            key_bytes: 0,
+            charge: ledger.charge(0),
+        };
+        let store = Arc::new(Store {
+            index: Index::new(shards),
+            order: Mutex::new(order),
+            lru: AtomicBool::new(false),
+            lookups: Lookups::new(),
+            ledger: ledger.clone(),
+            departing_bytes: AtomicUsize::new(0),
+            listener,
+        });
+        store.configure(ledger.limit(), settings);
+        let relief: Arc<dyn Relief> = store.clone();
+        ledger.set_relief(Arc::downgrade(&relief));
+        store
+    }
+
+    /// The ledger that this store lives in.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The value under `key` with its role, main before hot; counts the question and, for the order, the use.
+    ///
+    /// Freshness is the caller's: a stale entry is found too.
+    #[inline]
+    pub fn find(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
+        let shard = self.index.read(key.hash());
+        let found = shard.find(key).map(|slot| {
+            slot.touch();
+            (Arc::clone(&slot.value), slot.role, slot.node)
+        });
+        drop(shard);
+        let Some((value, role, node)) = found else {
+            self.lookups.count(key, LOOKUP_MISS);
+            return None;
+        };
+        self.lookups.count(key, role as usize);
+        if self.lru.load(Ordering::Relaxed) {
+            self.touch_in_order(key, node);
+        }
+        Some((value, role))
+    }
+
+    /// As [`find`](Self::find), but nobody notices: nothing is counted and the order stays.
+    pub fn peek(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
+        self.index.read(key.hash()).find(key).map(|slot| (Arc::clone(&slot.value), slot.role))
+    }
+
+    /// Stores `value` under `key` in `role`; an entry of that key in the other role goes.
+    ///
+    /// Others give way first. A refused value leaves everything as it was, except for those that already gave way to it.
+    pub fn insert(&self, role: Role, key: &HashedKey<'_>, value: Arc<V>) -> Inserted<V> {
+        let mut departures = Vec::new();
+        let inserted = self.insert_locked(&mut self.order.lock(), role, key, value, &mut departures);
+        self.see_off(departures);
+        inserted
+    }
+
+    /// Takes the entry of `key` out, whatever role it has.
+    pub fn remove(&self, key: &HashedKey<'_>) -> Option<Arc<V>> {
+        self.remove_when(key, |_| true)
+    }
+
+    /// Takes the entry of `key` out if its value is `value` and not a later one; says whether it was.
+    pub fn remove_if_same(&self, key: &HashedKey<'_>, value: &Arc<V>) -> bool {
+        self.remove_when(key, |found| Arc::ptr_eq(found, value)).is_some()
+    }
+
+    /// Shows every entry of `group` (or of all groups), a few at a time, with no lock held meanwhile.
+    ///
+    /// What is in the store from before the call until after it is shown at least once; what comes, goes or is replaced
+    /// meanwhile may be shown or not, and after a removal an entry may be shown twice.
+    pub fn for_each(&self, group: Option<GroupId>, mut show: impl FnMut(Listed<'_, V>)) {
+        let mut walk = Walk::new(self);
+        while self.next_batch(&mut walk, group) {
+            for (group, role, key, value, _) in walk.batch.drain(..) {
+                show(Listed { group, role, key: &walk.keys[key], value: &value });
+            }
+        }
+    }
+
+    /// Removes the entries of `group` (or of all groups) for which `keep` says no; returns how many went.
+    ///
+    /// Sees what [`for_each`](Self::for_each) sees. An entry that is inserted during the call may survive it: who purges
+    /// has to stop such insertions itself.
+    pub fn retain(&self, group: Option<GroupId>, mut keep: impl FnMut(Listed<'_, V>) -> bool) -> usize {
+        let mut removed = 0;
+        let mut walk = Walk::new(self);
+        while self.next_batch(&mut walk, group) {
+            for (group, role, key, value, _) in walk.batch.drain(..) {
+                let key = &walk.keys[key];
+                if !keep(Listed { group, role, key, value: &value }) {
+                    removed += usize::from(self.remove_if_same(&HashedKey::new(group, key), &value));
+                }
+            }
+        }
+        removed
+    }
+
+    /// Removes all entries of `group`; returns how many went.
+    pub fn clear(&self, group: GroupId) -> usize {
+        self.retain(Some(group), |_| false)
+    }
+
+    /// The `count` entries of `role` that are wanted most, most wanted first; negative ones are never worth it.
+    ///
+    /// By the order's own measure: uses and list for S3-FIFO, the last use (in steps of 64) for LRU. Looks at every entry.
+    pub fn most_wanted(&self, role: Role, count: usize) -> Vec<Wanted<V>> {
+        let mut best: BinaryHeap<Ranked<V>> = BinaryHeap::new();
+        let mut walk = Walk::new(self);
+        while self.next_batch(&mut walk, None) {
+            for (group, found_role, key, value, rank) in walk.batch.drain(..) {
+                let full = best.len() >= count;
+                if found_role != role
+                    || value.is_negative()
+                    || full && best.peek().is_none_or(|worst| rank <= worst.rank)
+                {
+                    continue;
+                }
+                if full {
+                    best.pop();
+                }
+                best.push(Ranked { rank, wanted: Wanted { group, key: walk.keys[key].into(), value } });
+            }
+        }
+        best.into_sorted_vec().into_iter().map(|ranked| ranked.wanted).collect()
+    }
+
+    /// The hot copy that a new hot copy of `group` would push out, or `None` while it would push out none.
+    pub fn hot_victim(&self, group: GroupId) -> Option<KeyHash> {
+        let order = self.order.lock();
+        let partition = order.budget.partition_of(group);
+        let (room, held) = order.budget.room(&order.queues, partition, self.ledger.limit());
+        let full = |room: usize, held: usize| held >= room - room / FULL_SHARE;
+        let presses = full(room, held) || full(self.ledger.limit(), self.ledger.used());
+        if !presses || !order.budget.hot_gives_way(&order.queues, partition) {
+            return None;
+        }
+        order.queues.tail(pool(partition, Class::Hot))
+    }
+
+    /// Applies a limit and settings, at start and at reload: what is over them gives way before this returns.
+    ///
+    /// A group that gets or loses a cap keeps its entries but not their order.
+    pub fn configure(&self, limit_bytes: usize, settings: &Settings) {
+        self.ledger.set_limit(limit_bytes);
+        let moved = {
+            let mut order = self.order.lock();
+            order.queues.set_eviction(settings.eviction);
+            self.lru.store(settings.eviction == Eviction::Lru, Ordering::Relaxed);
+            let moved = order.budget.set_caps(&settings.caps);
+            let pools = order.budget.pools();
+            order.queues.ensure_pools(pools);
+            self.settle(&mut order);
+            moved
+        };
+        if moved {
+            self.move_to_partitions();
+        }
+        self.give_way(true);
+    }
+
+    /// What `group` holds and was asked for.
+    pub fn usage(&self, group: GroupId) -> GroupUsage {
+        let (main, hot) = {
+            let order = self.order.lock();
+            (order.budget.sums(group, Role::Main), order.budget.sums(group, Role::Hot))
+        };
+        let [main_hits, hot_hits, misses] = self.lookups.of(group);
+        let usage = |sums: budget::RoleSums, gets, hits| RoleUsage {
+            bytes: sums.bytes,
+            items: sums.items,
+            gets,
+            hits,
+            evictions: sums.evictions,
+        };
+        let hot_gets = hot_hits + misses;
+        GroupUsage { main: usage(main, main_hits + hot_gets, main_hits), hot: usage(hot, hot_gets, hot_hits) }
+    }
+
+    /// What the whole store holds.
+    pub fn totals(&self) -> Totals {
+        let order = self.order.lock();
+        Totals {
+            items: order.queues.nodes.len(),
+            main_bytes: order.budget.class_bytes(Class::Main),
+            hot_bytes: order.budget.class_bytes(Class::Hot),
+            negative_bytes: order.budget.class_bytes(Class::Negative),
+            bookkeeping_bytes: order.charge.bytes().saturating_sub(order.key_bytes),
+        }
+    }
+
+    fn insert_locked(
+        &self,
+        order: &mut Order,
+        role: Role,
+        key: &HashedKey<'_>,
+        value: Arc<V>,
+        departures: &mut Vec<Departed<V>>,
+    ) -> Inserted<V> {
+        let charged_bytes = value.charged_bytes();
+        let key_bytes = allocated_bytes(key.bytes().len());
+        let bytes = charged_bytes.saturating_add(key_bytes);
+        let class = class_of(role, value.is_negative());
+        let partition = order.budget.partition_of(key.group());
+        let mut incoming =
+            Incoming { partition, class, bytes, uncharged_bytes: key_bytes, replaces: None, freed_bytes: 0 };
+        if let Some(refusal) = order.budget.refusal(&incoming, self.ledger.limit()) {
+            return Inserted::Refused(refusal);
+        }
+        if let Some(existing) = self.existing(order, key) {
+            incoming.replaces = Some((existing.pool, existing.bytes));
+            // The key stays; a value that is held goes on counting after it is replaced.
+            incoming.freed_bytes = if existing.pinned { key_bytes } else { existing.bytes };
+        }
+        if order.queues.nodes.is_full() || !self.make_room(order, Some((&mut incoming, key)), usize::MAX, departures) {
+            return Inserted::Refused(Refusal::NoRoom);
+        }
+        let pool = pool(partition, class);
+        let previous = match self.existing(order, key) {
+            Some(existing) => self.replace(order, &existing, pool, role, key, value, departures),
+            None => {
+                let node = order.queues.insert(pool, key.hash(), bytes);
+                let frequency = AtomicU8::new(0);
+                let slot = Slot { key: key.bytes().into(), value, node, group: key.group(), frequency, role };
+                self.index.insert(key.hash(), slot, &order.queues.nodes);
+                order.budget.enter(key.group(), role, class, bytes);
+                order.key_bytes += key_bytes;
+                self.ledger.enter_store(charged_bytes);
+                None
+            }
+        };
+        self.settle(order);
+        // The index may have grown past the limit.
+        self.make_room(order, None, usize::MAX, departures);
+        Inserted::Stored { previous }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn replace(
+        &self,
+        order: &mut Order,
+        existing: &Existing,
+        pool: PoolId,
+        role: Role,
+        key: &HashedKey<'_>,
+        value: Arc<V>,
+        departures: &mut Vec<Departed<V>>,
+    ) -> Option<Arc<V>> {
+        let charged_bytes = value.charged_bytes();
+        let bytes = charged_bytes.saturating_add(allocated_bytes(key.bytes().len()));
+        let class = class_of(role, value.is_negative());
+        let (previous, previous_role) = self.index.change(key.hash(), existing.node, |slot| {
+            let previous = std::mem::replace(&mut slot.value, Arc::clone(&value));
+            (previous, std::mem::replace(&mut slot.role, role))
+        })?;
+        if pool == existing.pool {
+            order.queues.replace(existing.node, existing.bytes, bytes);
+        } else {
+            order.queues.move_to_pool(existing.node, pool, existing.bytes, bytes);
+        }
+        let previous_class = class_of(previous_role, previous.is_negative());
+        order.budget.leave(key.group(), previous_role, previous_class, existing.bytes, false);
+        order.budget.enter(key.group(), role, class, bytes);
+        if Arc::ptr_eq(&previous, &value) {
+            return None;
+        }
+        self.ledger.enter_store(charged_bytes);
+        let charged_bytes = previous.charged_bytes();
+        self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
+        departures.push(Departed {
+            group: key.group(),
+            role: previous_role,
+            key: key.bytes().into(),
+            value: Arc::clone(&previous),
+            charged_bytes,
+            cause: Cause::Replaced,
+        });
+        Some(previous)
+    }
+
+    fn remove_when(&self, key: &HashedKey<'_>, condition: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
+        let mut departures = Vec::new();
+        let removed = {
+            let mut order = self.order.lock();
+            let found = self.index.read(key.hash()).find(key).map(|slot| (Arc::clone(&slot.value), slot.node));
+            let (value, node) = found?;
+            if !condition(&value) {
+                return None;
+            }
+            self.take_out(&mut order, node, Cause::Removed, &mut departures);
+            value
+        };
+        self.see_off(departures);
+        Some(removed)
+    }
+
+    fn existing(&self, order: &Order, key: &HashedKey<'_>) -> Option<Existing> {
+        let shard = self.index.read(key.hash());
+        let slot = shard.find(key)?;
+        let pinned = V::is_pinned(&slot.value);
+        Some(Existing { node: slot.node, pool: order.queues.pool_of(slot.node), bytes: slot.bytes(), pinned })
+    }
+
+    /// Moves a hit to the head of its list. Between the look-up and this the entry may have gone or its node may have
+    /// another number; then it is looked up again, because a lost use would be seen in the order.
+    fn touch_in_order(&self, key: &HashedKey<'_>, node: NodeId) {
+        let mut order = self.order.lock();
+        let same = order.queues.nodes.get(node).is_some_and(|found| found.hash == key.hash());
+        let node = if same { Some(node) } else { self.index.read(key.hash()).find(key).map(|slot| slot.node) };
+        if let Some(node) = node {
+            order.queues.touch(node, || self.index.facts(key.hash(), node).map_or(0, |facts| facts.bytes));
+        }
+    }
+
+    /// Lets entries give way until `incoming` fits, or (without one) the limit holds. Says whether that was reached;
+    /// takes out at most `departures_max`.
+    fn make_room(
+        &self,
+        order: &mut Order,
+        mut incoming: Option<(&mut Incoming, &HashedKey<'_>)>,
+        departures_max: usize,
+        departures: &mut Vec<Departed<V>>,
+    ) -> bool {
+        loop {
+            let alive = self.ledger.used().saturating_sub(self.departing_bytes.load(Ordering::Relaxed));
+            let Order { queues, budget, .. } = &*order;
+            let pressure = budget.pressure(queues, self.ledger.limit(), alive, incoming.as_ref().map(|(it, _)| &**it));
+            let Some(pressure) = pressure else { return true };
+            if departures.len() >= departures_max || !self.evict(order, pressure, departures) {
+                return false;
+            }
+            if let (Some((incoming, key)), Some(gone)) = (&mut incoming, departures.last())
+                && gone.group == key.group()
+                && *gone.key == *key.bytes()
+            {
+                incoming.replaces = None;
+                incoming.freed_bytes = 0;
+            }
+        }
+    }
+
+    /// Takes one entry out that gives way under `pressure`; `false` when readers hold all of them.
+    fn evict(&self, order: &mut Order, pressure: Pressure, departures: &mut Vec<Departed<V>>) -> bool {
+        let usual = order.budget.giving_pool(pressure).and_then(|pool| order.queues.victim(pool, &self.index));
+        let victim = usual.or_else(|| {
+            let pools = order.budget.giving_pools(&order.queues, pressure);
+            pools.into_iter().find_map(|pool| order.queues.victim(pool, &self.index))
+        });
+        match victim {
+            Some(node) => self.take_out(order, node, Cause::Capacity, departures),
+            None => false,
+        }
+    }
+
+    fn take_out(&self, order: &mut Order, node: NodeId, cause: Cause, departures: &mut Vec<Departed<V>>) -> bool {
+        let hash = order.queues.nodes.at(node).hash;
+        let Some(slot) = self.index.remove(hash, node, &order.queues.nodes) else {
+            debug_assert!(false, "an entry of the order is not in the index");
+            return false;
+        };
+        let bytes = slot.bytes();
+        let charged_bytes = slot.value.charged_bytes();
+        let evicted = cause == Cause::Capacity;
+        if let Some(moved) = order.queues.remove(node, bytes, evicted) {
+            self.index.change(moved.hash, moved.from, |slot| slot.node = moved.to);
+        }
+        let class = class_of(slot.role, slot.value.is_negative());
+        order.budget.leave(slot.group, slot.role, class, bytes, evicted);
+        order.key_bytes = order.key_bytes.saturating_sub(allocated_bytes(slot.key.len()));
+        self.settle(order);
+        self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
+        let Slot { key, value, group, role, .. } = slot;
+        departures.push(Departed { group, role, key, value, charged_bytes, cause });
+        true
+    }
+
+    /// Tells the listener about entries that left and drops them, with no lock held.
+    fn see_off(&self, departures: Vec<Departed<V>>) {
+        for Departed { group, role, key, value, charged_bytes, cause } in departures {
+            if let Some(listener) = &self.listener {
+                listener(Evicted { group, role, key: &key, value: &value, cause });
+            }
+            drop(value);
+            self.ledger.leave_store(charged_bytes);
+            self.departing_bytes.fetch_sub(charged_bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets entries give way until the limit holds (and with `everywhere` caps and shares too), in steps.
+    fn give_way(&self, everywhere: bool) {
+        loop {
+            let mut departures = Vec::new();
+            {
+                let order = &mut self.order.lock();
+                if everywhere {
+                    while departures.len() < DEPARTURES_PER_STEP
+                        && let Some(pressure) = order.budget.pressure_anywhere(&order.queues, self.ledger.limit())
+                        && self.evict(order, pressure, &mut departures)
+                    {}
+                }
+                self.make_room(order, None, DEPARTURES_PER_STEP, &mut departures);
+            }
+            let finished = departures.len() < DEPARTURES_PER_STEP;
+            self.see_off(departures);
+            if finished {
+                return;
+            }
+        }
+    }
+
+    /// Brings every entry into the pool of its group's partition, after caps came or went.
+    fn move_to_partitions(&self) {
+        let mut below = u32::MAX;
+        while below > 0 {
+            let mut order = self.order.lock();
+            let end = below.min(order.queues.nodes.len() as u32);
+            below = end.saturating_sub(ENTRIES_PER_STEP);
+            for node in below..end {
+                let hash = order.queues.nodes.at(node).hash;
+                let shard = self.index.read(hash);
+                let Some(slot) = shard.find_node(hash, node) else { continue };
+                let class = class_of(slot.role, slot.value.is_negative());
+                let pool = pool(order.budget.partition_of(slot.group), class);
+                let bytes = slot.bytes();
+                drop(shard);
+                if pool != order.queues.pool_of(node) {
+                    order.queues.move_to_pool(node, pool, bytes, bytes);
+                }
+            }
+        }
+    }
+
+    /// Charges keys and bookkeeping as they are now.
+    fn settle(&self, order: &mut Order) {
+        let before = order.charge.bytes();
+        let now = self.index.allocated() + self.lookups.allocated() + order.queues.allocated() + order.key_bytes;
+        order.charge.resize(now);
+        if now > before {
+            self.ledger.enter_store(now - before);
+        } else {
+            self.ledger.leave_store(before - now);
+        }
+    }
+
+    /// Fills the walk's batch with the next entries; `false` at the end.
+    ///
+    /// Walks from the last node to the first: a removal brings the last node, which was shown already, to a lower place,
+    /// so that nothing is missed.
+    fn next_batch(&self, walk: &mut Walk<V>, group: Option<GroupId>) -> bool {
+        walk.keys.clear();
+        while walk.batch.is_empty() {
+            if walk.below == 0 {
+                return false;
+            }
+            let order = self.order.lock();
+            let end = walk.below.min(order.queues.nodes.len() as u32);
+            walk.below = end.saturating_sub(ENTRIES_PER_STEP);
+            for node in (walk.below..end).rev() {
+                let hash = order.queues.nodes.at(node).hash;
+                let shard = self.index.read(hash);
+                let Some(slot) = shard.find_node(hash, node) else { continue };
+                if group.is_some_and(|group| group != slot.group) {
+                    continue;
+                }
+                let start = walk.keys.len();
+                walk.keys.extend_from_slice(&slot.key);
+                let rank = order.queues.wanted(node, slot.frequency.load(Ordering::Relaxed));
+                walk.batch.push((slot.group, slot.role, start..walk.keys.len(), Arc::clone(&slot.value), rank));
+            }
+        }
+        true
+    }
+}
+
+impl<V: Stored> Relief for Store<V> {
+    fn relieve(&self) {
+        self.give_way(false);
+    }
+}
+
+impl<V: Stored> Drop for Store<V> {
+    fn drop(&mut self) {
+        let order = self.order.get_mut();
+        let classes = [Class::Main, Class::Hot, Class::Negative].map(|class| order.budget.class_bytes(class));
+        // Keys are in both sums.
+        let bytes = classes.iter().sum::<usize>() + order.charge.bytes() - order.key_bytes;
+        self.ledger.leave_store(bytes);
+    }
+}
+
+/// An entry that is under the key of another that wants to come in.
+struct Existing {
+    node: NodeId,
+    pool: PoolId,
+    bytes: usize,
+    pinned: bool,
+}
+
+/// A walk through all entries: those of one step, copied, and where the next step begins.
+struct Walk<V> {
+    below: u32,
+    batch: Vec<(GroupId, Role, std::ops::Range<usize>, Arc<V>, u32)>,
+    keys: Vec<u8>,
+}
+
+impl<V: Stored> Walk<V> {
+    fn new(_: &Store<V>) -> Self {
+        Walk { below: u32::MAX, batch: Vec::new(), keys: Vec::new() }
+    }
+}
+
+/// Compares the other way round, so that a heap gives its least wanted entry first.
+struct Ranked<V> {
+    rank: u32,
+    wanted: Wanted<V>,
+}
+
+impl<V> PartialEq for Ranked<V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+
+impl<V> Eq for Ranked<V> {}
+
+impl<V> PartialOrd for Ranked<V> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<V> Ord for Ranked<V> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.rank.cmp(&self.rank)
+    }
+}
+
+/// Counts look-ups by group and outcome (main hit, hot hit, miss): one addition each, in the stripe of the thread, so that
+/// threads do not meet. The four counters of the interface follow from the three.
+struct Lookups {
+    chunks: Box<[OnceCell<Box<LookupChunk>>]>,
+    chunks_made: AtomicUsize,
+}
+
+type LookupChunk = [LookupStripe; LOOKUP_STRIPES];
+
+/// The counters of a chunk of groups that some threads use; on cache lines of its own.
+#[repr(align(128))]
+struct LookupStripe([[AtomicU64; 3]; GROUPS_PER_CHUNK]);
+
+thread_local! {
+    static STRIPE: usize = {
+        static NEXT: AtomicUsize = const { AtomicUsize::new(0) };
+        NEXT.fetch_add(1, Ordering::Relaxed) % LOOKUP_STRIPES
+    };
+}
+
+impl Lookups {
+    fn new() -> Self {
+        let chunks = (usize::from(u16::MAX) + 1) / GROUPS_PER_CHUNK;
+        Lookups { chunks: (0..chunks).map(|_| OnceCell::new()).collect(), chunks_made: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    fn count(&self, key: &HashedKey<'_>, outcome: usize) {
+        let group = usize::from(key.group().0);
+        let chunk = self.chunks[group / GROUPS_PER_CHUNK].get_or_init(|| self.make_chunk());
+        STRIPE.with(|&stripe| &chunk[stripe]).0[group % GROUPS_PER_CHUNK][outcome].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn of(&self, group: GroupId) -> [u64; 3] {
+        let group = usize::from(group.0);
+        let Some(chunk) = self.chunks[group / GROUPS_PER_CHUNK].get() else { return [0; 3] };
+        let counter =
+            |stripe: &LookupStripe, outcome: usize| stripe.0[group % GROUPS_PER_CHUNK][outcome].load(Ordering::Relaxed);
+        let sum = |outcome| chunk.iter().map(|stripe| counter(stripe, outcome)).sum();
+        [sum(0), sum(1), sum(LOOKUP_MISS)]
+    }
+
+    /// What the counters take of memory, in bytes. A group's first look-up makes them, the next change charges them.
+    fn allocated(&self) -> usize {
+        let chunks = self.chunks_made.load(Ordering::Relaxed) * allocated_bytes(size_of::<LookupChunk>());
+        allocated_bytes(size_of_val(&*self.chunks)) + chunks
+    }
+
+    fn make_chunk(&self) -> Box<LookupChunk> {
+        self.chunks_made.fetch_add(1, Ordering::Relaxed);
+        let counters = |_| std::array::from_fn(|_| AtomicU64::new(0));
+        Box::new(std::array::from_fn(|_| LookupStripe(std::array::from_fn(counters))))
+    }
+}
+
+fn class_of(role: Role, negative: bool) -> Class {
+    match (negative, role) {
+        (true, _) => Class::Negative,
+        (false, Role::Main) => Class::Main,
+        (false, Role::Hot) => Class::Hot,
+    }
+}
+
+const BYTES_PER_SHARD: usize = 1 << 20;
+const SHARDS_MIN: usize = 16;
+const SHARDS_MAX: usize = 1024;
+
+/// Entries that one step of a walk looks at under the lock: some 30 microseconds. Guess.
+const ENTRIES_PER_STEP: u32 = 256;
+
+/// Entries that leave under the lock in one step when the limit is passed without an insertion. Guess.
+const DEPARTURES_PER_STEP: usize = 256;
+
+/// A store is full for [`Store::hot_victim`] when less than one part in this many is free. Guess.
+const FULL_SHARE: usize = 16;
+
+const LOOKUP_MISS: usize = 2;
+const LOOKUP_STRIPES: usize = 16;
+const GROUPS_PER_CHUNK: usize = 64;
