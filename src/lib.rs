@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod edge;
 pub mod entry;
 pub mod fields;
 pub mod fill;
