@@ -10,10 +10,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
-use pingora::server::{Fds, ListenFds};
+use pingora::server::Fds;
 
 use crate::config::{Config, SelfPeer, TlsPair};
 use crate::edge::endpoints::Roles;
@@ -191,18 +190,17 @@ impl Bound {
         format!("{scheme}://{}", self.address)
     }
 
-    /// What pingora needs to listen here: the endpoint, and the table in which it finds the socket.
-    pub fn into_endpoint(self) -> (ListenerConfig, ListenFds) {
+    /// What pingora needs to listen here; `sockets` is the table in which it finds the socket.
+    pub fn into_endpoint(self, sockets: &mut Fds) -> ListenerConfig {
         let name = self.address.to_string();
-        let mut sockets = Fds::new();
         // From here on pingora owns the descriptor: it makes a listener of it and closes it at the end.
         sockets.add(name.clone(), self.socket.into_raw_fd());
         let buffers = L4BufferSettings::new(CONNECTION_BUFFER_BYTES, CONNECTION_BUFFER_BYTES);
-        let mut endpoint = ListenerConfig::tcp(name).l4_buffer(buffers);
-        if let Some(tls) = self.tls {
-            endpoint = endpoint.tls(tls);
+        let endpoint = ListenerConfig::tcp(name).l4_buffer(buffers);
+        match self.tls {
+            Some(tls) => endpoint.tls(tls),
+            None => endpoint,
         }
-        (endpoint, Arc::new(Mutex::new(sockets)))
     }
 }
 

@@ -128,7 +128,7 @@ impl Reloader {
         groups.watch_origins();
         members.connect();
         let memory_bytes = usize::try_from(loaded.config.memory_bytes).unwrap_or(usize::MAX);
-        node.cache.store().configure(memory_bytes, &groups.store);
+        node.cache.store.configure(memory_bytes, &groups.store);
         if let Some(fleet) = &loaded.config.fleet {
             node.local.set_secrets(Secrets::new(fleet.secrets.iter().map(|secret| secret.expose())));
         }
@@ -146,7 +146,7 @@ impl Reloader {
         // Last: fills of the old groups that end until now would come back otherwise.
         for name in &cleared {
             if let Some(id) = self.registry.lock().id(name) {
-                node.cache.store().clear(id);
+                node.cache.store.clear(id);
             }
         }
         Applied { needs_restart, cleared }
