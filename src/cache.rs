@@ -351,7 +351,8 @@ impl Cache {
         let mut answer = self.answer(group, request, Route::Here).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
-            let (reader, fill) = self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
+            let (reader, fill) =
+                self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
             self.spawn_fill(group, request.clone(), None, fill);
             answer = match reader.head().await {
                 Ok(Landed::Streaming(head)) => Answer::from_stream(head, reader, "bypass", false),
@@ -401,6 +402,9 @@ impl Cache {
                 };
             }
             _ => {}
+        }
+        if route == Route::Fleet {
+            self.popularity.observe(key.hash(), now);
         }
         group.stats.loads.increment();
         group.stats.miss_reasons.increment(forward);
@@ -454,7 +458,9 @@ impl Cache {
                 _ => reader.head().await,
             };
             match landed {
-                Err(_) if let Some(stale) = stale.as_ref().filter(|stale| stale.if_error) => return stale.answer("error"),
+                Err(_) if let Some(stale) = stale.as_ref().filter(|stale| stale.if_error) => {
+                    return stale.answer("error");
+                }
                 Err(error) => return Answer::from_error(error, forward),
                 Ok(Landed::Entry(entry, outcome)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.

@@ -141,7 +141,10 @@ mod tests {
             assert_eq!(body.len(), (chunk_bytes * chunks) as u64);
             assert_eq!(body.segments().concat(), parts.concat());
             assert!(chunks < 2 || body.segments().iter().all(|segment| segment.len() <= SEGMENT_BYTES));
-            assert_eq!(body.segments().len(), if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize });
+            assert_eq!(
+                body.segments().len(),
+                if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize }
+            );
         }
     }
 }

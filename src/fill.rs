@@ -162,7 +162,8 @@ impl Filling {
     fn ask_peer(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
-        if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control") {
+        if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
+        {
             fields.push_checked(b"Cache-Control", self.request.directives.to_string().as_bytes());
         }
         self.ask(fields.finish())
@@ -193,8 +194,7 @@ impl Filling {
         }
         let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
         let judgement = self.judge(stale.status, &updated, asked_at, received_at);
-        let fields =
-            freshness::fields_to_store(&self.group.rules, &judgement.directives, &updated, received_at);
+        let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, &updated, received_at);
         let freshness = judgement.freshness;
         let rule = self.rule_of(&fields);
         let Some(variant) = rule.variant_key(&self.request.forwarded) else {
@@ -433,7 +433,9 @@ impl Filling {
             let entry = self.entry_of(&head, &kept, reservation);
             let (rule, variant) = (head.rule.clone(), head.variant.clone());
             self.cache.insert(&self.group, &self.request.key, role, rule, variant, Arc::new(entry));
-        } else if head.status < 500 && let Some(stale) = &self.stale {
+        } else if head.status < 500
+            && let Some(stale) = &self.stale
+        {
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
             self.cache.remove_entry(&self.group, &self.request.key, stale);
         }
@@ -496,15 +498,7 @@ impl Filling {
 
 impl Cache {
     /// Stores an entry beside the other variants of its key.
-    fn insert(
-        &self,
-        group: &Group,
-        key: &Bytes,
-        role: Role,
-        rule: VaryRule,
-        variant: VariantKey,
-        entry: Arc<Entry>,
-    ) {
+    fn insert(&self, group: &Group, key: &Bytes, role: Role, rule: VaryRule, variant: VariantKey, entry: Arc<Entry>) {
         let hashed = HashedKey::new(group.id, key);
         let _writing = self.slot_writer(&hashed).lock();
         let stored = self.store.peek(&hashed).map(|(slot, _)| slot);

@@ -156,7 +156,7 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
             return;
         }
         loop {
-            let progress = self.flight.writer_wake.notified();
+            let progress = self.flight.read_wake.notified();
             {
                 let mut state = self.flight.state.lock();
                 let blocked = state
@@ -188,7 +188,7 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
     /// Ready when nobody has been reading for `grace`.
     pub async fn abandoned(&self, grace: Duration) {
         loop {
-            let left = self.flight.writer_wake.notified();
+            let left = self.flight.left_wake.notified();
             if self.flight.state.lock().readers > 0 {
                 left.await;
                 continue;
@@ -287,7 +287,7 @@ impl<H: Clone> FillReader<H> {
             .await?;
         self.offset += taken;
         if taken > 0 {
-            self.flight.writer_wake.notify_one();
+            self.flight.read_wake.notify_one();
         }
         Ok(taken > 0)
     }
@@ -324,7 +324,8 @@ impl<H> Drop for FillReader<H> {
             state.readers == 0
         };
         if last {
-            self.flight.writer_wake.notify_one();
+            self.flight.left_wake.notify_one();
+            self.flight.read_wake.notify_one();
         }
     }
 }
@@ -332,7 +333,10 @@ impl<H> Drop for FillReader<H> {
 struct Flight<H> {
     state: Mutex<State<H>>,
     readers_wake: Notify,
-    writer_wake: Notify,
+    /// For the writer that waits for room in a window. It and `left_wake` are two, because a writer waits for both at once
+    /// and a wake-up of one must not be lost on the other.
+    read_wake: Notify,
+    left_wake: Notify,
     opened: tokio::time::Instant,
 }
 
@@ -377,7 +381,8 @@ impl<H> Flight<H> {
         Flight {
             state: Mutex::new(state),
             readers_wake: Notify::new(),
-            writer_wake: Notify::new(),
+            read_wake: Notify::new(),
+            left_wake: Notify::new(),
             opened: tokio::time::Instant::now(),
         }
     }
@@ -532,6 +537,24 @@ mod tests {
         assert_eq!(slow.chunk().await, Err(ReadError::FellBehind { offset: 0 }));
         fill.finish();
         assert_eq!(rest(&mut fast).await.unwrap(), b"ef");
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_also_waits_for_readers_to_leave_hears_of_room() {
+        let flights = Flights::new(10);
+        let (mut reader, fill) = open(&flights, "a");
+        fill.begin(200, Keep::Window(1));
+        let writer = tokio::spawn(async move {
+            for chunk in ["a", "b", "c", "d"] {
+                tokio::select! {
+                    () = fill.push(Bytes::from(chunk)) => {}
+                    () = fill.abandoned(Duration::from_secs(1)) => panic!("somebody reads"),
+                }
+            }
+            fill.finish();
+        });
+        assert_eq!(rest(&mut reader).await.unwrap(), b"abcd");
+        writer.await.unwrap();
     }
 
     #[tokio::test]

@@ -64,7 +64,11 @@ impl Group {
 
     /// The client's directives, where this group honours them.
     pub fn directives(&self, fields: &Fields) -> RequestDirectives {
-        if self.rules.honour_request_directives { RequestDirectives::parse(fields) } else { RequestDirectives::default() }
+        if self.rules.honour_request_directives {
+            RequestDirectives::parse(fields)
+        } else {
+            RequestDirectives::default()
+        }
     }
 }
 
@@ -105,9 +109,11 @@ mod tests {
 
     #[test]
     fn a_key_leads_back_to_the_target_that_made_it() {
-        for (template, with_host, expected) in
-            [("{rest}", false, "a/b.jpg?w=1"), ("/{rest}", false, "/a/b.jpg?w=1"), ("p:{rest}", true, "h:81/p:a/b.jpg?w=1")]
-        {
+        for (template, with_host, expected) in [
+            ("{rest}", false, "a/b.jpg?w=1"),
+            ("/{rest}", false, "/a/b.jpg?w=1"),
+            ("p:{rest}", true, "h:81/p:a/b.jpg?w=1"),
+        ] {
             let template = KeyTemplate::parse(template).unwrap();
             let rule = KeyRule { template, query: QueryRule::Keep, with_host };
             let mut key = Vec::new();

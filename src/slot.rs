@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::entry::Entry;
 use crate::fields::Fields;
-use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::memory::allocated_bytes;
+use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::store::Stored;
 
 /// The variants stored under one key. Immutable but for the use counts; who adds a variant makes another slot.
@@ -47,7 +47,13 @@ impl Slot {
 
     /// A slot with `entry` in the place of its variant. Variants stored under another rule are dropped: what they vary on is
     /// no longer what the origin says. Beyond `variants_max` the least used goes.
-    pub fn with(stored: Option<&Slot>, rule: VaryRule, key: VariantKey, entry: Arc<Entry>, variants_max: usize) -> Slot {
+    pub fn with(
+        stored: Option<&Slot>,
+        rule: VaryRule,
+        key: VariantKey,
+        entry: Arc<Entry>,
+        variants_max: usize,
+    ) -> Slot {
         let mut kept: Vec<Variant> = stored
             .filter(|slot| slot.rule == rule)
             .map(|slot| slot.variants.iter().filter(|variant| variant.key != key).map(Variant::again).collect())

@@ -200,9 +200,8 @@ async fn a_fill_that_nobody_reads_ends_after_a_second_unless_it_is_half_done() {
     });
     origin.arrived("/head", 1).await;
     waiting.abort();
-    while origin.abandoned() < 2 || node.cache.flights.count() > 0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    origin.wait_abandoned(2).await;
+    assert_eq!(node.cache.flights.count(), 0);
     assert_eq!(node.cache.flights.count(), 0);
 
     let gate = Gate::new();
