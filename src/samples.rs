@@ -35,10 +35,8 @@ mod tests {
     #[test]
     fn all_files_of_the_folder_are_in_the_program() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/pictures");
-        let mut files: Vec<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut files: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         let mut names: Vec<&str> = PICTURES.iter().map(|picture| picture.name).collect();
         files.sort();
         names.sort_unstable();

@@ -109,19 +109,19 @@ pub enum StartError {
 /// It does not start; nothing was served then.
 pub fn run(options: Options) -> Result<(), StartError> {
     let Options { config, sha256, file, until_input_ends } = options;
-    let bound: Vec<Bound> =
-        listeners::plan(&config).into_iter().map(listeners::bind).collect::<Result<_, _>>()?;
+    let bound: Vec<Bound> = listeners::plan(&config).into_iter().map(listeners::bind).collect::<Result<_, _>>()?;
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     let threads = config.threads;
     let (path, watched) = file.map(|file| (file.path, file.watch)).unzip();
     let parts = Parts::build(config, sha256, path.clone(), &bound, &server.configuration)?;
     let lifecycle = parts.reloader.node.lifecycle.clone();
 
-    let (told, other) = mpsc::channel(4);
+    let (told, receiver) = mpsc::channel(4);
     if until_input_ends {
         end_with_input(told.clone());
     }
-    let supervisor = Supervisor { lifecycle, node: parts.reloader.clone(), other: Mutex::new(Some(other)) };
+    let supervisor =
+        Supervisor { lifecycle, node: parts.reloader.clone(), told: Mutex::new(Some((told.clone(), receiver))) };
     let watched = path.filter(|_| watched == Some(true));
     server.add_service(Serving::new(parts, bound, threads, watched, told));
     server.run(RunArgs { shutdown_signal: Box::new(supervisor) });
@@ -336,7 +336,7 @@ fn end_with_input(told: mpsc::Sender<Told>) {
     // A thread of its own: reading standard input cannot be cancelled, and a runtime would wait for it at the end.
     let reading = std::thread::Builder::new().name("input".into()).spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        let _ = told.blocking_send(Told::Interrupt);
+        let _ = told.blocking_send(Told::Orphaned);
     });
     if let Err(error) = reading {
         tracing::warn!(%error, "standard input is not watched");

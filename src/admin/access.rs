@@ -118,7 +118,8 @@ pub fn may_upgrade(has_secret: bool, caller: &Caller<'_>) -> Result<(), Denied> 
 /// Why not.
 pub fn may_ask_as_go_peer(peers: &[IpAddr], allow: &[IpNet], caller: &Caller<'_>) -> Result<(), Denied> {
     let Some(address) = caller.address.map(|address| address.to_canonical()) else { return Err(Denied::Forbidden) };
-    let known = peers.iter().any(|peer| peer.to_canonical() == address) || allow.iter().any(|net| net.contains(&address));
+    let known =
+        peers.iter().any(|peer| peer.to_canonical() == address) || allow.iter().any(|net| net.contains(&address));
     if caller.direct && known { Ok(()) } else { Err(Denied::Forbidden) }
 }
 

@@ -130,7 +130,10 @@ impl Admin {
             Denied::TokenNeeded => respond(
                 401,
                 TEXT,
-                &[("WWW-Authenticate", "Bearer realm=\"groupcache\""), ("WWW-Authenticate", "Basic realm=\"groupcache\"")],
+                &[
+                    ("WWW-Authenticate", "Bearer realm=\"groupcache\""),
+                    ("WWW-Authenticate", "Basic realm=\"groupcache\""),
+                ],
                 Bytes::from_static(b"a token is needed\n"),
             ),
         }

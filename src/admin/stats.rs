@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::Ring;
 use crate::origin::UpstreamSnapshot;
-use crate::peer::Peer as _;
+use crate::peer::{self, Peer as _};
 use crate::server::groups::Served;
 use crate::server::node::Node;
 use crate::stats::GroupStats;
@@ -159,13 +159,14 @@ fn fleet(node: &Node) -> FleetState {
         Ring::Mailgun => "mailgun",
         Ring::V3 => "v3",
     });
-    let others = members.list.iter().enumerate().filter_map(|(index, member)| Some((index, member, member.link.as_ref()?)));
+    let others =
+        members.list.iter().enumerate().filter_map(|(index, member)| Some((index, member, member.link.as_ref()?)));
     let peers = others.map(|(index, member, link)| {
         let status = link.status();
         PeerState {
             url: member.url.clone(),
             state: status.state.as_str(),
-            reason: status.state.reason().map(str::to_owned),
+            reason: reason_of(&status.state),
             protocol: status.protocol,
             version: status.version,
             ring_id: status.ring_id.map(ring_id),
@@ -175,6 +176,13 @@ fn fleet(node: &Node) -> FleetState {
         }
     });
     FleetState { ring, ring_id: members.ring.is_some().then(|| ring_id(members.ring_id())), peers: peers.collect() }
+}
+
+fn reason_of(state: &peer::PeerState) -> Option<String> {
+    match state {
+        peer::PeerState::Down(reason) | peer::PeerState::Refused(reason) => Some(reason.clone()),
+        peer::PeerState::Up | peer::PeerState::Draining => None,
+    }
 }
 
 fn ring_id(id: u64) -> String {
@@ -229,7 +237,7 @@ fn resident_bytes() -> Option<u64> {
 }
 
 /// A time as of RFC 3339, in UTC.
-fn rfc3339(wall_seconds: i64) -> String {
+pub(super) fn rfc3339(wall_seconds: i64) -> String {
     let (days, seconds) = (wall_seconds.div_euclid(86_400), wall_seconds.rem_euclid(86_400));
     // The calendar repeats every 400 years; counting years from March puts the leap day last.
     let (era, day_of_era) = ((days + 719_468).div_euclid(146_097), (days + 719_468).rem_euclid(146_097));

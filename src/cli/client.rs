@@ -66,7 +66,10 @@ impl NodeArguments {
             return NodeUrl::parse(url);
         }
         let loaded = Config::load(&self.config, &SystemEnvironment { allow_unset: true }).map_err(|_| {
-            Failure::bad(format!("which node? Give --node URL or set GROUPCACHE_URL ({} does not say it)", self.config.display()))
+            Failure::bad(format!(
+                "which node? Give --node URL or set GROUPCACHE_URL ({} does not say it)",
+                self.config.display()
+            ))
         })?;
         let config = loaded.config;
         match config.admin.address {
@@ -105,7 +108,9 @@ pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<R
         401 => Err(Failure::unable(format!(
             "{node} wants a token; set GROUPCACHE_ADMIN_TOKEN or GROUPCACHE_READ_TOKEN, or give --token-file"
         ))),
-        403 => Err(Failure::unable(format!("{node} does not answer this machine; ask from the node itself, or see admin.allow"))),
+        403 => Err(Failure::unable(format!(
+            "{node} does not answer this machine; ask from the node itself, or see admin.allow"
+        ))),
         404 => Err(Failure::unable(format!(
             "{node} does not answer administration there; use the URL of admin.address, or of a listener on loopback"
         ))),

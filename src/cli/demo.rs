@@ -18,8 +18,10 @@ use super::client::{NodeUrl, get};
 use super::{Exit, Failure, print};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  groupcache-proxy demo\n  groupcache-proxy demo --nodes 5 --origin /var/www --port 9000\n\n\
-                        Ctrl-C stops all.")]
+#[command(
+    after_help = "Examples:\n  groupcache-proxy demo\n  groupcache-proxy demo --nodes 5 --origin /var/www --port 9000\n\n\
+                        Ctrl-C stops all."
+)]
 pub(super) struct Arguments {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=32))]
@@ -42,7 +44,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let source = match &arguments.origin {
         Some(origin) => Source::of(origin)?,
         None => {
-            let address = runtime.block_on(origin::start()).map_err(|error| Failure::unable(format!("no origin: {error}")))?;
+            let address =
+                runtime.block_on(origin::start()).map_err(|error| Failure::unable(format!("no origin: {error}")))?;
             Source { group: "thumbnails", path: "/thumbnails/", key: "origin", value: format!("http://{address}/") }
         }
     };

@@ -86,14 +86,25 @@ fn lines(facts: &Value) -> String {
             Some(Value::String(text)) => text.chars().filter(|c| !c.is_control()).collect(),
             Some(other) => other.to_string(),
         };
-        let unit = if matches!(*name, "age" | "ttl" | "stale_until") && value != "-" { " s" } else { "" };
+        let unit = if matches!(*name, "age" | "ttl") && value != "-" { " s" } else { "" };
         text.push_str(&format!("{:<13} {value}{unit}\n", name.replace('_', " ")));
     }
     text
 }
 
 const FACTS: &[&str] = &[
-    "group", "key", "variant", "owner", "acting_owner", "stored", "age", "ttl", "stale_until", "tags", "origin_url", "reason",
+    "group",
+    "key",
+    "variant",
+    "owner",
+    "acting_owner",
+    "stored",
+    "age",
+    "ttl",
+    "stale_until",
+    "tags",
+    "origin_url",
+    "reason",
 ];
 
 #[cfg(test)]
@@ -104,7 +115,11 @@ mod tests {
     fn the_question_carries_the_target_byte_for_byte() {
         for (url, headers, expected) in [
             ("/a%20b?x=1&y", vec![], Some("/_groupcache/explain?path=/a%2520b%3Fx%3D1%26y")),
-            ("http://h:1/a", vec!["Accept: b"], Some("/_groupcache/explain?path=/a&header=Host%3A%20h%3A1&header=Accept%3A%20b")),
+            (
+                "http://h:1/a",
+                vec!["Accept: b"],
+                Some("/_groupcache/explain?path=/a&header=Host%3A%20h%3A1&header=Accept%3A%20b"),
+            ),
             ("http://h", vec![], Some("/_groupcache/explain?path=/&header=Host%3A%20h")),
             ("a", vec![], None),
             ("/a", vec!["nonsense"], None),

@@ -9,9 +9,11 @@ use super::{DEFAULT_CONFIG, Exit, Failure, print};
 use crate::samples::PICTURES;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  groupcache-proxy init                                    with sample pictures, to try it\n  \
+#[command(
+    after_help = "Examples:\n  groupcache-proxy init                                    with sample pictures, to try it\n  \
                         groupcache-proxy init --origin http://127.0.0.1:9000     for a server of yours\n\n\
-                        An existing file is never overwritten.")]
+                        An existing file is never overwritten."
+)]
 pub(super) struct Arguments {
     /// Where the configuration is written; - is standard output
     #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -83,9 +85,10 @@ mod tests {
     fn what_is_written_loads_and_asks_the_named_source() {
         assert!(SHIPPED.contains(SHIPPED_SOURCE));
         let folder = tempfile::tempdir().unwrap();
-        for (origin, expected) in
-            [("http://127.0.0.1:9000/", "http://127.0.0.1:9000/".to_owned()), (".", folder.path().display().to_string())]
-        {
+        for (origin, expected) in [
+            ("http://127.0.0.1:9000/", "http://127.0.0.1:9000/".to_owned()),
+            (".", folder.path().display().to_string()),
+        ] {
             let text = configuration(Some(origin)).unwrap();
             let loaded = Config::parse(&text, "proxy.yaml", folder.path(), &SystemEnvironment::default()).unwrap();
             let source = match &loaded.config.groups[0].source {

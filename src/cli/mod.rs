@@ -179,7 +179,9 @@ mod tests {
             assert_eq!(arguments.config, std::path::Path::new(config), "{line}");
             assert_eq!(arguments.origin.as_deref(), origin, "{line}");
         }
-        for wrong in ["groupcache-proxy run --listen :1", "groupcache-proxy run --origin a --watch", "groupcache-proxy x"] {
+        for wrong in
+            ["groupcache-proxy run --listen :1", "groupcache-proxy run --origin a --watch", "groupcache-proxy x"]
+        {
             assert!(Cli::try_parse_from(wrong.split(' ')).is_err(), "{wrong}");
         }
     }

@@ -44,15 +44,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             Options { config, sha256: String::new(), file: None, until_input_ends: arguments.until_input_ends }
         }
         None => {
-            let loaded = Config::load(&arguments.config, &SystemEnvironment::default()).map_err(|found| {
-                match arguments.config.exists() {
-                    true => all(&found),
-                    false => Failure::bad(format!(
-                        "{} is not there; write one with: groupcache-proxy init, or try: groupcache-proxy demo",
-                        arguments.config.display()
-                    )),
-                }
-            })?;
+            let loaded =
+                Config::load(&arguments.config, &SystemEnvironment::default()).map_err(|found| {
+                    match arguments.config.exists() {
+                        true => all(&found),
+                        false => Failure::bad(format!(
+                            "{} is not there; write one with: groupcache-proxy init, or try: groupcache-proxy demo",
+                            arguments.config.display()
+                        )),
+                    }
+                })?;
             for warning in &loaded.warnings {
                 eprintln!("{warning} (warning)");
             }

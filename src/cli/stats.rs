@@ -10,8 +10,10 @@ use super::client::{NodeUrl, get};
 use super::{Exit, Failure, NodeArguments, print};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  groupcache-proxy stats\n  groupcache-proxy stats http://127.0.0.1:8081 --watch\n  \
-                        groupcache-proxy stats --json | jq .groups")]
+#[command(
+    after_help = "Examples:\n  groupcache-proxy stats\n  groupcache-proxy stats http://127.0.0.1:8081 --watch\n  \
+                        groupcache-proxy stats --json | jq .groups"
+)]
 pub(super) struct Arguments {
     /// URL of the node
     #[arg(value_name = "URL")]
@@ -85,9 +87,12 @@ fn table(node: &str, stats: &Value) -> String {
     }
     if let Some(groups) = stats["groups"].as_object() {
         let mut rows = vec![
-            ["group", "requests", "hits 1m", "hit", "stale", "reval.", "miss", "pass", "error", "main", "hot", "origin", "peers"]
-                .map(str::to_owned)
-                .to_vec(),
+            [
+                "group", "requests", "hits 1m", "hit", "stale", "reval.", "miss", "pass", "error", "main", "hot",
+                "origin", "peers",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         ];
         for (name, group) in groups {
             let client = &group["client"];
@@ -112,7 +117,8 @@ fn table(node: &str, stats: &Value) -> String {
     let fleet = &stats["fleet"];
     if let Some(peers) = fleet["peers"].as_array().filter(|peers| !peers.is_empty()) {
         let _ = writeln!(text, "\nring {}  {}", word(&fleet["ring"]), word(&fleet["ring_id"]));
-        let mut rows = vec![["peer", "state", "protocol", "version", "share", "requests", "errors"].map(str::to_owned).to_vec()];
+        let mut rows =
+            vec![["peer", "state", "protocol", "version", "share", "requests", "errors"].map(str::to_owned).to_vec()];
         for peer in peers {
             let other_ring = peer["ring_id"].is_string() && peer["ring_id"] != fleet["ring_id"];
             rows.push(vec![
@@ -133,7 +139,7 @@ fn table(node: &str, stats: &Value) -> String {
 /// Columns as wide as their widest cell; the first is aligned left, numbers right.
 fn write_rows(text: &mut String, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column| rows.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
     text.push('\n');
     for row in rows {
@@ -195,11 +201,9 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        for (number, as_count, as_bytes, as_duration) in [
-            (0, "0", "0 B", "0s"),
-            (999, "999", "999 B", "16m 39s"),
-            (1_048_576, "1,048,576", "1.0 MiB", "12d 3h"),
-        ] {
+        for (number, as_count, as_bytes, as_duration) in
+            [(0, "0", "0 B", "0s"), (999, "999", "999 B", "16m 39s"), (1_048_576, "1,048,576", "1.0 MiB", "12d 3h")]
+        {
             let value = json!(number);
             assert_eq!((&*count(&value), &*bytes(&value), &*duration(&value)), (as_count, as_bytes, as_duration));
         }

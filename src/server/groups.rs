@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -13,7 +14,8 @@ use crate::freshness::{self, Rules};
 use crate::group::{Group, KeyRule};
 use crate::key::GroupId;
 use crate::origin::{
-    Balance, Directory, DirectorySettings, HeaderRules, Health, HostRule, HttpOrigin, OriginSettings, OriginUrl, Timeouts,
+    Balance, Directory, DirectorySettings, HeaderRules, Health, HostRule, HttpOrigin, OriginSettings, OriginUrl,
+    Timeouts,
 };
 use crate::semantics::forward::{Folding, ForwardPolicy, RequestHeaders};
 use crate::semantics::key::KeyTemplate;
@@ -189,7 +191,11 @@ fn rules(group: &config::Group) -> Rules {
         ignore_expires: freshness.ignore.expires,
         ignore_vary: freshness.ignore.vary,
         default_lifetime: freshness.default,
-        heuristic_max: freshness.heuristic_max,
+        // A directory is asked again by a look at the file, which costs less than being wrong.
+        heuristic_max: match group.source {
+            GroupSource::Directory(_) => Duration::ZERO,
+            GroupSource::Origin(_) => freshness.heuristic_max,
+        },
         lifetime_max: freshness.max,
         negative: freshness.negative.iter().map(|(status, lifetime)| (*status, *lifetime)).collect(),
         errors: freshness.errors,

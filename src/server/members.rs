@@ -74,11 +74,8 @@ impl Members {
     ) -> Result<Members, FleetError> {
         let own = own_index(configured, surroundings.listeners)?;
         let kind = ring_kind(configured.ring);
-        let ring_peers: Vec<RingPeer> = configured
-            .peers
-            .iter()
-            .map(|peer| RingPeer { url: peer.url.clone(), weight: peer.weight })
-            .collect();
+        let ring_peers: Vec<RingPeer> =
+            configured.peers.iter().map(|peer| RingPeer { url: peer.url.clone(), weight: peer.weight }).collect();
         let ring = Ring::new(kind, configured.go.replicas, &ring_peers);
         let links = Links::new(configured, surroundings, before)?;
         let mut list = Vec::with_capacity(configured.peers.len());
@@ -112,7 +109,9 @@ impl Members {
 
     /// What of the ring's identity peers tell one another; zero in a fleet of one.
     pub fn ring_id(&self) -> u64 {
-        self.ring.as_ref().map_or(0, |ring| u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().unwrap_or_default()))
+        self.ring
+            .as_ref()
+            .map_or(0, |ring| u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().unwrap_or_default()))
     }
 
     /// The URL of this node.
@@ -162,9 +161,7 @@ impl<'a> Links<'a> {
                 && before.ring == configured.ring
                 && before.go == configured.go
         });
-        let tls = configured.tls.as_ref().map(|tls| {
-            (text(&tls.ca), (text(&tls.pair.cert), text(&tls.pair.key)))
-        });
+        let tls = configured.tls.as_ref().map(|tls| (text(&tls.ca), (text(&tls.pair.cert), text(&tls.pair.key))));
         let (ca, pair) = tls.unzip();
         let go = dialect(configured.ring).map(|dialect| (dialect, http_connector(ca.clone(), pair.clone())));
         let kept = if alike { &before.list[..] } else { &[] };
@@ -172,7 +169,9 @@ impl<'a> Links<'a> {
     }
 
     fn to(&self, peer: &FleetPeer) -> Result<Arc<PeerLink>, FleetError> {
-        if let Some(link) = self.kept.iter().find(|member| member.url == peer.url).and_then(|member| member.link.clone()) {
+        if let Some(link) =
+            self.kept.iter().find(|member| member.url == peer.url).and_then(|member| member.link.clone())
+        {
             return Ok(link);
         }
         let failed = |reason: &str| FleetError { key: "peers", reason: format!("{}: {reason}", peer.url) };

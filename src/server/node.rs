@@ -69,7 +69,8 @@ impl Node {
     /// Where the listener is bound that took a connection to `local`: the address itself, or all addresses with its port.
     pub fn listener_of(&self, local: Option<SocketAddr>) -> Option<SocketAddr> {
         let local = local?;
-        let same_port = || self.listening.iter().map(|listening| listening.address).filter(|a| a.port() == local.port());
+        let same_port =
+            || self.listening.iter().map(|listening| listening.address).filter(|a| a.port() == local.port());
         same_port()
             .find(|address| address.ip().to_canonical() == local.ip().to_canonical())
             .or_else(|| same_port().find(|address| address.ip().is_unspecified()))

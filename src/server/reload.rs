@@ -106,12 +106,8 @@ impl Reloader {
         let patience = origin_patience(&loaded.config);
         let built = runtime.spawn_blocking(move || {
             let listeners = peer_listeners(&node.listening);
-            let surroundings = Surroundings {
-                local: &node.local,
-                clock: &clock,
-                listeners: &listeners,
-                origin_patience: patience,
-            };
+            let surroundings =
+                Surroundings { local: &node.local, clock: &clock, listeners: &listeners, origin_patience: patience };
             Members::build(&fleet, &surroundings, &node.members.load())
         });
         built.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())

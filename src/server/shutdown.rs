@@ -11,14 +11,13 @@
 //! once. pingora's own shutdown is not used: it sleeps a fixed time whatever is in flight (300 s unless told otherwise).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// Where a node is in its life.
@@ -51,8 +50,7 @@ impl State {
 pub struct Lifecycle {
     state: watch::Sender<State>,
     stop: watch::Sender<bool>,
-    open: AtomicUsize,
-    all_closed: Notify,
+    open: watch::Sender<usize>,
 }
 
 impl Lifecycle {
@@ -61,8 +59,7 @@ impl Lifecycle {
         Arc::new(Lifecycle {
             state: watch::Sender::new(State::Starting),
             stop: watch::Sender::new(false),
-            open: AtomicUsize::new(0),
-            all_closed: Notify::new(),
+            open: watch::Sender::new(0),
         })
     }
 
@@ -111,27 +108,19 @@ impl Lifecycle {
 
     /// Counts a connection until the guard is dropped.
     pub fn open_connection(self: &Arc<Self>) -> OpenConnection {
-        self.open.fetch_add(1, Ordering::SeqCst);
+        self.open.send_modify(|open| *open += 1);
         OpenConnection(self.clone())
     }
 
     /// Connections that are open now.
     pub fn open_connections(&self) -> usize {
-        self.open.load(Ordering::SeqCst)
+        *self.open.borrow()
     }
 
     /// Returns when no connection is open.
     pub async fn all_closed(&self) {
-        loop {
-            let closed = self.all_closed.notified();
-            tokio::pin!(closed);
-            // Registered before looking, so that a connection that closes in between is not missed.
-            closed.as_mut().enable();
-            if self.open_connections() == 0 {
-                return;
-            }
-            closed.await;
-        }
+        // The sender is ours: waiting ends with the condition and not otherwise.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 }
 
@@ -141,9 +130,7 @@ pub struct OpenConnection(Arc<Lifecycle>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.all_closed.notify_waiters();
-        }
+        self.0.open.send_modify(|open| *open = open.saturating_sub(1));
     }
 }
 
@@ -152,8 +139,11 @@ impl Drop for OpenConnection {
 pub enum Told {
     /// SIGTERM.
     Terminate,
-    /// SIGINT, or the parent that was to be outlived by nobody is gone.
+    /// SIGINT.
     Interrupt,
+    /// Whoever started this node and was not to be outlived is gone. As SIGINT, but never a sign of impatience: with
+    /// Ctrl-C both come at once.
+    Orphaned,
     /// SIGHUP, or the file changed.
     Reload,
 }
@@ -168,22 +158,13 @@ pub struct ShutdownTimes {
 }
 
 /// Takes the node through the table above. Returns when the process may end; `true` when nothing was cut off.
-pub async fn end(
-    lifecycle: &Lifecycle,
-    times: ShutdownTimes,
-    first: Told,
-    mut next: impl AsyncFnMut() -> Told,
-) -> bool {
+pub async fn end(lifecycle: &Lifecycle, times: ShutdownTimes, first: Told, told: &mut mpsc::Receiver<Told>) -> bool {
     lifecycle.drain();
     let begun = Instant::now();
     let accepting_until = begun + if first == Told::Terminate { times.delay } else { Duration::ZERO };
-    let mut second = async || {
-        // A reload has no meaning any more; anything else is impatience.
-        while next().await == Told::Reload {}
-    };
     tokio::select! {
         () = tokio::time::sleep_until(accepting_until) => {}
-        () = second() => return cut_off(lifecycle),
+        () = second(told) => return cut_off(lifecycle),
     }
     lifecycle.stop();
     tokio::select! {
@@ -192,7 +173,18 @@ pub async fn end(
             true
         }
         () = tokio::time::sleep(times.timeout) => cut_off(lifecycle),
-        () = second() => cut_off(lifecycle),
+        () = second(told) => cut_off(lifecycle),
+    }
+}
+
+/// Waits for a second signal that means impatience; a reload has no meaning any more.
+async fn second(told: &mut mpsc::Receiver<Told>) {
+    loop {
+        match told.recv().await {
+            Some(Told::Reload | Told::Orphaned) => {}
+            Some(Told::Terminate | Told::Interrupt) => return,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -205,37 +197,27 @@ fn cut_off(lifecycle: &Lifecycle) -> bool {
     open == 0
 }
 
-/// The signals of this process, and what else may tell the node the same.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    other: tokio::sync::mpsc::Receiver<Told>,
-}
-
-impl Signals {
-    /// Takes the signals over; to be called inside a runtime with signals enabled.
-    ///
-    /// # Errors
-    /// When the system does not let.
-    pub fn new(other: tokio::sync::mpsc::Receiver<Told>) -> std::io::Result<Self> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            other,
-        })
-    }
-
-    /// The next one.
-    pub async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.terminate.recv() => Told::Terminate,
-            _ = self.interrupt.recv() => Told::Interrupt,
-            _ = self.hangup.recv() => Told::Reload,
-            Some(told) = self.other.recv() => told,
+/// Passes the signals of this process on; to be called inside a runtime with signals enabled.
+///
+/// # Errors
+/// When the system does not let.
+fn forward_signals(told: mpsc::Sender<Told>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            let received = tokio::select! {
+                _ = terminate.recv() => Told::Terminate,
+                _ = interrupt.recv() => Told::Interrupt,
+                _ = hangup.recv() => Told::Reload,
+            };
+            if told.send(received).await.is_err() {
+                return;
+            }
         }
-    }
+    });
+    Ok(())
 }
 
 /// What pingora's server waits for: everything that happens between start and end.
@@ -254,29 +236,27 @@ pub struct Supervisor {
     pub lifecycle: Arc<Lifecycle>,
     /// The node.
     pub node: Arc<dyn Supervise>,
-    /// Taken by the first call; pingora makes only one.
-    pub other: Mutex<Option<tokio::sync::mpsc::Receiver<Told>>>,
+    /// Where signals and others tell what is to be done. Taken by the first call; pingora makes only one.
+    pub told: Mutex<Option<(mpsc::Sender<Told>, mpsc::Receiver<Told>)>>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Supervisor {
     async fn recv(&self) -> ShutdownSignal {
-        let Some(other) = self.other.lock().take() else { return ShutdownSignal::FastShutdown };
-        let mut signals = match Signals::new(other) {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!(%error, "signals cannot be received");
-                return ShutdownSignal::FastShutdown;
-            }
-        };
+        let Some((sender, mut told)) = self.told.lock().take() else { return ShutdownSignal::FastShutdown };
+        if let Err(error) = forward_signals(sender) {
+            tracing::error!(%error, "signals cannot be received");
+            return ShutdownSignal::FastShutdown;
+        }
         let first = loop {
-            match signals.next().await {
-                Told::Reload => self.node.reload().await,
-                ending => break ending,
+            match told.recv().await {
+                Some(Told::Reload) => self.node.reload().await,
+                Some(ending) => break ending,
+                None => break Told::Interrupt,
             }
         };
-        tracing::info!(open = self.lifecycle.open_connections(), "shutting down");
-        end(&self.lifecycle, self.node.shutdown_times(), first, async || signals.next().await).await;
+        tracing::info!(connections = self.lifecycle.open_connections(), "shutting down");
+        end(&self.lifecycle, self.node.shutdown_times(), first, &mut told).await;
         ShutdownSignal::FastShutdown
     }
 }
@@ -306,15 +286,14 @@ mod tests {
             let _ = stop.wait_for(|stop| *stop).await;
             begun.elapsed().as_secs()
         });
-        let mut second = second;
-        let whole = end(&lifecycle, TIMES, first, async || match second.take() {
-            Some((seconds, told)) => {
+        let (sender, mut told) = mpsc::channel(1);
+        if let Some((seconds, signal)) = second {
+            tokio::spawn(async move {
                 tokio::time::sleep_until(begun + Duration::from_secs(seconds)).await;
-                told
-            }
-            None => std::future::pending().await,
-        })
-        .await;
+                let _ = sender.send(signal).await;
+            });
+        }
+        let whole = end(&lifecycle, TIMES, first, &mut told).await;
         (closed_after.await.unwrap(), begun.elapsed().as_secs(), whole)
     }
 
@@ -329,6 +308,7 @@ mod tests {
             ("a second signal during the delay", Told::Terminate, Some(9), Some((1, Told::Terminate)), (1, 1, false)),
             ("a second signal while finishing", Told::Terminate, Some(9), Some((6, Told::Interrupt)), (5, 6, false)),
             ("a reload is no second signal", Told::Terminate, Some(9), Some((1, Told::Reload)), (5, 9, true)),
+            ("Ctrl-C of a parent that goes, too", Told::Interrupt, Some(2), Some((1, Told::Orphaned)), (0, 2, true)),
         ] {
             assert_eq!(shut_down(first, request, second).await, expected, "{case}");
         }

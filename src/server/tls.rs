@@ -42,7 +42,11 @@ impl Certificates {
         install_default_crypto_provider();
         let seen = stamps(pairs);
         let loaded = load_all(pairs)?;
-        Ok(Arc::new(Certificates { pairs: pairs.to_vec(), loaded: ArcSwap::from_pointee(loaded), seen: Mutex::new(seen) }))
+        Ok(Arc::new(Certificates {
+            pairs: pairs.to_vec(),
+            loaded: ArcSwap::from_pointee(loaded),
+            seen: Mutex::new(seen),
+        }))
     }
 
     /// Reads the files again if one of them changed; says whether the certificates were replaced.
