@@ -205,7 +205,11 @@ impl OneRequest {
 }
 
 impl AsyncRead for OneRequest {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             self.decode()?;
             if !self.ready.is_empty() {

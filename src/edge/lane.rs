@@ -240,16 +240,7 @@ impl Lane {
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
                     if self.edge.log.wants(sent.is_err()) {
-                        self.log_hit(
-                            &connection,
-                            head_bytes,
-                            client,
-                            &response,
-                            &site,
-                            exit,
-                            body_bytes,
-                            sent.is_err(),
-                        );
+                        self.log_hit(&connection, head_bytes, client, &response, &site, exit, body_bytes, sent.is_err());
                     }
                     drop(segments);
                     scratch.keep_site(site);
@@ -325,13 +316,7 @@ impl Lane {
         if let Method::Other(method) = head.method {
             if !site.passes(method) {
                 let allow = Fields::from_pairs([("Allow", site.allow())]).unwrap_or_default();
-                return refuse_at(
-                    Refusal::new(405, "method", "method not allowed"),
-                    allow,
-                    Some(site.clone()),
-                    head,
-                    exit,
-                );
+                return refuse_at(Refusal::new(405, "method", "method not allowed"), allow, Some(site.clone()), head, exit);
             }
             return self.pass(head, site, &scratch.key, ForwardReason::Method, None, client, exit);
         }
@@ -476,13 +461,7 @@ impl Lane {
         }
     }
 
-    async fn answer_load(
-        &self,
-        mut connection: Connection,
-        load: Load,
-        client: ClientFacts,
-        shutdown: &ShutdownWatch,
-    ) -> Next {
+    async fn answer_load(&self, mut connection: Connection, load: Load, client: ClientFacts, shutdown: &ShutdownWatch) -> Next {
         let Load { site, request, wanted, exit, passing, log } = load;
         let Ok(answer) = connection.wait_for(self.edge.cache.get(&site.group, &request)).await else {
             site.group.stats.client.count(Outcome::Error, 0);
@@ -580,13 +559,7 @@ impl Lane {
                     Err(Some(refusal)) => {
                         exit.keep_alive = false;
                         self.edge.stats.rejects.increment(refusal.word);
-                        let response = Response::own(
-                            refusal.status,
-                            refusal.reason,
-                            Fields::empty(),
-                            exit.head_only,
-                            exit.started,
-                        );
+                        let response = Response::own(refusal.status, refusal.reason, Fields::empty(), exit.head_only, exit.started);
                         return self.finish_endpoint(connection, response, exit).await;
                     }
                     Err(None) => return Next::Gone,
@@ -607,8 +580,7 @@ impl Lane {
                 connection.head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
                 connection.head.extend_from_slice(fields.as_bytes());
                 connection.head.extend_from_slice(b"\r\n");
-                // Without fields of ours, the protocol answers the upgrade itself.
-                if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
+                if connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
                     protocol.run(stream, read).await;
                 }
@@ -681,33 +653,24 @@ impl Lane {
     ) -> Sent {
         self.edge.stats.rejects.increment(refusal.word);
         if refusal.status == 405 && fields.is_empty() {
-            fields =
-                Fields::from_pairs([("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]).unwrap_or_default();
+            fields = Fields::from_pairs([("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]).unwrap_or_default();
         }
-        let mut response = Response::own(refusal.status, refusal.reason, fields, exit.head_only, self.edge.cache.now());
+        let mut response =
+            Response::own(refusal.status, refusal.reason, fields, exit.head_only, self.edge.cache.now());
         let (sent, _) = self.send(connection, &mut response, &FieldRules::default(), exit).await;
         if let Some(site) = &site {
             site.group.stats.client.count(Outcome::Error, sent.body_bytes);
         }
         let broken = sent.broken.is_some();
-        self.log(
-            &log,
-            client,
-            exit,
-            site.as_deref(),
-            refusal.status,
-            Outcome::Error,
-            sent.body_bytes,
-            refusal.reason,
-            broken,
-        );
+        self.log(&log, client, exit, site.as_deref(), refusal.status, Outcome::Error, sent.body_bytes, refusal.reason, broken);
         sent
     }
 
     /// Too many connections: a short answer that needs no question, if the socket takes it at once.
     async fn turn_away(&self, stream: Stream) {
         let mut connection = Connection::new(stream, &[], self.edge.limits());
-        let mut response = Response::own(503, "too many connections", Fields::empty(), false, self.edge.cache.now());
+        let mut response =
+            Response::own(503, "too many connections", Fields::empty(), false, self.edge.cache.now());
         let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: self.edge.cache.now() };
         let (sent, _) = self.send(&mut connection, &mut response, &FieldRules::default(), exit).await;
         if sent.broken.is_none() {
@@ -732,17 +695,7 @@ impl Lane {
         let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) else { return };
         let detail = if broken { "the client left or was too slow" } else { "" };
         let log = LogFacts::of(&head);
-        self.write_log(
-            &log,
-            client,
-            exit,
-            Some(site),
-            response.status,
-            response.outcome,
-            body_bytes,
-            detail.into(),
-            broken,
-        );
+        self.write_log(&log, client, exit, Some(site), response.status, response.outcome, body_bytes, detail.into(), broken);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -830,13 +783,7 @@ fn refuse(refusal: Refusal, head: &RequestHead<'_>, exit: Exit) -> Decision {
 }
 
 /// A refused request has been understood: the connection may stay unless there is a body that nobody reads.
-fn refuse_at(
-    refusal: Refusal,
-    fields: Fields,
-    site: Option<Arc<Site>>,
-    head: &RequestHead<'_>,
-    exit: Exit,
-) -> Decision {
+fn refuse_at(refusal: Refusal, fields: Fields, site: Option<Arc<Site>>, head: &RequestHead<'_>, exit: Exit) -> Decision {
     let keep_alive = exit.keep_alive && head.body == BodyFraming::None;
     Decision::Refuse(refusal, fields, site, Exit { keep_alive, ..exit })
 }

@@ -255,8 +255,7 @@ impl ProxyHttp for Pass {
         mut error: Box<Error>,
     ) -> Box<Error> {
         passing.failure = Cow::Borrowed("the origin cannot be reached");
-        let retries =
-            passing.facts.as_ref().and_then(|facts| facts.site.target.as_ref()).map_or(0, |target| target.retries());
+        let retries = passing.facts.as_ref().and_then(|facts| facts.site.target.as_ref()).map_or(0, |target| target.retries());
         error.set_retry(session.req_header().method.is_safe() && passing.attempts <= retries);
         error
     }

@@ -167,7 +167,13 @@ impl Response {
     }
 
     /// An answer of our own in one line of plain text.
-    pub fn own(status: u16, reason: impl Into<Cow<'static, str>>, fields: Fields, head_only: bool, now: Now) -> Self {
+    pub fn own(
+        status: u16,
+        reason: impl Into<Cow<'static, str>>,
+        fields: Fields,
+        head_only: bool,
+        now: Now,
+    ) -> Self {
         let reason = reason.into();
         let mut builder = fields.to_builder();
         let mut push = |name: &str, value: &str| {
@@ -732,7 +738,10 @@ mod tests {
     const NOW: Now = Now { monotonic: Duration::from_secs(1000), wall_seconds: 1_795_176_000 };
 
     fn later(seconds: u64) -> Now {
-        Now { monotonic: NOW.monotonic + Duration::from_secs(seconds), wall_seconds: NOW.wall_seconds + seconds as i64 }
+        Now {
+            monotonic: NOW.monotonic + Duration::from_secs(seconds),
+            wall_seconds: NOW.wall_seconds + seconds as i64,
+        }
     }
 
     fn fields(pairs: &[(&str, &str)]) -> Fields {
@@ -792,8 +801,11 @@ mod tests {
              Content-Length: 5\r\n\r\n"
         );
         assert_eq!(body_of(&mut response), "hello");
-        let mut head_only =
-            Response::hit(entry_of(200, stored(), &["hello"]), true, &Wanted { head_only: true, ..Wanted::default() });
+        let mut head_only = Response::hit(
+            entry_of(200, stored(), &["hello"]),
+            true,
+            &Wanted { head_only: true, ..Wanted::default() },
+        );
         assert_eq!(head_of(&head_only, &FieldRules::default(), NOW), head_of(&response, &FieldRules::default(), NOW));
         assert_eq!(body_of(&mut head_only), "");
     }
@@ -819,7 +831,8 @@ mod tests {
             (&[("Range", "bytes=1-2"), ("If-None-Match", "\"e\"")], 304, "-", "-", ""),
         ];
         for (request, status, content_range, length, body) in rows {
-            let mut response = Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(request));
+            let mut response =
+                Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(request));
             let head = head_of(&response, &FieldRules::default(), NOW);
             let line = |name: &str| {
                 let lines: Vec<_> =
@@ -841,11 +854,8 @@ mod tests {
 
     #[test]
     fn several_ranges_are_multipart_with_the_announced_length() {
-        let mut response = Response::hit(
-            entry_of(200, stored(), &["012", "3456", "789"]),
-            false,
-            &wanted(&[("Range", "bytes=0-1,5-6")]),
-        );
+        let mut response =
+            Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(&[("Range", "bytes=0-1,5-6")]));
         let head = head_of(&response, &FieldRules::default(), NOW);
         let body = body_of(&mut response);
         assert_eq!(response.status, 206);
@@ -899,18 +909,8 @@ mod tests {
         for (outcome, report, age_seconds, expected) in [
             (Outcome::Hit, report(None), 0, "groupcache-proxy; hit; ttl=60"),
             (Outcome::Stale, report(None), 90, "groupcache-proxy; hit; ttl=-30"),
-            (
-                Outcome::Miss,
-                Report { stored: true, ..report(Some("uri-miss")) },
-                0,
-                "groupcache-proxy; fwd=uri-miss; stored; ttl=60",
-            ),
-            (
-                Outcome::Miss,
-                Report { collapsed: true, ..report(Some("miss")) },
-                0,
-                "groupcache-proxy; fwd=miss; collapsed",
-            ),
+            (Outcome::Miss, Report { stored: true, ..report(Some("uri-miss")) }, 0, "groupcache-proxy; fwd=uri-miss; stored; ttl=60"),
+            (Outcome::Miss, Report { collapsed: true, ..report(Some("miss")) }, 0, "groupcache-proxy; fwd=miss; collapsed"),
             (
                 Outcome::Revalidated,
                 Report { forward_status: Some(304), stored: true, ..report(Some("stale")) },
@@ -1008,9 +1008,7 @@ mod tests {
 
     #[test]
     fn both_versions_say_the_same() {
-        for request in
-            [&[][..], &[("Range", "bytes=3-5")], &[("Range", "bytes=0-1,3-4")], &[("If-None-Match", "\"e\"")]]
-        {
+        for request in [&[][..], &[("Range", "bytes=3-5")], &[("Range", "bytes=0-1,3-4")], &[("If-None-Match", "\"e\"")]] {
             let response = Response::hit(entry_of(200, stored(), &["0123456789"]), true, &wanted(request));
             let mut http_2 = Http2Head::default();
             response.write_head(&FieldRules::default(), later(5), &mut http_2);
@@ -1041,12 +1039,7 @@ mod tests {
     fn how_a_head_of_http_1_ends() {
         for (framing, http_11, keep_alive, expected) in [
             (Framing::Length(5), true, true, "Content-Length: 5\r\n\r\n"),
-            (
-                Framing::Length(u64::MAX),
-                true,
-                false,
-                "Content-Length: 18446744073709551615\r\nConnection: close\r\n\r\n",
-            ),
+            (Framing::Length(u64::MAX), true, false, "Content-Length: 18446744073709551615\r\nConnection: close\r\n\r\n"),
             (Framing::Length(0), false, true, "Content-Length: 0\r\nConnection: keep-alive\r\n\r\n"),
             (Framing::Unknown, true, true, "Transfer-Encoding: chunked\r\n\r\n"),
             (Framing::Unknown, false, false, "Connection: close\r\n\r\n"),
