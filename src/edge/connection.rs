@@ -15,7 +15,7 @@ use bytes::Bytes;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::request_head::{Refusal, Scan};
@@ -51,22 +51,29 @@ impl Default for Limits {
 }
 
 /// Tells every connection that the process is about to end: finish what is running, take nothing new.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drain {
     begun: AtomicBool,
-    begin: Notify,
+    watch: watch::Sender<bool>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Drain { begun: AtomicBool::new(false), watch: watch::channel(false).0 }
+    }
 }
 
 impl Drain {
-    /// Begins: answers say `Connection: close`, idle connections are closed.
+    /// Begins: answers say `Connection: close`, idle connections are closed, connections of HTTP/2 take no new stream.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Release);
-        self.begin.notify_waiters();
+        self.watch.send_replace(true);
     }
 
     /// Takes it back; what was closed stays closed.
     pub fn undo(&self) {
         self.begun.store(false, Ordering::Release);
+        self.watch.send_replace(false);
     }
 
     /// Whether it has begun.
@@ -75,13 +82,9 @@ impl Drain {
         self.begun.load(Ordering::Acquire)
     }
 
-    async fn wait(&self) {
-        let begin = self.begin.notified();
-        let mut begin = pin!(begin);
-        begin.as_mut().enable();
-        if !self.has_begun() {
-            begin.await;
-        }
+    /// The same for those who wait.
+    pub fn watch(&self) -> ShutdownWatch {
+        self.watch.subscribe()
     }
 }
 
@@ -351,10 +354,10 @@ impl Connection {
         self.head = Vec::new();
         (self.start, self.end) = (0, 0);
         let deadline = Instant::now() + self.limits.idle_timeout.saturating_sub(BUSY_WAIT);
-        let mut shutdown = shutdown.clone();
+        let (mut shutdown, mut draining) = (shutdown.clone(), drain.watch());
         let ending = async {
             tokio::select! {
-                () = drain.wait() => {}
+                () = ended(&mut draining) => {}
                 () = ended(&mut shutdown) => {}
             }
         };

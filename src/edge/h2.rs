@@ -5,7 +5,7 @@ use pingora::apps::{HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
-use super::lane::Edge;
+use super::Edge;
 use super::pass::Pass;
 /// stub
 pub struct Http2 { proxy: Arc<HttpProxy<Pass>> }

@@ -17,9 +17,9 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, OkOrErr, Result};
 
+use super::Edge;
 use super::access_log::Record;
 use super::connection::RATE_GRACE;
-use super::lane::Edge;
 use super::response::{Body, FieldRules, Http2Head, Response, VIA, stays_inside};
 use super::sites::Site;
 use crate::clock::Now;

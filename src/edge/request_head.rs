@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use httparse::Header;
 
-use crate::fields::{Fields, FieldsBuilder};
+use crate::fields::{Fields, FieldsBuilder, is_field_value, is_token};
 use crate::semantics::target::{Authority, TARGET_BYTES_MAX, Target};
 
 /// Room for the field lines of one request; lives on the stack of the caller and is not initialised for each request.
@@ -30,8 +30,10 @@ pub struct RequestHead<'a> {
     pub path_bytes: usize,
     /// Whether the target came with scheme and authority (which agreed with `Host`).
     pub absolute: bool,
-    /// Whether the version is 1.1; otherwise it is 1.0.
+    /// Whether the version is at least 1.1; otherwise it is 1.0.
     pub http_11: bool,
+    /// Whether the version is 2.
+    pub http_2: bool,
     /// Value of `Host`; empty only when an HTTP/1.0 request has none.
     pub host: &'a [u8],
     /// The same in its parts; only an HTTP/1.0 request may have none.
@@ -78,6 +80,13 @@ impl<'a> Method<'a> {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
 /// How the body of a request is delimited (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFraming {
@@ -85,7 +94,7 @@ pub enum BodyFraming {
     None,
     /// This many bytes, at least one.
     Length(u64),
-    /// Chunked coding.
+    /// Chunked coding; in HTTP/2, a body of unknown length.
     Chunked,
 }
 
@@ -225,7 +234,7 @@ impl<'a> RequestHead<'a> {
             // The head ends where the scan found the first empty line; another opinion is another reading of it.
             Ok(_) => return Err(malformed("the head does not end at its first empty line")),
             Err(httparse::Error::TooManyHeaders) => {
-                return Err(Refusal::new(431, "header_fields", "too many header fields"));
+                return Err(TOO_MANY_FIELDS);
             }
             Err(httparse::Error::Version) => return Err(malformed("bad protocol version")),
             Err(httparse::Error::HeaderName | httparse::Error::HeaderValue) => {
@@ -238,32 +247,80 @@ impl<'a> RequestHead<'a> {
         };
         let lines: &'a [Header<'a>] = request.headers;
         let method = Method::of(method);
+        let version = if minor == 1 { Version::Http11 } else { Version::Http10 };
+        Self::check(method, raw_target.as_bytes(), version, None, lines, head.len())
+    }
+
+    /// Checks a request of HTTP/2, whose framing is not in its fields; `authority` is its `:authority`. Whether there is a
+    /// body is known to the caller.
+    ///
+    /// # Errors
+    /// As [`RequestHead::parse`].
+    pub fn of_http_2(
+        method: &'a str,
+        target: &'a [u8],
+        authority: Option<&'a [u8]>,
+        lines: &'a [Header<'a>],
+        has_body: bool,
+    ) -> Result<Self, Refusal> {
+        if lines.len() > FIELDS_MAX {
+            return Err(TOO_MANY_FIELDS);
+        }
+        if !lines.iter().all(|line| is_token(line.name.as_bytes()) && is_field_value(line.value)) {
+            return Err(malformed("bad header field"));
+        }
+        let head_bytes = target.len() + lines.iter().map(|line| line.name.len() + line.value.len() + 4).sum::<usize>();
+        let mut head = Self::check(Method::of(method), target, Version::Http2, authority, lines, head_bytes)?;
+        head.body = match head.body {
+            _ if !has_body => BodyFraming::None,
+            BodyFraming::None => BodyFraming::Chunked,
+            framing => framing,
+        };
+        Ok(head)
+    }
+
+    fn check(
+        method: Method<'a>,
+        raw_target: &'a [u8],
+        version: Version,
+        authority: Option<&'a [u8]>,
+        lines: &'a [Header<'a>],
+        head_bytes: usize,
+    ) -> Result<Self, Refusal> {
         if let Method::Other(token) = method {
             check_method(token)?;
         }
-        let http_11 = minor == 1;
+        let http_11 = version != Version::Http10;
         let facts = FieldFacts::gather(lines, http_11)?;
         let body = facts.body(http_11)?;
-        if http_11 && !facts.seen.any(Seen::HOST) {
+        let host = authority.unwrap_or(facts.host);
+        if http_11 && authority.is_none() && !facts.seen.any(Seen::HOST) {
             return Err(Refusal::new(400, "host", "no Host"));
         }
-        let host = match facts.host {
+        if authority.is_some() && facts.seen.any(Seen::HOST) && !facts.host.eq_ignore_ascii_case(host) {
+            return Err(Refusal::new(400, "host", "two hosts"));
+        }
+        let authority = match host {
             [] if !http_11 => None,
             value => Some(Authority::parse(value).map_err(|_| Refusal::new(400, "host", "bad Host"))?),
         };
-        let (target, path_bytes, absolute) = split_target(raw_target.as_bytes(), host.as_ref())?;
+        let (target, path_bytes, absolute) = split_target(raw_target, authority.as_ref())?;
+        if absolute && version == Version::Http2 {
+            return Err(malformed("bad request target"));
+        }
         Ok(RequestHead {
             method,
             target,
             path_bytes,
             absolute,
             http_11,
-            host: facts.host,
-            authority: host,
+            http_2: version == Version::Http2,
+            host,
+            authority,
             keep_alive: !facts.close && (http_11 || facts.keep_alive),
             body,
             seen: facts.seen,
-            head_bytes: head.len(),
+            head_bytes,
             lines,
         })
     }
@@ -390,7 +447,7 @@ impl<'a> FieldFacts<'a> {
                 self.close = true;
             } else if NEVER_NOMINATED.iter().any(|name| is(name)) {
                 return Err(framing("Connection names a field that belongs to the message"));
-            } else if !option.is_empty() && !crate::fields::is_token(option) {
+            } else if !option.is_empty() && !is_token(option) {
                 return Err(malformed("bad Connection"));
             }
         }
@@ -460,6 +517,7 @@ pub const FIELDS_MAX: usize = 100;
 const REQUEST_LINE_BYTES_MAX: usize = TARGET_BYTES_MAX + 64;
 
 const TARGET_TOO_LONG: Refusal = Refusal::new(414, "target_bytes", "request target too long");
+const TOO_MANY_FIELDS: Refusal = Refusal::new(431, "header_fields", "too many header fields");
 const HEAD_TOO_LONG: Refusal = Refusal::new(431, "header_bytes", "header section too long");
 
 /// Fields that no client may declare to be hop-by-hop.
