@@ -100,6 +100,7 @@ pub enum EndpointAnswer {
     /// It is answered.
     Response(EndpointResponse),
     /// The connection changes to another protocol: 101 with these fields is sent, then the protocol takes the connection.
+    /// Without any field nothing is sent: the protocol says 101 itself.
     /// Only where the question came with HTTP/1.1 and without a body.
     Upgrade(Fields, Box<dyn UpgradedConnection>),
 }

@@ -377,7 +377,8 @@ impl Lane {
                 connection.head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
                 connection.head.extend_from_slice(fields.as_bytes());
                 connection.head.extend_from_slice(b"\r\n");
-                if connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
+                // Without fields of ours, the protocol answers the upgrade itself.
+                if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
                     protocol.run(stream, read).await;
                 }
