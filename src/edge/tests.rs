@@ -105,7 +105,7 @@ impl Node {
             keys: KeyRule::default(),
             cached: true,
             cookies_pass: setup.cookies_pass,
-            object_bytes_max: 1 << 20,
+            object_bytes_max: 16 << 20,
             fill_timeout: Duration::from_secs(300),
             source: Arc::new(origin.clone()),
             stats: Arc::new(GroupStats::default()),
@@ -691,6 +691,37 @@ async fn the_end_of_the_process_closes_idle_connections() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     node.shutdown.send(true).unwrap();
     assert_eq!(idle.rest().await, "");
+}
+
+#[tokio::test]
+async fn a_large_body_over_a_socket_is_whole() {
+    let node = Node::new();
+    let body: String = (0..800_000).map(|number| format!("{:09}\n", number % 1_000_000)).collect();
+    // More segments than one write takes.
+    let half = body.len() / 2;
+    let script = Script::head(200, &[FRESH], Some(body.len() as u64));
+    node.origin.on("/a", script.chunk(body[..half].to_owned()).chunk(body[half..].to_owned()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (lane, shutdown, address) = (node.lane.clone(), node.shutdown.subscribe(), listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (lane, shutdown) = (lane.clone(), shutdown.clone());
+            let stream = pingora::protocols::l4::stream::Stream::from(stream);
+            tokio::spawn(async move { lane.process_new(Box::new(stream), &shutdown).await });
+        }
+    });
+    for _ in 0..3 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let close = get("/t/a").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        stream.write_all((get("/t/a") + &close).as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        let read = String::from_utf8(read).unwrap();
+        let answers: Vec<&str> = read.split("HTTP/1.1 200 OK\r\n").skip(1).collect();
+        assert_eq!(answers.len(), 2);
+        assert!(answers.iter().all(|answer| answer.split_once("\r\n\r\n").unwrap().1 == body));
+    }
+    assert_eq!(node.origin.asked("/a"), 1);
 }
 
 #[tokio::test]
