@@ -20,11 +20,12 @@ use pingora::{Error, ErrorSource, ErrorType, OkOrErr, Result};
 use super::Edge;
 use super::access_log::Record;
 use super::connection::RATE_GRACE;
-use super::response::{Body, FieldRules, Http2Head, Response, VIA, stays_inside};
+use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
 use crate::fields::Fields;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
+use crate::semantics::forward::stays_inside;
 use crate::stats::Outcome;
 
 /// Where the requests of one group go when they pass.

@@ -707,14 +707,6 @@ fn forward_reason(word: &'static str) -> ForwardReason {
     }
 }
 
-/// Fields of an origin that are for caches and stay inside, and those that the writer sets itself; they are left out when
-/// an entry or a head is made.
-pub fn stays_inside(name: &str) -> bool {
-    ["surrogate-key", "cache-tag", "xkey", "surrogate-control", "content-length", "age"]
-        .iter()
-        .any(|inside| name.eq_ignore_ascii_case(inside))
-}
-
 /// Value of our line of `Via` (RFC 9110 section 7.6.3).
 pub const VIA: &[u8] = b"1.1 groupcache-proxy";
 

@@ -44,7 +44,14 @@ impl Script {
 
 fn fetched(body: impl BodyStream + 'static) -> Fetched {
     let fields = Fields::from_pairs([("Content-Type", "image/png"), ("ETag", "\"1\"")]).unwrap();
-    Fetched { status: 200, fields, content_length: None, close_delimited: false, hop: Some(hop()), body: Box::new(body) }
+    Fetched {
+        status: 200,
+        fields,
+        content_length: None,
+        close_delimited: false,
+        hop: Some(hop()),
+        body: Box::new(body),
+    }
 }
 
 fn hop() -> Hop {
