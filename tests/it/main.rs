@@ -2,5 +2,11 @@
 
 mod kit;
 
+mod admin;
+mod commands;
 mod directory;
+mod fleet;
 mod origin;
+mod reload;
+mod shutdown;
+mod tls;
