@@ -1,6 +1,9 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
 mod kit;
 
 mod directory;
 mod origin;
+mod tidy;
