@@ -95,9 +95,12 @@
 //! | [`freshness`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; the log |
 //! | [`clock`], [`config`], [`fields`], [`key`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |
 
+pub mod admin;
 pub mod cache;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod edge;
 pub mod entry;
 pub mod fields;
 pub mod fill;
@@ -106,11 +109,15 @@ pub mod flight;
 pub mod freshness;
 pub mod group;
 pub mod key;
+pub mod logging;
 pub mod memory;
 pub mod origin;
+pub mod peer;
 pub mod remembered;
 pub mod ring;
+pub mod samples;
 pub mod semantics;
+pub mod server;
 pub mod slot;
 pub mod source;
 pub mod stats;
