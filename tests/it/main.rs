@@ -1,5 +1,7 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
 mod kit;
 
 mod admin;
@@ -10,3 +12,4 @@ mod origin;
 mod reload;
 mod shutdown;
 mod tls;
+mod tidy;
