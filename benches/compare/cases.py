@@ -55,6 +55,8 @@ class Case:
         fields = self.request_fields(server)
         if self.scheme == "h2":
             return load.h2load(setting, server.url(f"{self.path()}1", tls=True), setting.seconds)
+        if self.status == 304:
+            return load.h2load(setting, server.url(f"{self.path()}1"), setting.seconds, fields, load.CONNECTIONS, 1, http_1=True)
         tls = self.scheme == "https"
         if self.keys == 1:
             return load.wrk(setting, server.url(f"{self.path()}1", tls), setting.seconds, fields)

@@ -43,14 +43,18 @@ def wrk(setting, url, seconds, fields=(), script=None, arguments=(), connections
     }
 
 
-def h2load(setting, url, seconds, connections=16, streams=16):
-    """HTTP/2 over TLS: 16 connections with 16 streams each."""
+def h2load(setting, url, seconds, fields=(), connections=16, streams=16, http_1=False):
+    """HTTP/2 over TLS, 16 connections with 16 streams each; or HTTP/1.1, where wrk would wait for a body after a 304."""
     command = ["taskset", "-c", str(setting.load_core), find_program("h2load"), "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", url]
+    for name, value in fields:
+        command += ["-H", f"{name}: {value}"]
+    if http_1:
+        command.append("--h1")
     output = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60).stdout
     rate = re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", output)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", output)
-    status = re.search(r"status codes: (\d+) 2xx", output)
-    if not (rate and counts and status and int(status[1])):
+    status = re.search(r"status codes: (\d+) 2xx, (\d+) 3xx", output)
+    if not (rate and counts and status and int(status[1]) + int(status[2])):
         return {"rate": 0.0, "errors": 1, "requests": 0}
     return {"rate": float(rate[1]), "errors": int(counts[2]) + int(counts[3]), "requests": int(counts[1])}
 
