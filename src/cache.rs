@@ -31,7 +31,6 @@ use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Ledger;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -643,7 +642,7 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
             let mut fields = entry.fields.to_builder();
             fields.push_checked(b"Content-Range", content_range.as_bytes());
             fetched.fields = fields.finish();
-            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part).unwrap_or_default()));
+            fetched.body = Box::new(ReadyBody::new(entry.body.slice(part).unwrap_or_default()));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
         _ => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
