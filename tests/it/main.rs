@@ -6,10 +6,12 @@ mod kit;
 
 mod admin;
 mod commands;
+mod crowds;
 mod directory;
 mod fleet;
 mod origin;
 mod reload;
 mod shutdown;
+mod thumbnails;
 mod tidy;
 mod tls;
