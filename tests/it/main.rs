@@ -5,10 +5,15 @@
 mod kit;
 
 mod admin;
+mod caching;
 mod commands;
 mod crowds;
 mod directory;
+mod equal;
+mod failures;
 mod fleet;
+mod go;
+mod listeners;
 mod origin;
 mod reload;
 mod shutdown;
