@@ -1,5 +1,7 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
 mod kit;
 
 mod admin;
@@ -9,4 +11,5 @@ mod fleet;
 mod origin;
 mod reload;
 mod shutdown;
+mod tidy;
 mod tls;
