@@ -100,6 +100,7 @@ struct Turn {
 }
 
 /// What is decided about a request.
+#[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
 enum Ready {
     /// The answer is in memory and its head is written.
     Hit(Response, Arc<Site>, Exit),

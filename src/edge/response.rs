@@ -294,7 +294,8 @@ impl Response {
         };
         for (name, value) in fields.iter() {
             let replaced = parts.is_some() && name.eq_ignore_ascii_case("content-type");
-            if !replaced && !(of_origin && to_client.drops(name)) {
+            let removed = of_origin && to_client.drops(name);
+            if !(replaced || removed) {
                 out.line(name, value);
             }
         }

@@ -131,7 +131,7 @@ impl Exchange {
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
             loop {
-                match pump.reader().next() {
+                match pump.reader().next_frame() {
                     Ok(None) => break,
                     Ok(Some(envelope)) => {
                         if let Err(end) = self.dispatch(envelope) {

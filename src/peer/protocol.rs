@@ -260,7 +260,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// The bytes are not this protocol. The connection is useless from there on.
-    pub fn next(&mut self) -> Result<Option<Envelope>, ProtocolError> {
+    pub fn next_frame(&mut self) -> Result<Option<Envelope>, ProtocolError> {
         let Some(length) = self.frame_length() else { return Ok(None) };
         if length > self.frame_bytes_max {
             return Err(ProtocolError::Oversize);

@@ -176,7 +176,7 @@ impl PeerServer {
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
             loop {
-                match pump.reader().next() {
+                match pump.reader().next_frame() {
                     Ok(None) => break,
                     Ok(Some(envelope)) => {
                         if let Err(end) = self.dispatch(conversation, envelope, stopping.is_some()) {
@@ -417,7 +417,10 @@ impl Answering {
 
         let mut checksum = Checksum::default();
         let mut sent_bytes: u64 = 0;
-        while !bodyless {
+        loop {
+            if bodyless {
+                break;
+            }
             match body.chunk().await {
                 Ok(Some(mut chunk)) => {
                     checksum.update(&chunk);

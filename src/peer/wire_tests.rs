@@ -55,7 +55,7 @@ impl Played {
     /// The next frame that is not a ping, or `None` at the end of the stream.
     async fn hear(&mut self) -> Option<(u64, Message)> {
         loop {
-            match self.reader.next().unwrap() {
+            match self.reader.next_frame().unwrap() {
                 Some(envelope) if !matches!(envelope.message, Message::Ping(_)) => {
                     return Some((envelope.request, envelope.message));
                 }
