@@ -1,7 +1,7 @@
 //! Messages of the native protocol to bytes and back. No I/O, no clock, no task.
 //!
 //! A frame is a length of four bytes (big endian) and one protobuf `Frame` (`proto/peer.proto`). Whatever arrives is checked
-//! here, whole, before anybody acts on it: a [`Message`] that [`FrameReader::next`] returns holds to every limit below. What
+//! here, whole, before anybody acts on it: a [`Message`] that [`FrameReader::next_frame`] returns holds to every limit below. What
 //! this version does not know is passed over: unknown fields by protobuf, unknown kinds of frame as [`Message::Unknown`].
 
 use std::borrow::Cow;

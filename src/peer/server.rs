@@ -418,10 +418,9 @@ impl Answering {
         let mut checksum = Checksum::default();
         let mut sent_bytes: u64 = 0;
         loop {
-            if bodyless {
-                break;
-            }
-            match body.chunk().await {
+            // What can have no body is not asked for one.
+            let next = if bodyless { Ok(None) } else { body.chunk().await };
+            match next {
                 Ok(Some(mut chunk)) => {
                     checksum.update(&chunk);
                     while !chunk.is_empty() {
@@ -431,7 +430,7 @@ impl Answering {
                         sent_bytes += bytes as u64;
                     }
                 }
-                Ok(None) if content_length.is_none_or(|declared| declared == sent_bytes) => break,
+                Ok(None) if bodyless || content_length.is_none_or(|declared| declared == sent_bytes) => break,
                 Ok(None) => {
                     self.abort("the body has another length than its head said".into());
                     return Ok(());

@@ -246,11 +246,12 @@ async fn an_owner_that_breaks_the_rules_loses_the_connection() {
             }
             assert_eq!(played.hear().await, None);
         });
-        match peer.fetch(&ask("a")).await {
+        let answer = peer.fetch(&ask("a")).await;
+        play.await.unwrap();
+        match answer {
             Ok(answer) => assert!(matches!(read(answer).await, Err(FetchError::Broken(_))), "{what}"),
             Err(error) => assert!(matches!(error, FetchError::Unreachable(_)), "{what}"),
         }
-        play.await.unwrap();
     }
 }
 

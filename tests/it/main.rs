@@ -4,6 +4,12 @@
 
 mod kit;
 
+mod admin;
+mod commands;
 mod directory;
+mod fleet;
 mod origin;
+mod reload;
+mod shutdown;
+mod tls;
 mod tidy;
