@@ -26,6 +26,7 @@ use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
+use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
@@ -195,6 +196,7 @@ impl Filling {
         let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
         let judgement = self.judge(stale.status, &updated, asked_at, received_at);
         let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, &updated, received_at);
+        let fields = fields.without(stays_inside);
         let freshness = judgement.freshness;
         let rule = self.rule_of(&fields);
         let Some(variant) = rule.variant_key(&self.request.forwarded) else {
@@ -242,8 +244,9 @@ impl Filling {
         let fields = match shareable || storable.is_ok() {
             true => freshness::fields_to_store(&group.rules, &judgement.directives, &fetched.fields, received_at),
             // It goes to the request that caused it and to nobody else: with the cookies that were meant for it.
-            false => fetched.fields.without(|name| name.eq_ignore_ascii_case("age")),
+            false => fetched.fields.clone(),
         };
+        let fields = fields.without(stays_inside);
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -346,7 +349,9 @@ impl Filling {
 
     /// What forbids storing beside the rules of RFC 9111, in the words of the statistics.
     fn obstacle(&self, fetched: &Fetched) -> Result<(), &'static str> {
-        if self.request.method == Method::Head {
+        if !self.group.cached {
+            Err("cache_off")
+        } else if self.request.method == Method::Head {
             Err("method")
         } else if fetched.status == 206 {
             Err("partial")
