@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use groupcache_proxy::cache::Cache;
+use groupcache_proxy::cache::{Cache, Request};
 use groupcache_proxy::clock::SystemClock;
 use groupcache_proxy::edge::Edge;
 use groupcache_proxy::edge::access_log::AccessLog;
@@ -22,17 +22,24 @@ use groupcache_proxy::edge::pass::Pass;
 use groupcache_proxy::edge::response::FieldRules;
 use groupcache_proxy::edge::sites::{PassRule, Site, Sites};
 use groupcache_proxy::fields::Fields;
+use groupcache_proxy::fleet::Fleet;
 use groupcache_proxy::group::{Group, KeyRule};
 use groupcache_proxy::key::GroupId;
 use groupcache_proxy::memory::Ledger;
+use groupcache_proxy::peer::client::{ClientSettings, NativePeer};
+use groupcache_proxy::peer::dial::Dial;
+use groupcache_proxy::peer::handshake::Secrets;
+use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
+use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
+use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
 use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType,
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
 };
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
@@ -51,6 +58,27 @@ pub struct Node {
 impl Node {
     /// A node whose origin answers every key with so many bytes.
     pub fn new(body_bytes: usize) -> Node {
+        Node::storing_up_to(32 << 20, body_bytes)
+    }
+
+    /// A node that keeps nothing and asks `owner` for every key.
+    pub fn asking(owner: &Node, runtime: &Runtime) -> Node {
+        let node = Node::storing_up_to(1, 0);
+        let local = LocalNode::new("bench", 2, Secrets::new(["a secret that both nodes know"]));
+        let settings = ClientSettings { runtime: Some(runtime.handle().clone()), ..ClientSettings::default() };
+        let peer = NativePeer::new(local, Box::new(Pipe { server: owner.peer_server() }), settings);
+        let ring = Ring::new(RingKind::Balanced, REPLICAS_DEFAULT, &[RingPeer::new("http://10.0.0.1:8082")]);
+        node.edge.cache.set_fleet(Fleet::new(ring, vec![Some(Arc::new(peer))], |key| Some(key.into())));
+        node
+    }
+
+    fn peer_server(&self) -> Arc<PeerServer> {
+        let local = LocalNode::new("bench", 1, Secrets::new(["a secret that both nodes know"]));
+        let owner = Arc::new(Answering { cache: self.edge.cache.clone(), group: self.group.clone() });
+        PeerServer::new(local, owner, ServerSettings::default())
+    }
+
+    fn storing_up_to(object_bytes_max: u64, body_bytes: usize) -> Node {
         let stats = Arc::new(NodeStats::default());
         let group = Arc::new(Group {
             id: GroupId(0),
@@ -61,7 +89,7 @@ impl Node {
             keys: KeyRule::default(),
             cached: true,
             cookies_pass: false,
-            object_bytes_max: 32 << 20,
+            object_bytes_max,
             fill_timeout: Duration::from_secs(300),
             source: Arc::new(Constant::new(body_bytes)),
             stats: Arc::new(GroupStats::default()),
@@ -103,10 +131,66 @@ impl Node {
     }
 }
 
+impl Node {
+    /// As [`Node::serve`], on a connection for each of the requests; `count` in all.
+    pub fn serve_many(&self, runtime: &Runtime, requests: &[&'static [u8]], count: u64) {
+        let connections = requests.len() as u64;
+        runtime.block_on(async {
+            let served: Vec<_> = (0..connections)
+                .zip(requests)
+                .map(|(number, request)| {
+                    let share = count / connections + u64::from(number < count % connections);
+                    let (lane, shutdown) = (self.lane.clone(), self.shutdown.subscribe());
+                    let stream = Box::new(Repeated::new(request, share, Arc::default()));
+                    tokio::spawn(async move { lane.process_new(stream, &shutdown).await })
+                })
+                .collect();
+            for each in served {
+                assert!(each.await.is_ok_and(|rest| rest.is_none()));
+            }
+        });
+    }
+}
+
+/// The owner's side of a hop.
+struct Answering {
+    cache: Arc<Cache>,
+    group: Arc<Group>,
+}
+
+#[async_trait]
+impl Owner for Answering {
+    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
+        self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask)).await
+    }
+}
+
+/// A pipe instead of a socket.
+struct Pipe {
+    server: Arc<PeerServer>,
+}
+
+#[async_trait]
+impl Dial for Pipe {
+    async fn dial(&self) -> Result<Stream, String> {
+        let (asker, owner) = tokio::io::duplex(256 << 10);
+        let (server, shutdown) = (self.server.clone(), watch::channel(false));
+        tokio::spawn(async move {
+            server.accept(Box::new(owner), shutdown.1).await;
+            drop(shutdown.0);
+        });
+        Ok(Box::new(asker))
+    }
+
+    fn authority(&self) -> &str {
+        "memory"
+    }
+}
+
 /// The least that answers a request: the head is parsed, prepared bytes are written.
 pub fn serve_bare(runtime: &Runtime, head: &[u8], body: &[u8], request: &'static [u8], count: u64) {
     runtime.block_on(async {
-        let mut stream: pingora::protocols::Stream = Box::new(Repeated::new(request, count, Arc::default()));
+        let mut stream: Stream = Box::new(Repeated::new(request, count, Arc::default()));
         let mut buffer = vec![0; 8192];
         let mut filled = 0;
         loop {

@@ -32,13 +32,15 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 15] = [
+pub const OPERATIONS: [Operation; 17] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
     Operation { name: "lane/hit 1 MiB", prepare: || lane(GET, 1 << 20) },
     Operation { name: "lane/not modified", prepare: || lane(GET_CONDITIONAL, 4096) },
     Operation { name: "lane/range", prepare: || lane(GET_RANGE, 4096) },
+    Operation { name: "hop/one client", prepare: || hop(1) },
+    Operation { name: "hop/64 clients", prepare: || hop(64) },
     Operation { name: "request head", prepare: request_head },
     Operation { name: "ring/owner among 100", prepare: ring_owner },
     Operation { name: "ring/owner of a hash", prepare: ring_owner_of_hash },
@@ -88,6 +90,24 @@ fn lane(request: &'static [u8], body_bytes: usize) -> Run {
     assert_eq!(node.group.stats.cache_hits.value(), 1);
     Box::new(move |count| {
         black_box(node.serve(&runtime, request, count));
+    })
+}
+
+/// From a client's request to its answer, with both nodes in this process.
+fn hop(clients: usize) -> Run {
+    // Keys of their own, or the clients would share their fills.
+    let request = |number| -> &'static [u8] {
+        format!("GET /thumbnails/{number:08}.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n").into_bytes().leak()
+    };
+    let requests: Vec<_> = (0..clients).map(request).collect();
+    let (runtime, owner) = (runtime(), Node::new(4096));
+    let asking = Node::asking(&owner, &runtime);
+    asking.serve_many(&runtime, &requests, 2 * clients as u64);
+    Box::new(move |count| {
+        let before = owner.group.stats.server_requests.value();
+        asking.serve_many(&runtime, &requests, count);
+        let asked = owner.group.stats.server_requests.value() - before;
+        assert_eq!(asked, count);
     })
 }
 
@@ -252,7 +272,7 @@ fn pass(out: &mut BytesMut, reader: &mut FrameReader, frames: usize) {
     reader.buffer(16 << 10).extend_from_slice(out);
     out.clear();
     for _ in 0..frames {
-        black_box(reader.next().expect("well-formed").expect("whole"));
+        black_box(reader.next_frame().expect("well-formed").expect("whole"));
     }
 }
 
