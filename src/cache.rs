@@ -507,13 +507,7 @@ impl Cache {
     }
 
     /// Joins or opens flights until one brings an answer that this request may have.
-    async fn follow(
-        self: &Arc<Self>,
-        group: &Arc<Group>,
-        request: &Request,
-        route: Route,
-        miss: &Miss,
-    ) -> Answer {
+    async fn follow(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route, miss: &Miss) -> Answer {
         let mut variant = self.variant_of(group, request);
         let mut counted = false;
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
@@ -653,13 +647,7 @@ impl Cache {
         FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, fence }
     }
 
-    fn spawn_fill(
-        self: &Arc<Self>,
-        group: &Arc<Group>,
-        request: Request,
-        basis: Basis,
-        fill: Fill<FlightKey, Landed>,
-    ) {
+    fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
         tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
     }
 

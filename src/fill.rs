@@ -258,10 +258,12 @@ impl Filling {
     /// Puts the answer and the basis together. What a peer sends is always a response of its own.
     fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) -> Brought {
         match (&self.basis, fetched.status) {
-            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => match self.confirm(fill, stale, &fetched, asked_at) {
-                Some(entry) => Brought::Confirmed(entry),
-                None => Brought::Useless,
-            },
+            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => {
+                match self.confirm(fill, stale, &fetched, asked_at) {
+                    Some(entry) => Brought::Confirmed(entry),
+                    None => Brought::Useless,
+                }
+            }
             (Basis::Complete(entry), 206) if self.missing(entry).is_some() => match parts::completed(entry, fetched) {
                 Some(completed) => Brought::Response(completed),
                 None => Brought::Useless,
@@ -416,14 +418,7 @@ impl Filling {
     }
 
     /// What RFC 9111 says of a response of the origin.
-    fn judge(
-        &self,
-        method: Method,
-        status: u16,
-        received: &Fields,
-        requested_at: Now,
-        received_at: Now,
-    ) -> Judgement {
+    fn judge(&self, method: Method, status: u16, received: &Fields, requested_at: Now, received_at: Now) -> Judgement {
         let exchange = Exchange {
             method: method.as_str(),
             // Only for POST, which never comes here.
@@ -601,14 +596,25 @@ impl Filling {
                 None => self.group.stats.not_stored.increment("partial"),
             },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            _ if head.status < 500 && self.request.method == Method::Get => match (&self.basis, head.status) {
-                // What is said of a range does not replace a whole.
-                (_, 206 | 416) | (Basis::Nothing | Basis::Complete(_), _) => {}
-                (Basis::Confirm(old), _) => self.cache.remove_entry(&self.group, &self.request.key, old),
-            },
+            _ if head.status < 500 => self.supersede(&head),
             _ => {}
         }
         fill.finish();
+    }
+
+    /// There is a newer answer, which is not stored here: what it supersedes goes.
+    fn supersede(&self, head: &Head) {
+        let (Basis::Confirm(old) | Basis::Complete(old)) = &self.basis else { return };
+        let superseded = match (&head.owner, &self.basis) {
+            // What an owner sends comes of an entry; if that is another one than ours was made of, ours is outdated.
+            (Some(_), _) => head.id != old.id,
+            // RFC 9111 section 4.3.3; but what an origin says of a range does not replace a whole.
+            (None, Basis::Confirm(_)) => self.request.method == Method::Get && !matches!(head.status, 206 | 416),
+            (None, _) => false,
+        };
+        if superseded {
+            self.cache.remove_entry(&self.group, &self.request.key, old);
+        }
     }
 
     /// The entry of a response that has arrived; `None` when a part is not what it says.

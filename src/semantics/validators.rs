@@ -292,7 +292,8 @@ mod tests {
             (&[modified], &[modified], false),
             (&[], &[], false),
         ] {
-            let fields = |lines: &[&str]| Fields::from_pairs(lines.iter().map(|line| line.split_once(':').unwrap())).unwrap();
+            let fields =
+                |lines: &[&str]| Fields::from_pairs(lines.iter().map(|line| line.split_once(':').unwrap())).unwrap();
             let (first, second) = (fields(first), fields(second));
             let (first, second) = (Validators::of(&first, 0), Validators::of(&second, 0));
             assert_eq!((first.strongly_equal(&second), second.strongly_equal(&first)), (expected, expected));
