@@ -205,11 +205,7 @@ impl OneRequest {
 }
 
 impl AsyncRead for OneRequest {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             self.decode()?;
             if !self.ready.is_empty() {
@@ -350,7 +346,8 @@ mod tests {
 
     #[test]
     fn chunked_coding_is_read_strictly() {
-        let rows: &[(&str, Result<(&str, &str), &str>)] = &[
+        type Expected<'a> = Result<(&'a str, &'a str), &'a str>;
+        let rows: &[(&str, Expected<'_>)] = &[
             ("0\r\n\r\n", Ok(("", ""))),
             ("5\r\nhello\r\n0\r\n\r\nGET", Ok(("hello", "GET"))),
             ("1\r\na\r\nA\r\n0123456789\r\n0\r\n\r\n", Ok(("a0123456789", ""))),

@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::request_head::{Refusal, Scan};
 
-/// How long a client may take.
+/// How long a client may take, and how much it may send; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Largest head of a request in bytes.
@@ -46,6 +46,20 @@ impl Default for Limits {
             body_min_rate: 1024,
             body_bytes: 1 << 30,
             send_stall: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Limits {
+    /// With what "no limit" means for each: a year to wait, and a head as large as any (1 MiB).
+    fn without_zeros(self) -> Self {
+        let forever = |duration: Duration| if duration.is_zero() { FOREVER } else { duration };
+        Limits {
+            header_bytes: if self.header_bytes == 0 { HEADER_BYTES_MAX } else { self.header_bytes },
+            header_timeout: forever(self.header_timeout),
+            idle_timeout: forever(self.idle_timeout),
+            send_stall: forever(self.send_stall),
+            ..self
         }
     }
 }
@@ -128,7 +142,7 @@ impl Connection {
             end: 0,
             head: Vec::new(),
             timer: Timer::default(),
-            limits,
+            limits: limits.without_zeros(),
             served: false,
         };
         connection.give_back(read);
@@ -532,6 +546,10 @@ impl Timer {
 pub const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// A client has so long before its average rate counts.
 pub const RATE_GRACE: Duration = Duration::from_secs(30);
+/// Longer than any connection lasts.
+const FOREVER: Duration = Duration::from_secs(365 * 86_400);
+/// A head may not grow beyond this even without a limit.
+const HEADER_BYTES_MAX: usize = 1 << 20;
 /// One read of a busy connection; a plain request has a few hundred bytes.
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Slices of one write; a body of 1 MiB has four segments.

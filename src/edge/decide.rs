@@ -177,9 +177,7 @@ fn decide_within(
     let key = HashedKey::new(group.id, &scratch.key);
     let forwarded = || group.forward.forwarded(&head.to_fields(), credentials);
     match edge.cache.find_fresh(group, &key, forwarded, &directives, now) {
-        Some(hit) => {
-            Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), scratch.site(site))
-        }
+        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), scratch.site(site)),
         None => {
             let pass = match passing(ForwardReason::Bypass, None) {
                 Decision::Pass(facts) => Some(*facts),

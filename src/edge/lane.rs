@@ -63,7 +63,7 @@ impl ServerApp for Lane {
         let _admitted = match self.edge.admission.admit(client.peer.map(|peer| peer.ip()), limited) {
             Ok(admitted) => admitted,
             Err(limit) => {
-                self.turn_away(stream, limit).await;
+                Box::pin(self.turn_away(stream, limit)).await;
                 return None;
             }
         };
@@ -100,6 +100,7 @@ struct Turn {
 }
 
 /// What is decided about a request.
+#[allow(clippy::large_enum_variant)] // The large one is the usual one, and must not be allocated.
 enum Ready {
     /// The answer is in memory and its head is written.
     Hit(Response, Arc<Site>, Exit),
@@ -168,7 +169,7 @@ impl Lane {
             };
             match next {
                 Next::Keep(kept) => connection = kept,
-                Next::Close(connection) => return connection.close().await,
+                Next::Close(connection) => return Box::pin(connection.close()).await,
                 Next::Gone => return,
             }
         }
@@ -200,7 +201,13 @@ impl Lane {
                 let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: now };
                 let decision = Decision::Refuse(refusal, Fields::empty(), None);
                 let log = LogFacts::default();
-                Ready::Unusual(Box::new(Turn { decision, exit, framing: BodyFraming::None, canonical: Vec::new(), log }))
+                Ready::Unusual(Box::new(Turn {
+                    decision,
+                    exit,
+                    framing: BodyFraming::None,
+                    canonical: Vec::new(),
+                    log,
+                }))
             }
         };
         connection.head = out;
@@ -228,7 +235,7 @@ impl Lane {
             Decision::Endpoint(request) => self.answer_endpoint(connection, *request, framing, exit).await,
             Decision::Refuse(refusal, fields, site) => {
                 let sent = self.refuse(&mut connection, client, refusal, fields, site.as_deref(), &log, exit).await;
-                next(connection, sent.broken.is_none(), exit.keep_alive)
+                next(connection, sent.broken.is_none(), exit.keep_alive && !self.edge.drain.has_begun())
             }
             Decision::Hit(..) => Next::Close(connection),
         }
@@ -287,7 +294,8 @@ impl Lane {
     ) -> (Sent, bool) {
         let framing = response.framing();
         // HTTP/1.0 knows no chunks: the end of the body is the end of the connection.
-        let keep_alive = exit.keep_alive && (exit.http_11 || framing != Framing::Unknown);
+        let may_stay = exit.http_11 || framing != Framing::Unknown;
+        let keep_alive = exit.keep_alive && may_stay && !self.edge.drain.has_begun();
         connection.head.clear();
         response.write_head(to_client, self.edge.cache.now(), &mut Http1Head(&mut connection.head));
         Http1Head(&mut connection.head).finish(framing, exit.http_11, keep_alive);

@@ -80,7 +80,8 @@ impl Edge {
     fn refusal(&self, refusal: Refusal, mut fields: Fields, head_only: bool) -> Response {
         self.stats.rejects.increment(refusal.word);
         if refusal.status == 405 && !fields.contains("allow") {
-            fields = Fields::from_pairs([("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]).unwrap_or_default();
+            fields =
+                Fields::from_pairs([("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]).unwrap_or_default();
         }
         Response::own(refusal.status, refusal.reason, fields, head_only, self.cache.now())
     }

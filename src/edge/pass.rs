@@ -20,11 +20,12 @@ use pingora::{Error, ErrorSource, ErrorType, OkOrErr, Result};
 use super::Edge;
 use super::access_log::Record;
 use super::connection::RATE_GRACE;
-use super::response::{Body, FieldRules, Http2Head, Response, VIA, stays_inside};
+use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
 use crate::fields::Fields;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
+use crate::semantics::forward::stays_inside;
 use crate::stats::Outcome;
 
 /// Where the requests of one group go when they pass.
@@ -255,7 +256,8 @@ impl ProxyHttp for Pass {
         mut error: Box<Error>,
     ) -> Box<Error> {
         passing.failure = Cow::Borrowed("the origin cannot be reached");
-        let retries = passing.facts.as_ref().and_then(|facts| facts.site.target.as_ref()).map_or(0, |target| target.retries());
+        let retries =
+            passing.facts.as_ref().and_then(|facts| facts.site.target.as_ref()).map_or(0, |target| target.retries());
         error.set_retry(session.req_header().method.is_safe() && passing.attempts <= retries);
         error
     }

@@ -726,8 +726,8 @@ mod tests {
     #[test]
     fn fields_become_a_block_only_when_asked() {
         let mut lines = lines();
-        let head =
-            RequestHead::parse(b"GET /a?b HTTP/1.1\r\nHost: a\r\nAccept:  x \r\naccept: y\r\n\r\n", &mut lines).unwrap();
+        let head = RequestHead::parse(b"GET /a?b HTTP/1.1\r\nHost: a\r\nAccept:  x \r\naccept: y\r\n\r\n", &mut lines)
+            .unwrap();
         assert_eq!(head.path(), b"/a");
         assert_eq!(head.get("ACCEPT"), Some(&b"x"[..]));
         assert_eq!(head.to_fields().as_bytes().as_ref(), b"Host: a\r\nAccept: x\r\naccept: y\r\n");

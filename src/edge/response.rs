@@ -167,13 +167,7 @@ impl Response {
     }
 
     /// An answer of our own in one line of plain text.
-    pub fn own(
-        status: u16,
-        reason: impl Into<Cow<'static, str>>,
-        fields: Fields,
-        head_only: bool,
-        now: Now,
-    ) -> Self {
+    pub fn own(status: u16, reason: impl Into<Cow<'static, str>>, fields: Fields, head_only: bool, now: Now) -> Self {
         let reason = reason.into();
         let mut builder = fields.to_builder();
         let mut push = |name: &str, value: &str| {
@@ -294,7 +288,8 @@ impl Response {
         };
         for (name, value) in fields.iter() {
             let replaced = parts.is_some() && name.eq_ignore_ascii_case("content-type");
-            if !replaced && !(of_origin && to_client.drops(name)) {
+            let dropped = replaced || (of_origin && to_client.drops(name));
+            if !dropped {
                 out.line(name, value);
             }
         }
@@ -712,14 +707,6 @@ fn forward_reason(word: &'static str) -> ForwardReason {
     }
 }
 
-/// Fields of an origin that are for caches and stay inside, and those that the writer sets itself; they are left out when
-/// an entry or a head is made.
-pub fn stays_inside(name: &str) -> bool {
-    ["surrogate-key", "cache-tag", "xkey", "surrogate-control", "content-length", "age"]
-        .iter()
-        .any(|inside| name.eq_ignore_ascii_case(inside))
-}
-
 /// Value of our line of `Via` (RFC 9110 section 7.6.3).
 pub const VIA: &[u8] = b"1.1 groupcache-proxy";
 
@@ -738,10 +725,7 @@ mod tests {
     const NOW: Now = Now { monotonic: Duration::from_secs(1000), wall_seconds: 1_795_176_000 };
 
     fn later(seconds: u64) -> Now {
-        Now {
-            monotonic: NOW.monotonic + Duration::from_secs(seconds),
-            wall_seconds: NOW.wall_seconds + seconds as i64,
-        }
+        Now { monotonic: NOW.monotonic + Duration::from_secs(seconds), wall_seconds: NOW.wall_seconds + seconds as i64 }
     }
 
     fn fields(pairs: &[(&str, &str)]) -> Fields {
@@ -801,11 +785,8 @@ mod tests {
              Content-Length: 5\r\n\r\n"
         );
         assert_eq!(body_of(&mut response), "hello");
-        let mut head_only = Response::hit(
-            entry_of(200, stored(), &["hello"]),
-            true,
-            &Wanted { head_only: true, ..Wanted::default() },
-        );
+        let mut head_only =
+            Response::hit(entry_of(200, stored(), &["hello"]), true, &Wanted { head_only: true, ..Wanted::default() });
         assert_eq!(head_of(&head_only, &FieldRules::default(), NOW), head_of(&response, &FieldRules::default(), NOW));
         assert_eq!(body_of(&mut head_only), "");
     }
@@ -813,7 +794,8 @@ mod tests {
     #[test]
     fn conditions_and_ranges_of_a_stored_response() {
         // request; status, content-range or -, content-length, body
-        let rows: &[(&[(&str, &str)], u16, &str, &str, &str)] = &[
+        type Row<'a> = (&'a [(&'a str, &'a str)], u16, &'a str, &'a str, &'a str);
+        let rows: &[Row<'_>] = &[
             (&[], 200, "-", "10", "0123456789"),
             (&[("If-None-Match", "\"e\"")], 304, "-", "-", ""),
             (&[("If-None-Match", "\"x\"")], 200, "-", "10", "0123456789"),
@@ -831,8 +813,7 @@ mod tests {
             (&[("Range", "bytes=1-2"), ("If-None-Match", "\"e\"")], 304, "-", "-", ""),
         ];
         for (request, status, content_range, length, body) in rows {
-            let mut response =
-                Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(request));
+            let mut response = Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(request));
             let head = head_of(&response, &FieldRules::default(), NOW);
             let line = |name: &str| {
                 let lines: Vec<_> =
@@ -854,8 +835,11 @@ mod tests {
 
     #[test]
     fn several_ranges_are_multipart_with_the_announced_length() {
-        let mut response =
-            Response::hit(entry_of(200, stored(), &["012", "3456", "789"]), false, &wanted(&[("Range", "bytes=0-1,5-6")]));
+        let mut response = Response::hit(
+            entry_of(200, stored(), &["012", "3456", "789"]),
+            false,
+            &wanted(&[("Range", "bytes=0-1,5-6")]),
+        );
         let head = head_of(&response, &FieldRules::default(), NOW);
         let body = body_of(&mut response);
         assert_eq!(response.status, 206);
@@ -909,8 +893,18 @@ mod tests {
         for (outcome, report, age_seconds, expected) in [
             (Outcome::Hit, report(None), 0, "groupcache-proxy; hit; ttl=60"),
             (Outcome::Stale, report(None), 90, "groupcache-proxy; hit; ttl=-30"),
-            (Outcome::Miss, Report { stored: true, ..report(Some("uri-miss")) }, 0, "groupcache-proxy; fwd=uri-miss; stored; ttl=60"),
-            (Outcome::Miss, Report { collapsed: true, ..report(Some("miss")) }, 0, "groupcache-proxy; fwd=miss; collapsed"),
+            (
+                Outcome::Miss,
+                Report { stored: true, ..report(Some("uri-miss")) },
+                0,
+                "groupcache-proxy; fwd=uri-miss; stored; ttl=60",
+            ),
+            (
+                Outcome::Miss,
+                Report { collapsed: true, ..report(Some("miss")) },
+                0,
+                "groupcache-proxy; fwd=miss; collapsed",
+            ),
             (
                 Outcome::Revalidated,
                 Report { forward_status: Some(304), stored: true, ..report(Some("stale")) },
@@ -1008,7 +1002,9 @@ mod tests {
 
     #[test]
     fn both_versions_say_the_same() {
-        for request in [&[][..], &[("Range", "bytes=3-5")], &[("Range", "bytes=0-1,3-4")], &[("If-None-Match", "\"e\"")]] {
+        for request in
+            [&[][..], &[("Range", "bytes=3-5")], &[("Range", "bytes=0-1,3-4")], &[("If-None-Match", "\"e\"")]]
+        {
             let response = Response::hit(entry_of(200, stored(), &["0123456789"]), true, &wanted(request));
             let mut http_2 = Http2Head::default();
             response.write_head(&FieldRules::default(), later(5), &mut http_2);
@@ -1039,7 +1035,12 @@ mod tests {
     fn how_a_head_of_http_1_ends() {
         for (framing, http_11, keep_alive, expected) in [
             (Framing::Length(5), true, true, "Content-Length: 5\r\n\r\n"),
-            (Framing::Length(u64::MAX), true, false, "Content-Length: 18446744073709551615\r\nConnection: close\r\n\r\n"),
+            (
+                Framing::Length(u64::MAX),
+                true,
+                false,
+                "Content-Length: 18446744073709551615\r\nConnection: close\r\n\r\n",
+            ),
             (Framing::Length(0), false, true, "Content-Length: 0\r\nConnection: keep-alive\r\n\r\n"),
             (Framing::Unknown, true, true, "Transfer-Encoding: chunked\r\n\r\n"),
             (Framing::Unknown, false, false, "Connection: close\r\n\r\n"),

@@ -17,13 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Edge;
 use super::access_log::{AccessLog, Format, Mode};
 use super::admission::Admission;
 use super::connection::{Drain, Limits};
-use super::endpoints::{
-    EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, RoleTable, UpgradedConnection,
-};
-use super::Edge;
+use super::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, RoleTable, UpgradedConnection};
 use super::lane::Lane;
 use super::pass::{Pass, PassPeer, PassTarget, PassTimeouts};
 use super::response::FieldRules;
@@ -107,7 +105,7 @@ impl Node {
             keys: KeyRule::default(),
             cached: true,
             cookies_pass: setup.cookies_pass,
-            object_bytes_max: 1 << 20,
+            object_bytes_max: 16 << 20,
             fill_timeout: Duration::from_secs(300),
             source: Arc::new(origin.clone()),
             stats: Arc::new(GroupStats::default()),
@@ -362,7 +360,8 @@ fn request_length(read: &[u8]) -> Option<usize> {
     if head.contains("transfer-encoding: chunked") {
         return find(&read[end..], b"0\r\n\r\n").map(|last| end + last + 5);
     }
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
     (read.len() >= end + length).then_some(end + length)
 }
 
@@ -412,7 +411,14 @@ async fn pipelined_requests_are_answered_in_order() {
     node.origin.on("/slow", Script::head(200, &[FRESH], Some(4)).hold(&gate).chunk("slow"));
     node.origin.on("/fast", Script::status(200, &[FRESH], "fast"));
     let mut client = node.connect();
-    client.send(&(get("/t/slow") + &get("/t/fast") + &get("/t/missing") + "GET /t/slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await;
+    client
+        .send(
+            &(get("/t/slow")
+                + &get("/t/fast")
+                + &get("/t/missing")
+                + "GET /t/slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
     client.until("Content-Length: 4\r\n\r\n").await;
     gate.open();
     let rest = client.rest().await;
@@ -498,7 +504,8 @@ async fn what_belongs_to_no_group_leaves_the_connection_usable() {
 async fn a_body_that_nobody_reads_ends_the_connection() {
     let node = Node::new();
     node.origin.on("/a", Script::status(200, &[FRESH], "body"));
-    let answer = node.exchange(&format!("GET /t/a HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\n\r\n{}", get("/t/a"))).await;
+    let answer =
+        node.exchange(&format!("GET /t/a HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\n\r\n{}", get("/t/a"))).await;
     assert!(answer.contains("Connection: close") && answer.matches("HTTP/1.1 200").count() == 1, "{answer}");
 }
 
@@ -687,6 +694,71 @@ async fn the_end_of_the_process_closes_idle_connections() {
 }
 
 #[tokio::test]
+async fn a_large_body_over_a_socket_is_whole() {
+    let node = Node::new();
+    let body: String = (0..800_000).map(|number| format!("{:09}\n", number % 1_000_000)).collect();
+    // More segments than one write takes.
+    let half = body.len() / 2;
+    let script = Script::head(200, &[FRESH], Some(body.len() as u64));
+    node.origin.on("/a", script.chunk(body[..half].to_owned()).chunk(body[half..].to_owned()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (lane, shutdown, address) = (node.lane.clone(), node.shutdown.subscribe(), listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (lane, shutdown) = (lane.clone(), shutdown.clone());
+            let stream = pingora::protocols::l4::stream::Stream::from(stream);
+            tokio::spawn(async move { lane.process_new(Box::new(stream), &shutdown).await });
+        }
+    });
+    for _ in 0..3 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let close = get("/t/a").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        stream.write_all((get("/t/a") + &close).as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        let read = String::from_utf8(read).unwrap();
+        let answers: Vec<&str> = read.split("HTTP/1.1 200 OK\r\n").skip(1).collect();
+        assert_eq!(answers.len(), 2);
+        assert!(answers.iter().all(|answer| answer.split_once("\r\n\r\n").unwrap().1 == body));
+    }
+    assert_eq!(node.origin.asked("/a"), 1);
+}
+
+#[tokio::test]
+async fn a_connection_between_requests_is_small() {
+    let node = Node::new();
+    let (_client, server) = tokio::io::duplex(16);
+    let shutdown = node.shutdown.subscribe();
+    let serving = node.lane.process_new(Box::new(server), &shutdown);
+    // With 12 KiB for everything a connection has in this process and in the runtime, its state must be a small part.
+    assert!(size_of_val(&*serving) < 2048, "{} bytes", size_of_val(&*serving));
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_is_no_limit() {
+    let zero = Duration::ZERO;
+    let limits = Limits {
+        header_bytes: 0,
+        header_timeout: zero,
+        idle_timeout: zero,
+        body_min_rate: 0,
+        body_bytes: 0,
+        send_stall: zero,
+    };
+    let node = Node::with(Setup { limits, ..Setup::default() });
+    node.origin.on("/a", Script::status(200, &[FRESH], "x".repeat(100_000)));
+    let mut client = node.connect_with_room(1000);
+    client.send(&get("/t/a")[..5]).await;
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    client.send(&get("/t/a")[5..]).await;
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    assert!(client.answer().await.ends_with('x'));
+    tokio::time::sleep(Duration::from_secs(10_000)).await;
+    client.send(&get("/t/a")).await;
+    assert!(client.answer().await.ends_with('x'));
+}
+
+#[tokio::test]
 async fn endpoints_are_found_by_exact_bytes() {
     let node = Node::new();
     for (target, expected) in [
@@ -711,7 +783,9 @@ async fn endpoints_get_whole_bodies_within_their_limit() {
         format!("POST /_groupcache/purge HTTP/1.1\r\nHost: h\r\nVia: 1.1 x\r\n{line}\r\n\r\n{body}")
     };
     let mut client = node.connect();
-    for (line, body) in [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "2\r\nhe\r\n3;x\r\nllo\r\n0\r\n\r\n")] {
+    for (line, body) in
+        [("Content-Length: 5", "hello"), ("Transfer-Encoding: chunked", "2\r\nhe\r\n3;x\r\nllo\r\n0\r\n\r\n")]
+    {
         client.send(&post(line, body)).await;
         assert_eq!(told(&client.answer().await), "200 POST /_groupcache/purge hello direct=false");
     }
@@ -735,7 +809,9 @@ async fn endpoints_get_whole_bodies_within_their_limit() {
 async fn an_upgrade_takes_the_connection_and_what_was_read() {
     let node = Node::new();
     let mut client = node.connect();
-    client.send("GET /_groupcache/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly").await;
+    client
+        .send("GET /_groupcache/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly")
+        .await;
     assert_eq!(
         client.until("early").await,
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: groupcache/1\r\n\r\nearly"
@@ -844,7 +920,10 @@ async fn an_origin_that_fails_a_request_that_passes() {
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("502 the origin cannot be reached\n"), "{answer}");
     assert!(!answer.contains(&nobody.port().to_string()), "no address of the inside: {answer}");
     assert_eq!(node.counters(), "hit 0 miss 0 pass 0 error 1 bytes 33");
-    let upgrading = RawOrigin::answering(|_| "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into()).await;
+    let upgrading = RawOrigin::answering(|_| {
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into()
+    })
+    .await;
     let node = Node::with(Setup { pass_to: Some(upgrading.address), ..Setup::default() });
     let answer = node.exchange("DELETE /t/a HTTP/1.1\r\nHost: h\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
@@ -869,7 +948,12 @@ async fn the_log_has_a_line_for_every_request() {
     let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
     node.origin.on("/a", Script::status(200, &[FRESH], "body"));
     let mut client = node.connect();
-    for request in [get("/t/a?q"), get("/t/a?q"), "DELETE /t/x HTTP/1.1\r\nHost: h\r\nAuthorization: secret\r\n\r\n".into(), get("/no")] {
+    for request in [
+        get("/t/a?q"),
+        get("/t/a?q"),
+        "DELETE /t/x HTTP/1.1\r\nHost: h\r\nAuthorization: secret\r\n\r\n".into(),
+        get("/no"),
+    ] {
         client.send(&request).await;
         client.answer().await;
     }
@@ -887,4 +971,239 @@ async fn the_log_has_a_line_for_every_request() {
     assert_eq!(told[0], "\"GET /t/a?q HTTP/1.1\" 404 13 miss group=test host=\"h\"");
     assert_eq!(told[2], "\"DELETE /t/x HTTP/1.1\" 200 1 pass group=test host=\"h\" detail=\"method\"");
     assert!(!lines.contains("secret"));
+}
+
+/// HTTP/2 over a pipe that says what TLS would say.
+mod http_2 {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use h2::client::SendRequest;
+    use pingora::protocols::raw_connect::ProxyDigest;
+    use pingora::protocols::{
+        ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+        UniqueID, UniqueIDType,
+    };
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Negotiated(DuplexStream);
+
+    impl AsyncRead for Negotiated {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, out)
+        }
+    }
+
+    impl AsyncWrite for Negotiated {
+        fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Negotiated {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Negotiated {
+        fn id(&self) -> UniqueIDType {
+            0
+        }
+    }
+
+    impl Ssl for Negotiated {
+        fn selected_alpn_proto(&self) -> Option<ALPN> {
+            Some(ALPN::H2)
+        }
+    }
+
+    impl GetTimingDigest for Negotiated {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Negotiated {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Negotiated {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    impl Peek for Negotiated {}
+
+    struct Client2 {
+        requests: SendRequest<Bytes>,
+        served: JoinHandle<()>,
+    }
+
+    async fn connect(node: &Node) -> Client2 {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let (lane, shutdown) = (node.lane.clone(), node.shutdown.subscribe());
+        let served = tokio::spawn(async move {
+            lane.process_new(Box::new(Negotiated(server)), &shutdown).await;
+        });
+        let (requests, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        Client2 { requests, served }
+    }
+
+    fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> http::Request<()> {
+        let mut request = http::Request::builder().method(method).uri(format!("https://h{target}"));
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    impl Client2 {
+        /// Status, fields without `date`, sorted, and body; or how the stream broke.
+        async fn ask(
+            &mut self,
+            request: http::Request<()>,
+            body: Option<&str>,
+        ) -> Result<(u16, Vec<String>, String), h2::Error> {
+            let (response, mut sending) = self.requests.send_request(request, body.is_none())?;
+            if let Some(body) = body {
+                sending.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
+            }
+            let (head, mut stream) = response.await?.into_parts();
+            let mut fields: Vec<String> = head
+                .headers
+                .iter()
+                .filter(|(name, _)| name.as_str() != "date")
+                .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+                .collect();
+            fields.sort();
+            let mut body = Vec::new();
+            while let Some(bytes) = stream.data().await {
+                let bytes = bytes?;
+                stream.flow_control().release_capacity(bytes.len())?;
+                body.extend_from_slice(&bytes);
+            }
+            Ok((head.status.as_u16(), fields, String::from_utf8(body).unwrap()))
+        }
+    }
+
+    #[tokio::test]
+    async fn both_versions_answer_the_same() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH, DATE, ("ETag", "\"e\"")], "0123456789"));
+        for target in ["/t/a", "/t/missing"] {
+            node.exchange(&get(target).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        }
+        let mut second = connect(&node).await;
+        for (method, target, fields) in [
+            ("GET", "/t/a", &[][..]),
+            ("HEAD", "/t/a", &[]),
+            ("GET", "/t/a", &[("if-none-match", "\"e\"")]),
+            ("GET", "/t/a", &[("range", "bytes=2-4")]),
+            ("GET", "/t/a", &[("range", "bytes=20-")]),
+            ("GET", "/t/a", &[("if-match", "\"x\"")]),
+            ("GET", "/t/missing", &[]),
+            ("GET", "/elsewhere", &[]),
+            ("GET", "/t/../a", &[]),
+            ("GET", "/t/%zz", &[]),
+            ("DELETE", "/t/a", &[]),
+            ("TRACE", "/t/a", &[]),
+            ("GET", "/t/a", &[("expect", "x")]),
+            ("GET", "/_groupcache/stats", &[]),
+            ("GET", "/_groupcache/forbidden", &[]),
+        ] {
+            let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let mut first = node.connect();
+            first.send(&format!("{method} {target} HTTP/1.1\r\nHost: h\r\n{lines}\r\n")).await;
+            let answer = first.answer_to(method == "HEAD").await;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let mut expected: Vec<String> = head
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_once(": "))
+                .map(|(name, value)| format!("{}: {value}", name.to_ascii_lowercase()))
+                .filter(|line| !line.starts_with("date: ") && line != "connection: close")
+                .collect();
+            expected.sort();
+            let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+            let told = second.ask(request(method, target, fields), None).await.unwrap();
+            assert_eq!(told, (status, expected, body.to_owned()), "{method} {target} {fields:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_passes_and_what_breaks() {
+        let origin = RawOrigin::start().await;
+        let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
+        node.origin.on("/broken", Script::head(200, &[FRESH], Some(10)).chunk("12345").breaks());
+        node.origin.on("/large", Script::status(200, &[FRESH], "x".repeat(500_000)));
+        let mut client = connect(&node).await;
+        let (status, fields, body) = client.ask(request("POST", "/t/form?x", &[]), Some("hello")).await.unwrap();
+        assert_eq!((status, &*body), (200, "1"), "{fields:?}");
+        assert!(fields.contains(&"cache-status: groupcache-proxy; fwd=method".to_owned()), "{fields:?}");
+        let sent = origin.requests()[0].to_ascii_lowercase();
+        for part in
+            ["post /base/form?x http/1.1\r\n", "host: origin.test\r\n", "via: 2.0 groupcache-proxy\r\n", "hello"]
+        {
+            assert!(sent.contains(part), "{part}: {sent}");
+        }
+        assert_eq!(sent.matches("host:").count() - sent.matches("-host:").count(), 1, "{sent}");
+        assert!(client.ask(request("GET", "/t/broken", &[]), None).await.is_err());
+        for _ in 0..2 {
+            let (_, _, body) = client.ask(request("GET", "/t/large", &[]), None).await.unwrap();
+            assert_eq!(body.len(), 500_000);
+        }
+        let (status, _, body) = client.ask(request("POST", "/_groupcache/purge", &[]), Some("hello")).await.unwrap();
+        assert_eq!((status, &*body), (200, "POST /_groupcache/purge hello direct=true"));
+        let (status, _, _) = client.ask(request("POST", "/_groupcache/purge", &[]), Some("hello world")).await.unwrap();
+        assert_eq!(status, 413);
+        assert_eq!(node.counters(), "hit 1 miss 2 pass 1 error 0 bytes 1000006");
+        drop(client.requests);
+        client.served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_gives_up_a_stream_stops_waiting() {
+        let node = Node::new();
+        node.origin.on("/a", Script::new().stalls());
+        let mut client = connect(&node).await;
+        let (response, _) = client.requests.send_request(request("GET", "/t/a", &[]), true).unwrap();
+        node.origin.arrived("/a", 1).await;
+        drop(response);
+        // The fill ends when nobody reads any more: the seam to the source says so.
+        node.origin.on("/b", Script::status(200, &[FRESH], "body"));
+        assert_eq!(client.ask(request("GET", "/t/b", &[]), None).await.unwrap().2, "body");
+        while node.group.stats.client.error.value() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn draining_ends_connections() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH], "body"));
+        let mut client = connect(&node).await;
+        assert_eq!(client.ask(request("GET", "/t/a", &[]), None).await.unwrap().2, "body");
+        node.edge.drain.begin();
+        client.served.await.unwrap();
+    }
 }

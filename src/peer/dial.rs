@@ -58,7 +58,7 @@ impl PeerAddress {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).to_owned();
         let port = match authority.port_u16() {
             Some(port) => port,
-            None if authority.as_str().ends_with(':') || authority.port().is_some() => return Err(EXPECTED),
+            None if authority.as_str() != authority.host() => return Err(EXPECTED),
             None => [80, 443][usize::from(tls)],
         };
         if port == 0 || host.is_empty() {
@@ -115,4 +115,36 @@ impl Dial for TcpDial {
 pub fn connector(ca: Option<String>, cert_and_key: Option<(String, String)>) -> Arc<TransportConnector> {
     let options = ConnectorOptions { ca_file: ca, cert_key_file: cert_and_key, ..ConnectorOptions::new(0) };
     Arc::new(TransportConnector::new(Some(options)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_urls() {
+        for (url, tls, host, port) in [
+            ("http://10.0.0.4:8082", false, "10.0.0.4", 8082),
+            ("https://cache-1.internal:8443/", true, "cache-1.internal", 8443),
+            ("http://[fd00::1]:8082", false, "fd00::1", 8082),
+            ("http://cache", false, "cache", 80),
+            ("https://cache", true, "cache", 443),
+        ] {
+            let address = PeerAddress::parse(url).unwrap();
+            assert_eq!((address.tls, &address.host[..], address.port), (tls, host, port), "{url}");
+        }
+        for url in [
+            "10.0.0.4:8082",
+            "ftp://a:1",
+            "http://a:1/x",
+            "http://a:1?x",
+            "http://u@a:1",
+            "http://a:0",
+            "http://a:99999",
+            "",
+            "http://",
+        ] {
+            assert!(PeerAddress::parse(url).is_err(), "{url}");
+        }
+    }
 }

@@ -131,7 +131,7 @@ impl Exchange {
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
             loop {
-                match pump.reader().next() {
+                match pump.reader().next_frame() {
                     Ok(None) => break,
                     Ok(Some(envelope)) => {
                         if let Err(end) = self.dispatch(envelope) {
@@ -201,14 +201,16 @@ impl Exchange {
                 }
                 _ => {}
             },
-            Message::End { length, checksum } => match self.close(request) {
-                Some(inbound) if !inbound.end(length, checksum) => return violation("end before the head"),
-                _ => {}
-            },
-            Message::Abort { reason } => match self.close(request) {
-                Some(inbound) if !inbound.abort(reason) => return violation("abort before the head"),
-                _ => {}
-            },
+            Message::End { length, checksum } => {
+                if !self.finish(request, Ok((length, checksum))) {
+                    return violation("end before the head");
+                }
+            }
+            Message::Abort { reason } => {
+                if !self.finish(request, Err(FetchError::Broken(reason))) {
+                    return violation("abort before the head");
+                }
+            }
             Message::Failure(failure) => {
                 if let Some(inbound) = self.close(request) {
                     inbound.fail(failure);
@@ -255,6 +257,10 @@ impl Exchange {
                 false
             }
         }
+    }
+
+    fn finish(&self, request: u64, end: Result<(u64, u64), FetchError>) -> bool {
+        self.close(request).is_none_or(|inbound| inbound.finish(end))
     }
 
     fn inbound(&self, request: u64) -> Option<Arc<Inbound>> {
@@ -407,17 +413,17 @@ impl Inbound {
         })
     }
 
-    fn end(&self, length: u64, checksum: u64) -> bool {
+    /// The body ended; false when it did so before its head, which fails the question.
+    fn finish(&self, end: Result<(u64, u64), FetchError>) -> bool {
         self.change(|state| {
-            state.end.get_or_insert(Ok((length, checksum)));
-            !matches!(state.head, HeadState::Awaited)
-        })
-    }
-
-    fn abort(&self, reason: std::borrow::Cow<'static, str>) -> bool {
-        self.change(|state| {
-            state.end.get_or_insert(Err(FetchError::Broken(reason)));
-            !matches!(state.head, HeadState::Awaited)
+            let headed = !matches!(state.head, HeadState::Awaited);
+            if headed {
+                state.end.get_or_insert(end);
+            } else {
+                // Nobody else will fail it: its number is free already.
+                state.head = HeadState::Arrived(Err(Failure::Unreachable("the peer speaks garbage".into())));
+            }
+            headed
         })
     }
 

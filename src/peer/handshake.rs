@@ -282,7 +282,7 @@ async fn send(stream: &mut Stream, messages: &[Message]) -> std::io::Result<()> 
 
 async fn receive(stream: &mut Stream, reader: &mut FrameReader) -> Result<Message, HandshakeError> {
     loop {
-        if let Some(Envelope { request, message }) = reader.next()? {
+        if let Some(Envelope { request, message }) = reader.next_frame()? {
             return if request == 0 { Ok(message) } else { Err(HandshakeError::Unexpected) };
         }
         if stream.read_buf(reader.buffer(FRAME_BYTES_MAX_UNPROVEN)).await? == 0 {

@@ -55,7 +55,7 @@ async fn hear(stream: &mut DuplexStream) -> Message {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX);
     reader.extend(&length.to_be_bytes());
     reader.extend(&frame);
-    reader.next().unwrap().unwrap().message
+    reader.next_frame().unwrap().unwrap().message
 }
 
 const REFUSAL: Message = Message::Goodbye { reason: GoodbyeReason::NotProven, text: std::borrow::Cow::Borrowed("") };

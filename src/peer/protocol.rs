@@ -1,7 +1,7 @@
 //! Messages of the native protocol to bytes and back. No I/O, no clock, no task.
 //!
 //! A frame is a length of four bytes (big endian) and one protobuf `Frame` (`proto/peer.proto`). Whatever arrives is checked
-//! here, whole, before anybody acts on it: a [`Message`] that [`FrameReader::next`] returns holds to every limit below. What
+//! here, whole, before anybody acts on it: a [`Message`] that [`FrameReader::next_frame`] returns holds to every limit below. What
 //! this version does not know is passed over: unknown fields by protobuf, unknown kinds of frame as [`Message::Unknown`].
 
 use std::borrow::Cow;
@@ -260,7 +260,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// The bytes are not this protocol. The connection is useless from there on.
-    pub fn next(&mut self) -> Result<Option<Envelope>, ProtocolError> {
+    pub fn next_frame(&mut self) -> Result<Option<Envelope>, ProtocolError> {
         let Some(length) = self.frame_length() else { return Ok(None) };
         if length > self.frame_bytes_max {
             return Err(ProtocolError::Oversize);

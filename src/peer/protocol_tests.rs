@@ -6,7 +6,7 @@ fn frames(bytes: &[u8]) -> Result<Vec<Envelope>, ProtocolError> {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX);
     reader.extend(bytes);
     let mut envelopes = Vec::new();
-    while let Some(envelope) = reader.next()? {
+    while let Some(envelope) = reader.next_frame()? {
         envelopes.push(envelope);
     }
     Ok(envelopes)
@@ -163,8 +163,8 @@ fn bodies_and_blocks_are_slices_of_what_was_read() {
     reader.extend(&encoded(1, &Message::Head(Box::new(head()))));
     reader.extend(&encoded(1, &Message::Data(payload.clone())));
     let buffer = reader.buffer.as_ptr_range();
-    let Message::Head(head) = reader.next().unwrap().unwrap().message else { panic!() };
-    let Message::Data(data) = reader.next().unwrap().unwrap().message else { panic!() };
+    let Message::Head(head) = reader.next_frame().unwrap().unwrap().message else { panic!() };
+    let Message::Data(data) = reader.next_frame().unwrap().unwrap().message else { panic!() };
     assert_eq!(data, payload);
     assert!(buffer.contains(&data.as_ptr()));
     assert!(buffer.contains(&head.fields.as_bytes().as_ptr()));
@@ -223,7 +223,7 @@ fn what_is_too_long_or_not_allowed_is_refused() {
 fn a_frame_beyond_the_limit_is_refused_at_its_length() {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX_UNPROVEN);
     reader.extend(&(FRAME_BYTES_MAX_UNPROVEN as u32 + 1).to_be_bytes());
-    assert_eq!(reader.next(), Err(ProtocolError::Oversize));
+    assert_eq!(reader.next_frame(), Err(ProtocolError::Oversize));
     // Nor does its claim make room.
     assert!(reader.buffer(1024).capacity() <= 4096);
 }
@@ -290,7 +290,7 @@ proptest! {
         for part in cuts.windows(2) {
             let bytes = &wire[part[0]..part[1]];
             reader.buffer(64).extend_from_slice(bytes);
-            while let Some(envelope) = reader.next().unwrap() {
+            while let Some(envelope) = reader.next_frame().unwrap() {
                 said.push(envelope.message);
             }
         }

@@ -176,7 +176,7 @@ impl PeerServer {
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
             loop {
-                match pump.reader().next() {
+                match pump.reader().next_frame() {
                     Ok(None) => break,
                     Ok(Some(envelope)) => {
                         if let Err(end) = self.dispatch(conversation, envelope, stopping.is_some()) {
@@ -417,8 +417,10 @@ impl Answering {
 
         let mut checksum = Checksum::default();
         let mut sent_bytes: u64 = 0;
-        while !bodyless {
-            match body.chunk().await {
+        loop {
+            // What can have no body is not asked for one.
+            let next = if bodyless { Ok(None) } else { body.chunk().await };
+            match next {
                 Ok(Some(mut chunk)) => {
                     checksum.update(&chunk);
                     while !chunk.is_empty() {
@@ -428,7 +430,7 @@ impl Answering {
                         sent_bytes += bytes as u64;
                     }
                 }
-                Ok(None) if content_length.is_none_or(|declared| declared == sent_bytes) => break,
+                Ok(None) if bodyless || content_length.is_none_or(|declared| declared == sent_bytes) => break,
                 Ok(None) => {
                     self.abort("the body has another length than its head said".into());
                     return Ok(());

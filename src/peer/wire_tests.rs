@@ -55,7 +55,7 @@ impl Played {
     /// The next frame that is not a ping, or `None` at the end of the stream.
     async fn hear(&mut self) -> Option<(u64, Message)> {
         loop {
-            match self.reader.next().unwrap() {
+            match self.reader.next_frame().unwrap() {
                 Some(envelope) if !matches!(envelope.message, Message::Ping(_)) => {
                     return Some((envelope.request, envelope.message));
                 }
@@ -246,11 +246,12 @@ async fn an_owner_that_breaks_the_rules_loses_the_connection() {
             }
             assert_eq!(played.hear().await, None);
         });
-        match peer.fetch(&ask("a")).await {
+        let answer = peer.fetch(&ask("a")).await;
+        play.await.unwrap();
+        match answer {
             Ok(answer) => assert!(matches!(read(answer).await, Err(FetchError::Broken(_))), "{what}"),
             Err(error) => assert!(matches!(error, FetchError::Unreachable(_)), "{what}"),
         }
-        play.await.unwrap();
     }
 }
 

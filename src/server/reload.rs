@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::{Config, Loaded, SystemEnvironment};
-use crate::edge::connection::Limits;
 use crate::edge::Edge;
+use crate::edge::connection::Limits;
 use crate::peer::handshake::Secrets;
 use crate::server::groups::{self, Groups, Registry, answers_alike};
 use crate::server::members::{Members, Surroundings};
