@@ -107,6 +107,7 @@ pub mod fields;
 pub mod fill;
 pub mod fleet;
 pub mod flight;
+pub mod following;
 pub mod freshness;
 pub mod group;
 pub mod invalidate;

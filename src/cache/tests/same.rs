@@ -189,7 +189,8 @@ impl Side {
             let (reader, fill) = node.cache.flights.alone(node.cache.flight_of_key(&node.group, &request.key));
             node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, fill);
             let Ok(Landed::Streaming(head)) = reader.head().await else { return Seen::nothing() };
-            answer = Answer::from_stream(head, reader, "bypass", false);
+            let reader = node.cache.following(&node.group, request, Route::Here, head, reader);
+            answer = Answer::from_stream(reader, "bypass", false);
         }
         let seen = seen(request, answer).await;
         for node in &self.nodes {
