@@ -1,3 +1,47 @@
-check:
-	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+# What to do here; `make` alone prints this list.
+#
+#   make demo     a fleet of three on this machine, with sample pictures; Ctrl-C stops it
+#   make test     all tests
+#   make check    formatting, lints, documentation; warnings are errors
+#   make bench    the figures of benches/README.md
+#   make compare  beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make release  the program as it is deployed: target/release/groupcache-proxy
+#
+# Every target first looks for the tools that it needs, one by one. As root it installs the missing ones (Debian);
+# otherwise it names them in one line.
+
+CARGO ?= cargo
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+# The development build: it is ready in half the time of a release build and `make test` uses it again. A demo shows
+# what happens, not how fast.
+demo: build-tools
+	$(CARGO) build --locked
+	target/debug/groupcache-proxy demo
+
+test: test-tools
+	$(CARGO) test --locked
+
+check: check-tools
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+bench: bench-tools
+	$(CARGO) bench --locked
+
+# Variables that are given become options of the script, which installs the other servers itself.
+compare: compare-tools release
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
+option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
+
+release: build-tools
+	$(CARGO) build --locked --release
+
+# What each target needs, for itself: `make test-tools` as root prepares a machine.
+build-tools check-tools test-tools bench-tools compare-tools:
+	@.ci/tools $(@:-tools=)
+
+.PHONY: help demo test check bench compare release build-tools check-tools test-tools bench-tools compare-tools

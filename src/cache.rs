@@ -375,6 +375,10 @@ impl Cache {
         if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh || !entry.body.is_whole() {
             return None;
         }
+        if role == Role::Hot {
+            // Else a wanted copy would look unwanted when it has to be renewed.
+            self.popularity.observe(key.hash(), now);
+        }
         group.stats.gets.increment();
         group.stats.cache_hits.increment();
         Some(Hit { entry: entry.clone(), role })
@@ -692,6 +696,7 @@ impl Cache {
                     sent: head.sent.clone(),
                     entry: head.id,
                     hit: false,
+                    not_modified: false,
                 };
                 let mut fetched = Fetched {
                     status: head.status,
@@ -723,6 +728,7 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
         sent: entry.sent.clone(),
         entry: entry.id,
         hit,
+        not_modified: false,
     };
     let length = entry.body.len();
     let mut fetched = Fetched {

@@ -28,9 +28,11 @@ pub trait Clock: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
+#[allow(clippy::disallowed_methods, reason = "this is the one place")]
 static PROCESS_START: Lazy<Instant> = Lazy::new(Instant::now);
 
 impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "this is the one place")]
     fn now(&self) -> Now {
         let wall_seconds = match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(since) => since.as_secs() as i64,

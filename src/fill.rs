@@ -28,6 +28,7 @@ use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
+use crate::semantics::forward::stays_inside;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -343,6 +344,7 @@ impl Filling {
         // What is stored came of a GET, whatever the method of the request that renews it.
         let judgement = self.judge(Method::Get, stored.status, updated, asked_at, received_at);
         let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, updated, received_at);
+        let fields = fields.without(stays_inside);
         let rule = self.rule_of(&fields);
         let sent = self.sent_for(&rule);
         let entry = Arc::new(Entry {
@@ -391,8 +393,9 @@ impl Filling {
         let fields = match shareable || storable.is_ok() {
             true => freshness::fields_to_store(&group.rules, &judgement.directives, &fetched.fields, received_at),
             // It goes to the request that caused it and to nobody else: with the cookies that were meant for it.
-            false => fetched.fields.without(|name| name.eq_ignore_ascii_case("age")),
+            false => fetched.fields.clone(),
         };
+        let fields = fields.without(stays_inside);
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -510,6 +513,7 @@ impl Filling {
             Extent::Part(place) => Some(place.range.length()),
         };
         match () {
+            () if !self.group.cached => Err("cache_off"),
             () if self.request.method == Method::Head => Err("method"),
             () if fetched.close_delimited => Err("framing"),
             () if bytes.is_some_and(|bytes| bytes > self.group.object_bytes_max) => Err("too_large"),

@@ -81,6 +81,8 @@ pub struct Hop {
     pub entry: EntryId,
     /// Whether the owner answered from its memory.
     pub hit: bool,
+    /// Whether the entry that the asker named is still the owner's: then there is no body, and the head only refreshes it.
+    pub not_modified: bool,
 }
 
 /// Names one stored response: which life of which node filled it, and the how-manieth fill of that life it was.

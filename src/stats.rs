@@ -50,6 +50,11 @@ impl Tally {
         *self.0.lock().entry(word).or_default() += 1;
     }
 
+    /// All words that were counted, with their counts.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().clone()
+    }
+
     /// How often `word` was counted.
     pub fn value(&self, word: &str) -> u64 {
         self.0.lock().get(word).copied().unwrap_or_default()

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use environment::{Environment, SystemEnvironment};
 pub use problem::{Position, Problem, Problems};
-pub use units::Amount;
+pub use units::{Amount, duration as parse_duration};
 pub use values::*;
 
 use check::text::listen_address_short;

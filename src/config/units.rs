@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// What a reader expected instead.
-pub(super) type Expected = std::borrow::Cow<'static, str>;
+pub type Expected = std::borrow::Cow<'static, str>;
 
 /// An amount of memory, absolute or as a part of another.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,7 +62,7 @@ pub(super) fn size(text: &str) -> Result<u64, Expected> {
 }
 
 /// Reads a duration: numbers with units, `1h30m` too; only zero needs no unit.
-pub(super) fn duration(text: &str) -> Result<Duration, Expected> {
+pub fn duration(text: &str) -> Result<Duration, Expected> {
     let expected = || Expected::from("a duration such as 250ms, 10s, 5m, 24h or 7d");
     if text == "0" {
         return Ok(Duration::ZERO);

@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::body::HttpBody;
 use super::head::{self, Asked, Head, Wire, refused};
-use super::settings::{HostRule, OriginSettings, SettingsError, split_authority};
+use super::settings::{HostRule, OriginSettings, OriginUrl, SettingsError, split_authority};
 use super::upstream::{InFlight, Lookup, Upstream, UpstreamSnapshot, choose, system_lookup};
 use crate::fields::Fields;
 use crate::source::{Ask, FetchError, Fetched, Method, ReadyBody, Source};
@@ -38,6 +38,14 @@ use crate::source::{Ask, FetchError, Fetched, Method, ReadyBody, Source};
 #[derive(Clone)]
 pub struct HttpOrigin {
     inner: Arc<Inner>,
+}
+
+/// Where a request goes that passes through.
+pub struct PassChoice {
+    /// What to connect to.
+    pub peer: HttpPeer,
+    /// The server's URL.
+    pub url: OriginUrl,
 }
 
 /// What bodies on their way share with their origin.
@@ -86,6 +94,25 @@ impl HttpOrigin {
     /// What was counted about each server, in the order of the configuration.
     pub fn snapshot(&self) -> Vec<UpstreamSnapshot> {
         self.inner.upstreams.iter().map(|upstream| upstream.snapshot()).collect()
+    }
+
+    /// A server for a request in which the cache has no part: the next in turn, or after `attempt` failures the one after as
+    /// many others.
+    ///
+    /// # Errors
+    /// None has an address now.
+    pub async fn choose_for_pass(&self, attempt: usize) -> Result<PassChoice, FetchError> {
+        let inner = &self.inner;
+        let turn = match attempt {
+            0 => inner.turn.fetch_add(1, Ordering::Relaxed),
+            _ => inner.turn.load(Ordering::Relaxed).wrapping_sub(1).wrapping_add(attempt),
+        };
+        let index = choose(&inner.upstreams, inner.settings.balance, turn, &[]);
+        let upstream = index.and_then(|index| inner.upstreams.get(index));
+        let upstream = upstream.ok_or_else(|| FetchError::unreachable("the origin has no server"))?;
+        let peers = upstream.peers().await?;
+        let peer = peers.first().ok_or_else(|| FetchError::unreachable("the origin has no address"))?;
+        Ok(PassChoice { peer: HttpPeer::clone(peer), url: upstream.url.clone() })
     }
 
     /// The settings in force.

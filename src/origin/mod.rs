@@ -14,6 +14,6 @@ mod upstream;
 mod tests;
 
 pub use directory::{Directory, DirectoryError, DirectorySettings, FileValidators};
-pub use http::HttpOrigin;
+pub use http::{HttpOrigin, PassChoice};
 pub use settings::{Balance, HeaderRules, Health, HostRule, OriginSettings, OriginUrl, SettingsError, Timeouts};
 pub use upstream::{FAILING_FOR, UpstreamSnapshot, UpstreamState};

@@ -221,6 +221,11 @@ impl OriginUrl {
         &self.authority
     }
 
+    /// What stands before a target there, without a slash at its end.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// What is asked for under this URL: the prefix, then the target, byte for byte.
     pub fn path(&self, target: &[u8]) -> Vec<u8> {
         [self.prefix.as_bytes(), target].concat()

@@ -234,6 +234,14 @@ const NEVER_FORWARDED: [&str; 20] = [
     "upgrade",
 ];
 
+/// Fields of an origin that are for caches and stay inside, and those that the writer sets itself; they are left out when
+/// an entry or a head is made.
+pub fn stays_inside(name: &str) -> bool {
+    ["surrogate-key", "cache-tag", "xkey", "surrogate-control", "content-length", "age"]
+        .iter()
+        .any(|inside| name.eq_ignore_ascii_case(inside))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

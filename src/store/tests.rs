@@ -649,6 +649,7 @@ proptest! {
     fn the_store_agrees_with_a_map_and_its_books_with_a_recount(acts in acts()) {
         let mut limit = 2 * MIB;
         let mut caps = vec![(GroupId(1), 500 * KIB)];
+        let mut order = Eviction::S3Fifo;
         let kit = Kit::new(limit, Eviction::S3Fifo, &caps);
         let mut model: BTreeMap<(GroupId, Vec<u8>), (usize, Role)> = BTreeMap::new();
         let mut held: Vec<Arc<Page>> = Vec::new();
@@ -674,13 +675,17 @@ proptest! {
                 Act::Hold { group, name } => {
                     held.extend(kit.store.peek(&HashedKey::new(GroupId(group), &[name])).map(|found| found.0));
                 }
-                Act::Release => held.clear(),
+                Act::Release => {
+                    held.clear();
+                    // What readers kept above a cap goes at the next change.
+                    kit.store.configure(limit, &Settings { eviction: order, caps: caps.clone() });
+                }
                 Act::Clear { group } => {
                     let items = model.keys().filter(|key| key.0 == GroupId(group)).count();
                     prop_assert_eq!(kit.store.clear(GroupId(group)), items);
                 }
                 Act::Configure { limit: new_limit, eviction, capped, cap } => {
-                    limit = new_limit;
+                    (limit, order) = (new_limit, eviction);
                     caps = if capped < 3 { vec![(GroupId(capped), cap)] } else { vec![] };
                     kit.store.configure(limit, &Settings { eviction, caps: caps.clone() });
                 }

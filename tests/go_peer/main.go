@@ -34,6 +34,7 @@ func main() {
 	peers := flag.String("peers", "", "URLs of all nodes, separated by commas")
 	group := flag.String("group", "thumbnails", "name of the group")
 	origin := flag.String("origin", "", "URL of the origin, without the last slash")
+	cacheBytes := flag.Int64("cache-bytes", 64<<20, "what the group may hold; 0 keeps nothing")
 	flag.Parse()
 
 	urls := strings.Split(*peers, ",")
@@ -63,7 +64,7 @@ func main() {
 		}
 		return dest.SetBytes(body)
 	}
-	cache := groupcache.NewGroup(*group, 64<<20, groupcache.GetterFunc(load))
+	cache := groupcache.NewGroup(*group, *cacheBytes, groupcache.GetterFunc(load))
 
 	http.HandleFunc("/get", func(w http.ResponseWriter, r *http.Request) {
 		var value []byte

@@ -1,6 +1,15 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+
 mod kit;
 
+mod admin;
+mod commands;
 mod directory;
+mod fleet;
 mod origin;
+mod reload;
+mod shutdown;
+mod tidy;
+mod tls;

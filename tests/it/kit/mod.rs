@@ -2,6 +2,9 @@
 
 #![allow(dead_code)]
 
+pub mod client;
+pub mod fleet;
 pub mod h2;
 pub mod nginx;
+pub mod node;
 pub mod origin;

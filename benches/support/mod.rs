@@ -1,0 +1,4 @@
+//! What `parts` and `instructions` measure.
+
+pub mod node;
+pub mod operations;

@@ -1,0 +1,212 @@
+//! Everything under `/_groupcache/`: who is asked for what, who may ask, and the answer.
+//!
+//! The name is decided on the exact bytes of the target; what is not known here is 404 and never a key of a group.
+
+pub mod access;
+mod explain;
+mod stats;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::protocols::Stream;
+use tokio::sync::watch;
+
+use crate::admin::access::{Caller, Denied, may_ask_as_go_peer, may_read, may_upgrade};
+use crate::edge::endpoints::{
+    EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX, UpgradedConnection,
+};
+use crate::fields::Fields;
+use crate::peer::go::answer_go;
+use crate::peer::handshake::is_upgrade;
+use crate::peer::server::PeerServer;
+use crate::server::node::Node;
+use crate::server::owner::CacheOwner;
+use crate::server::shutdown::State;
+
+/// The endpoints of a node.
+pub struct Admin {
+    node: Arc<Node>,
+    owner: CacheOwner,
+}
+
+impl Admin {
+    /// The endpoints of `node`.
+    pub fn new(node: Arc<Node>) -> Self {
+        let owner = CacheOwner { cache: node.cache.clone(), groups: node.groups.clone() };
+        Admin { node, owner }
+    }
+
+    async fn answer(&self, request: &EndpointRequest) -> EndpointAnswer {
+        let (path, query) = split_query(&request.target);
+        let name = path.strip_prefix(PREFIX).unwrap_or_default();
+        match name {
+            b"health" | b"ready" if !is_read(request) => method_not_allowed(),
+            // The process is alive if it can say so.
+            b"health" => text(200, "ok\n"),
+            b"ready" => match self.node.lifecycle.state() {
+                State::Ready => text(200, "ok\n"),
+                state => text(503, format!("{}\n", state.as_str())),
+            },
+            b"stats" | b"explain" => match self.read_denied(request) {
+                Some(denied) => self.deny(denied),
+                None if !is_read(request) => method_not_allowed(),
+                None if name == b"stats" => json(200, &stats::of(&self.node)),
+                None => match explain::explain(&self.node, query, request.now) {
+                    Ok(explanation) => json(200, &explanation),
+                    Err(reason) => text(400, format!("{reason}\n")),
+                },
+            },
+            b"" => self.upgrade(request),
+            _ => self.answer_go_peer(request, path).await,
+        }
+    }
+
+    fn read_denied(&self, request: &EndpointRequest) -> Option<Denied> {
+        if !request.roles.admin {
+            return Some(Denied::NotHere);
+        }
+        may_read(&self.node.current.load().config.admin, &self.caller(request)).err()
+    }
+
+    /// The native protocol takes the connection.
+    fn upgrade(&self, request: &EndpointRequest) -> EndpointAnswer {
+        if !request.roles.peers || !request.http_11 || !is_upgrade(&request.method, &request.target, &request.fields) {
+            return self.deny(Denied::NotHere);
+        }
+        let current = self.node.current.load();
+        let has_secret = current.config.fleet.as_ref().is_some_and(|fleet| !fleet.secrets.is_empty());
+        if let Err(denied) = may_upgrade(has_secret, &self.caller(request)) {
+            return self.deny(denied);
+        }
+        let conversation = Conversation { peers: self.node.peers.clone(), stop: self.node.lifecycle.stop_watch() };
+        EndpointAnswer::Upgrade(Fields::empty(), Box::new(conversation))
+    }
+
+    async fn answer_go_peer(&self, request: &EndpointRequest, path: &[u8]) -> EndpointAnswer {
+        let members = self.node.members.load_full();
+        let (Some(dialect), Some(fleet), true) = (members.dialect(), &members.config, request.roles.peers) else {
+            return self.deny(Denied::NotHere);
+        };
+        if let Err(denied) = may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request)) {
+            return self.deny(denied);
+        }
+        if request.method != "GET" {
+            return method_not_allowed();
+        }
+        if path.len() != request.target.len() {
+            // Go's clients put a question mark of the key into the path, escaped.
+            return text(400, "bad request\n");
+        }
+        let value_bytes_max = self.node.current.load().config.groups.iter().map(|group| group.max_object_bytes).max();
+        let answer = answer_go(
+            &self.owner,
+            dialect,
+            &fleet.go.base_path,
+            path,
+            request.now,
+            value_bytes_max.unwrap_or_default(),
+        )
+        .await;
+        respond(answer.status, answer.content_type, &[], answer.body)
+    }
+
+    fn caller<'a>(&self, request: &'a EndpointRequest) -> Caller<'a> {
+        Caller {
+            address: request.peer.map(|peer| peer.ip()),
+            listener: self.node.listener_of(request.local),
+            direct: request.direct,
+            fields: &request.fields,
+        }
+    }
+
+    fn deny(&self, denied: Denied) -> EndpointAnswer {
+        self.node.stats.rejects.increment(denied.word());
+        match denied {
+            Denied::NotHere => text(404, "not found\n"),
+            Denied::Forbidden => text(403, "forbidden\n"),
+            Denied::TokenNeeded => respond(
+                401,
+                TEXT,
+                &[
+                    ("WWW-Authenticate", "Bearer realm=\"groupcache\""),
+                    ("WWW-Authenticate", "Basic realm=\"groupcache\""),
+                ],
+                Bytes::from_static(b"a token is needed\n"),
+            ),
+        }
+    }
+}
+
+#[async_trait]
+impl Endpoints for Admin {
+    /// Nothing here takes a body yet.
+    fn admit(&self, _: &EndpointRequest) -> Result<usize, EndpointResponse> {
+        Ok(0)
+    }
+
+    async fn handle(&self, request: EndpointRequest, _: Bytes) -> EndpointAnswer {
+        self.answer(&request).await
+    }
+}
+
+/// A peer's connection.
+struct Conversation {
+    peers: Arc<PeerServer>,
+    stop: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl UpgradedConnection for Conversation {
+    async fn run(self: Box<Self>, stream: Stream, read: Bytes) {
+        self.peers.serve(stream, read, self.stop).await;
+    }
+}
+
+fn is_read(request: &EndpointRequest) -> bool {
+    matches!(&*request.method, "GET" | "HEAD")
+}
+
+fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'?', target) {
+        Some(at) => (&target[..at], Some(&target[at + 1..])),
+        None => (target, None),
+    }
+}
+
+fn method_not_allowed() -> EndpointAnswer {
+    respond(405, TEXT, &[("Allow", "GET, HEAD")], Bytes::from_static(b"method not allowed\n"))
+}
+
+fn text(status: u16, text: impl Into<Cow<'static, str>>) -> EndpointAnswer {
+    let body = match text.into() {
+        Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+        Cow::Owned(text) => text.into(),
+    };
+    respond(status, TEXT, &[], body)
+}
+
+fn json(status: u16, value: &impl serde::Serialize) -> EndpointAnswer {
+    match serde_json::to_vec_pretty(value) {
+        Ok(mut body) => {
+            body.push(b'\n');
+            respond(status, "application/json", &[], body.into())
+        }
+        Err(error) => {
+            tracing::error!(%error, "an answer cannot be written as JSON");
+            text(500, "failed\n")
+        }
+    }
+}
+
+/// No cache may keep what is only true now, and no browser may guess a type.
+fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) -> EndpointAnswer {
+    let fields = [("Content-Type", content_type), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")];
+    // All of these are constants.
+    let fields = Fields::from_pairs(fields.iter().chain(more).copied()).unwrap_or_default();
+    EndpointAnswer::Response(EndpointResponse { status, fields, body })
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";

@@ -1,0 +1,560 @@
+//! One client's connection of HTTP/1: bytes in, bytes out, and a deadline for every wait.
+//!
+//! A busy connection pays for no timer: one timer per connection is armed rarely and looked at only when there is nothing
+//! to do. After [`BUSY_WAIT`] without a byte the connection counts as idle, gives its buffers back, and listens for the
+//! end of the process.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use super::request_head::{Refusal, Scan};
+
+/// How long a client may take, and how much it may send; 0 is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest head of a request in bytes.
+    pub header_bytes: usize,
+    /// From the first byte of a head, and from the beginning of the connection, to the end of the head.
+    pub header_timeout: Duration,
+    /// Between two requests.
+    pub idle_timeout: Duration,
+    /// Bytes per second that a client must at least take or send, after [`RATE_GRACE`]; 0: no limit.
+    pub body_min_rate: u64,
+    /// Largest body of a request in bytes; 0: no limit.
+    pub body_bytes: u64,
+    /// A client that takes not one byte for so long is cut off.
+    pub send_stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            header_bytes: 32 * 1024,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            body_min_rate: 1024,
+            body_bytes: 1 << 30,
+            send_stall: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Limits {
+    /// With what "no limit" means for each: a year to wait, and a head as large as any (1 MiB).
+    fn without_zeros(self) -> Self {
+        let forever = |duration: Duration| if duration.is_zero() { FOREVER } else { duration };
+        Limits {
+            header_bytes: if self.header_bytes == 0 { HEADER_BYTES_MAX } else { self.header_bytes },
+            header_timeout: forever(self.header_timeout),
+            idle_timeout: forever(self.idle_timeout),
+            send_stall: forever(self.send_stall),
+            ..self
+        }
+    }
+}
+
+/// Tells every connection that the process is about to end: finish what is running, take nothing new.
+#[derive(Debug)]
+pub struct Drain {
+    begun: AtomicBool,
+    watch: watch::Sender<bool>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Drain { begun: AtomicBool::new(false), watch: watch::channel(false).0 }
+    }
+}
+
+impl Drain {
+    /// Begins: answers say `Connection: close`, idle connections are closed, connections of HTTP/2 take no new stream.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.watch.send_replace(true);
+    }
+
+    /// Takes it back; what was closed stays closed.
+    pub fn undo(&self) {
+        self.begun.store(false, Ordering::Release);
+        self.watch.send_replace(false);
+    }
+
+    /// Whether it has begun.
+    #[inline]
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// The same for those who wait.
+    pub fn watch(&self) -> ShutdownWatch {
+        self.watch.subscribe()
+    }
+}
+
+/// What came in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A head, complete; its length in bytes.
+    Head(usize),
+    /// The client, or the end of the process, closed the connection between two requests; or it broke.
+    Closed,
+    /// A head that is refused.
+    Refused(Refusal),
+}
+
+/// The client closed its side or the connection broke while it waited for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the client is gone")]
+pub struct Gone;
+
+/// A connection and what has been read from it.
+pub struct Connection {
+    stream: Stream,
+    buffer: Vec<u8>,
+    /// `buffer[start..end]` has been read and not been used.
+    start: usize,
+    end: usize,
+    /// The head of the answer; kept for the next one.
+    pub head: Vec<u8>,
+    timer: Timer,
+    limits: Limits,
+    served: bool,
+}
+
+impl Connection {
+    /// A connection of which `read` has been read already.
+    pub fn new(stream: Stream, read: &[u8], limits: Limits) -> Self {
+        let mut connection = Connection {
+            stream,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            head: Vec::new(),
+            timer: Timer::default(),
+            limits: limits.without_zeros(),
+            served: false,
+        };
+        connection.give_back(read);
+        connection
+    }
+
+    /// A connection that comes back from a full session, between two requests.
+    pub fn resume(stream: Stream, read: &[u8], limits: Limits) -> Self {
+        Connection { served: true, ..Connection::new(stream, read, limits) }
+    }
+
+    /// The limits of this connection.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What has been read and not been used.
+    #[inline]
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Declares the first `bytes` of [`Connection::unread`] used.
+    #[inline]
+    pub fn consume(&mut self, bytes: usize) {
+        self.start = (self.start + bytes).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        self.served = true;
+    }
+
+    /// Gives up the connection: the stream, and what was read and not used.
+    pub fn into_parts(self) -> (Stream, Bytes) {
+        let unread = Bytes::copy_from_slice(self.unread());
+        (self.stream, unread)
+    }
+
+    fn give_back(&mut self, read: &[u8]) {
+        if !read.is_empty() {
+            self.buffer = vec![0; read.len().max(BUFFER_BYTES)];
+            self.buffer[..read.len()].copy_from_slice(read);
+            self.end = read.len();
+        }
+    }
+
+    /// Waits for the next whole head.
+    pub async fn receive_head(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Received {
+        let mut scan = Scan::default();
+        // A connection that never sent a byte has as long as for a head.
+        let mut deadline = (!self.served).then(|| Instant::now() + self.limits.header_timeout);
+        loop {
+            if self.end > self.start {
+                match scan.advance(self.unread(), self.limits.header_bytes) {
+                    Ok(Some(bytes)) => return Received::Head(bytes),
+                    Ok(None) => {}
+                    Err(refusal) => return Received::Refused(refusal),
+                }
+            }
+            let begun = self.end > self.start;
+            if begun && deadline.is_none() {
+                deadline = Some(Instant::now() + self.limits.header_timeout);
+            }
+            self.make_room();
+            let read = match deadline {
+                Some(deadline) => self.read_until(deadline).await,
+                None => {
+                    if drain.has_begun() {
+                        return Received::Closed;
+                    }
+                    match self.read_until(Instant::now() + BUSY_WAIT.min(self.limits.idle_timeout)).await {
+                        Read::TimedOut => self.read_idle(drain, shutdown).await,
+                        read => read,
+                    }
+                }
+            };
+            match read {
+                Read::Bytes => {}
+                Read::TimedOut if begun => {
+                    return Received::Refused(Refusal::new(408, "header_timeout", "the header section took too long"));
+                }
+                Read::TimedOut | Read::Closed => return Received::Closed,
+            }
+        }
+    }
+
+    /// Waits for `future`, and for the client's leaving.
+    ///
+    /// # Errors
+    /// The client left first. A client that only closed its sending side counts as gone: the two cannot be told apart.
+    pub async fn wait_for<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Gone> {
+        let mut future = pin!(future);
+        self.make_room();
+        poll_fn(|context| {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
+            }
+            // What the client sends meanwhile is its next request; when there is no room for more, it has to wait, and
+            // its leaving shows when the answer is written.
+            while self.end < self.buffer.len() {
+                match self.poll_read(context) {
+                    Poll::Ready(Read::Bytes) => {}
+                    Poll::Ready(_) => return Poll::Ready(Err(Gone)),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Reads more behind what is unread, for a body that the lane itself reads.
+    ///
+    /// # Errors
+    /// The client is gone, or sent nothing for as long as it may stall.
+    pub async fn read_more(&mut self) -> Result<(), Gone> {
+        self.make_room();
+        match self.read_until(Instant::now() + self.limits.send_stall).await {
+            Read::Bytes => Ok(()),
+            Read::Closed | Read::TimedOut => Err(Gone),
+        }
+    }
+
+    /// Sends the prepared [`Connection::head`], then the segments, then `tail`, without copying them.
+    ///
+    /// # Errors
+    /// The connection broke, or the client takes the bytes too slowly.
+    #[inline]
+    pub async fn send(&mut self, pace: &mut Pace, segments: &[Bytes], tail: &'static [u8]) -> io::Result<()> {
+        let mut cursor = Cursor { index: 0, offset: 0 };
+        let Connection { stream, head, timer, limits, .. } = self;
+        poll_fn(|context| {
+            loop {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let (count, last) = cursor.gather(head, segments, tail, &mut slices);
+                if count == 0 {
+                    break;
+                }
+                let bytes: usize = slices[..count].iter().map(|slice| slice.len()).sum();
+                match Pin::new(&mut *stream).poll_write_vectored(context, &slices[..count]) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(written)) => {
+                        pace.progress(written as u64);
+                        if written == bytes && last {
+                            break;
+                        }
+                        cursor.advance(written, head, segments, tail);
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return pace.poll_blocked(timer, limits, context),
+                }
+            }
+            match Pin::new(&mut *stream).poll_flush(context) {
+                Poll::Pending => pace.poll_blocked(timer, limits, context),
+                ready => ready,
+            }
+        })
+        .await
+    }
+
+    /// Closes so that the client can still read the answer: says that nothing more comes, then takes what the client still
+    /// sends for a moment. Closing at once would reset the connection and may destroy the answer on its way.
+    pub async fn close(mut self) {
+        let until = Instant::now() + LINGER;
+        let Connection { stream, timer, .. } = &mut self;
+        let mut scratch = [0; 1024];
+        let mut bytes_left = LINGER_BYTES_MAX;
+        let mut said = false;
+        poll_fn(|context| {
+            if !said {
+                match Pin::new(&mut *stream).poll_shutdown(context) {
+                    Poll::Ready(Ok(())) => said = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return timer.poll(until, context),
+                }
+            }
+            loop {
+                let mut space = ReadBuf::new(&mut scratch);
+                match Pin::new(&mut *stream).poll_read(context, &mut space) {
+                    Poll::Ready(Ok(())) if !space.filled().is_empty() => {
+                        bytes_left = bytes_left.saturating_sub(space.filled().len());
+                        if bytes_left == 0 {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return timer.poll(until, context),
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Room for at least one byte behind what is unread. A head that does not fit makes the buffer grow up to the limit.
+    fn make_room(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; BUFFER_BYTES];
+        }
+        if self.end < self.buffer.len() {
+            return;
+        }
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        } else {
+            let grown = (self.buffer.len() * 2).min(self.limits.header_bytes.max(BUFFER_BYTES) + 1);
+            self.buffer.resize(grown.max(self.end + 1), 0);
+        }
+    }
+
+    async fn read_until(&mut self, deadline: Instant) -> Read {
+        poll_fn(|context| match self.poll_read(context) {
+            Poll::Pending => self.timer.poll(deadline, context).map(|()| Read::TimedOut),
+            ready => ready,
+        })
+        .await
+    }
+
+    /// The long wait between two requests, without buffers.
+    async fn read_idle(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Read {
+        self.buffer = Vec::new();
+        self.head = Vec::new();
+        (self.start, self.end) = (0, 0);
+        let deadline = Instant::now() + self.limits.idle_timeout.saturating_sub(BUSY_WAIT);
+        let (mut shutdown, mut draining) = (shutdown.clone(), drain.watch());
+        let ending = async {
+            tokio::select! {
+                () = ended(&mut draining) => {}
+                () = ended(&mut shutdown) => {}
+            }
+        };
+        let mut ending = pin!(ending);
+        poll_fn(|context| {
+            let mut first = [0; 64];
+            let mut space = ReadBuf::new(&mut first);
+            match Pin::new(&mut self.stream).poll_read(context, &mut space) {
+                Poll::Ready(Ok(())) if !space.filled().is_empty() => {
+                    let read = space.filled();
+                    self.buffer = vec![0; BUFFER_BYTES];
+                    self.buffer[..read.len()].copy_from_slice(read);
+                    self.end = read.len();
+                    return Poll::Ready(Read::Bytes);
+                }
+                Poll::Ready(_) => return Poll::Ready(Read::Closed),
+                Poll::Pending => {}
+            }
+            if ending.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Read::Closed);
+            }
+            self.timer.poll(deadline, context).map(|()| Read::TimedOut)
+        })
+        .await
+    }
+
+    /// There must be room.
+    #[inline]
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Read> {
+        debug_assert!(self.end < self.buffer.len());
+        let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
+        match Pin::new(&mut self.stream).poll_read(context, &mut space) {
+            Poll::Ready(Ok(())) if !space.filled().is_empty() => {
+                self.end += space.filled().len();
+                Poll::Ready(Read::Bytes)
+            }
+            Poll::Ready(_) => Poll::Ready(Read::Closed),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Ready when the process shuts down; never when nobody can say so any more.
+async fn ended(shutdown: &mut ShutdownWatch) {
+    loop {
+        if *shutdown.borrow_and_update() {
+            return;
+        }
+        if shutdown.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How a read ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// Bytes came; they are unread now.
+    Bytes,
+    /// The client closed its side, or the connection broke.
+    Closed,
+    TimedOut,
+}
+
+/// How far sending has come in the head, the segments and the tail, counted in this order.
+struct Cursor {
+    index: usize,
+    offset: usize,
+}
+
+impl Cursor {
+    fn slice<'a>(index: usize, head: &'a [u8], segments: &'a [Bytes], tail: &'a [u8]) -> Option<&'a [u8]> {
+        match index {
+            0 => Some(head),
+            _ if index <= segments.len() => Some(&segments[index - 1]),
+            _ if index == segments.len() + 1 => Some(tail),
+            _ => None,
+        }
+    }
+
+    /// The next slices, how many, and whether nothing lies behind them.
+    #[inline]
+    fn gather<'a>(
+        &self,
+        head: &'a [u8],
+        segments: &'a [Bytes],
+        tail: &'a [u8],
+        slices: &mut [IoSlice<'a>; SLICES_MAX],
+    ) -> (usize, bool) {
+        let (mut index, mut offset, mut count) = (self.index, self.offset, 0);
+        while let Some(slice) = Cursor::slice(index, head, segments, tail) {
+            if offset < slice.len() {
+                if count == SLICES_MAX {
+                    return (count, false);
+                }
+                slices[count] = IoSlice::new(&slice[offset..]);
+                count += 1;
+            }
+            (index, offset) = (index + 1, 0);
+        }
+        (count, true)
+    }
+
+    fn advance(&mut self, mut written: usize, head: &[u8], segments: &[Bytes], tail: &[u8]) {
+        while let Some(slice) = Cursor::slice(self.index, head, segments, tail) {
+            let left = slice.len() - self.offset;
+            if written < left {
+                self.offset += written;
+                return;
+            }
+            written -= left;
+            (self.index, self.offset) = (self.index + 1, 0);
+        }
+    }
+}
+
+/// How fast a client takes one answer. Only the time during which we wait for the client counts.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Bytes that the client, or its operating system, took.
+    pub bytes: u64,
+    blocked: Duration,
+    blocked_since: Option<Instant>,
+}
+
+impl Pace {
+    #[inline]
+    fn progress(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if let Some(since) = self.blocked_since.take() {
+            self.blocked += since.elapsed();
+        }
+    }
+
+    /// Ready when the client has made us wait for too long.
+    fn poll_blocked(&mut self, timer: &mut Timer, limits: &Limits, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let since = *self.blocked_since.get_or_insert_with(Instant::now);
+        let mut patience = limits.send_stall;
+        if let Some(earned_seconds) = self.bytes.checked_div(limits.body_min_rate) {
+            // A day is for ever; the sum must not overflow.
+            let earned = Duration::from_secs(earned_seconds.min(86_400));
+            patience = patience.min((RATE_GRACE + earned).saturating_sub(self.blocked));
+        }
+        timer.poll(since + patience, context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// The one timer of a connection. It may be armed earlier than asked and is then armed again; so a deadline that moves on
+/// with every request costs nothing.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if deadline < sleep.deadline() {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+/// A connection without a byte for so long is idle.
+pub const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// A client has so long before its average rate counts.
+pub const RATE_GRACE: Duration = Duration::from_secs(30);
+/// Longer than any connection lasts.
+const FOREVER: Duration = Duration::from_secs(365 * 86_400);
+/// A head may not grow beyond this even without a limit.
+const HEADER_BYTES_MAX: usize = 1 << 20;
+/// One read of a busy connection; a plain request has a few hundred bytes.
+const BUFFER_BYTES: usize = 8 * 1024;
+/// Slices of one write; a body of 1 MiB has four segments.
+const SLICES_MAX: usize = 16;
+/// How long a closed connection is still listened to.
+const LINGER: Duration = Duration::from_secs(1);
+/// How much of it is taken.
+const LINGER_BYTES_MAX: usize = 256 * 1024;

@@ -1,0 +1,383 @@
+//! A peer over the native protocol: its connections, opened with the first question, kept, and renewed in the background.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::peer::connection::{Outbox, Pump};
+use crate::peer::dial::Dial;
+use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
+use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
+use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
+use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+
+/// How long a peer may take for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To a connected stream, name resolution and TLS included.
+    pub connect: Duration,
+    /// From there to the last proof.
+    pub handshake: Duration,
+    /// Without any sign of life, while something is awaited.
+    pub silence: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_millis(250),
+            handshake: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Settings of the asking side.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// Connections to keep to the peer; each is run by one task.
+    pub connections: usize,
+    /// Bytes of one body that may be under way or unread.
+    pub window_bytes: u32,
+    /// Where connections live; `None`: on the runtime of whoever asks first. Fills should all run on one runtime.
+    pub runtime: Option<Handle>,
+    /// What is spoken; only tests set anything else.
+    pub versions: Versions,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        ClientSettings {
+            timeouts: Timeouts::default(),
+            connections: 1,
+            window_bytes: 256 * 1024,
+            runtime: None,
+            versions: Versions::OURS,
+        }
+    }
+}
+
+/// A peer that speaks the native protocol. Dropping it ends its connections.
+pub struct NativePeer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: Arc<LocalNode>,
+    dial: Box<dyn Dial>,
+    settings: ClientSettings,
+    lines: Vec<Line>,
+    next_line: AtomicUsize,
+    stop: watch::Sender<bool>,
+    requests: AtomicU64,
+    errors: AtomicU64,
+    buffered_bytes: Arc<AtomicU64>,
+    /// Whether there ever was a connection; before, the peer counts as up.
+    reached: AtomicBool,
+    speaks_go: AtomicBool,
+    remote: Mutex<Option<Identity>>,
+}
+
+/// One connection, present or wanted.
+#[derive(Default)]
+struct Line {
+    state: Mutex<LineState>,
+    changed: Notify,
+}
+
+#[derive(Clone, Default)]
+enum LineState {
+    /// Nobody has asked yet.
+    #[default]
+    Idle,
+    /// The first attempt after a time without failure; worth waiting for.
+    Connecting,
+    Up(Arc<Exchange>),
+    /// Failed. Somebody tries again in the background, and nobody waits for that.
+    Down {
+        reason: String,
+        refused: bool,
+    },
+}
+
+impl NativePeer {
+    /// A peer that is not contacted before the first question (or [`NativePeer::connect`]).
+    pub fn new(node: Arc<LocalNode>, dial: Box<dyn Dial>, settings: ClientSettings) -> Self {
+        let lines = (0..settings.connections.max(1)).map(|_| Line::default()).collect();
+        NativePeer {
+            shared: Arc::new(Shared {
+                node,
+                dial,
+                settings,
+                lines,
+                next_line: AtomicUsize::new(0),
+                stop: watch::Sender::new(false),
+                requests: AtomicU64::new(0),
+                errors: AtomicU64::new(0),
+                buffered_bytes: Arc::default(),
+                reached: AtomicBool::new(false),
+                speaks_go: AtomicBool::new(false),
+                remote: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// Opens the connections now, so that the first question need not.
+    pub fn connect(&self) {
+        for index in 0..self.shared.lines.len() {
+            self.shared.start(index);
+        }
+    }
+
+    /// Whether the last contact answered the upgrade as Go's groupcache does.
+    pub(super) fn speaks_go(&self) -> bool {
+        self.shared.speaks_go.load(Ordering::Relaxed)
+    }
+
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+        let shared = &self.shared;
+        shared.requests.fetch_add(1, Ordering::Relaxed);
+        let result = self.ask_uncounted(kind, ask, have).await;
+        if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
+            shared.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    async fn ask_uncounted(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+        if !question_fits(ask) {
+            return Err(FetchError::unreachable("the question is too long for a peer"));
+        }
+        let shared = &self.shared;
+        let index = match shared.lines.len() {
+            1 => 0,
+            lines => shared.next_line.fetch_add(1, Ordering::Relaxed) % lines,
+        };
+        let exchange = shared.exchange(index).await?;
+        if exchange.is_draining() {
+            return Err(FetchError::unreachable("draining"));
+        }
+        let ring_id = shared.node.ring_id();
+        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window: shared.settings.window_bytes }).await
+    }
+}
+
+#[async_trait]
+impl Source for NativePeer {
+    async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.load(ask, EntryId::default()).await
+    }
+}
+
+#[async_trait]
+impl Peer for NativePeer {
+    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, have).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+    }
+
+    async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+        self.ask(QuestionKind::Peek, ask, have).await
+    }
+
+    fn status(&self) -> PeerStatus {
+        let shared = &self.shared;
+        let remote = shared.remote.lock().clone();
+        PeerStatus {
+            state: shared.state(),
+            protocol: if shared.speaks_go.load(Ordering::Relaxed) {
+                "go"
+            } else if remote.is_some() {
+                "native"
+            } else {
+                "unknown"
+            },
+            ring_id: remote.as_ref().map(|remote| remote.ring_id),
+            version: remote.map(|remote| remote.software),
+            requests: shared.requests.load(Ordering::Relaxed),
+            errors: shared.errors.load(Ordering::Relaxed),
+            buffered_bytes: shared.buffered_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for NativePeer {
+    fn drop(&mut self) {
+        self.shared.stop.send_replace(true);
+    }
+}
+
+impl Shared {
+    /// A connection to ask on. Waits for one that is being opened for the first time; never for one that failed before.
+    async fn exchange(self: &Arc<Self>, index: usize) -> Result<Arc<Exchange>, FetchError> {
+        let line = &self.lines[index];
+        loop {
+            let changed = line.changed.notified();
+            let mut changed = pin!(changed);
+            changed.as_mut().enable();
+            let state = line.state.lock().clone();
+            match state {
+                LineState::Up(exchange) => return Ok(exchange),
+                LineState::Down { reason, .. } => return Err(FetchError::unreachable(reason)),
+                LineState::Idle => self.start(index),
+                LineState::Connecting => {}
+            }
+            changed.await;
+        }
+    }
+
+    /// Starts the task that keeps the connection, unless it runs.
+    fn start(self: &Arc<Self>, index: usize) {
+        let mut state = self.lines[index].state.lock();
+        if matches!(*state, LineState::Idle) {
+            *state = LineState::Connecting;
+            let runtime = self.settings.runtime.clone().unwrap_or_else(Handle::current);
+            runtime.spawn(self.clone().keep(index));
+        }
+    }
+
+    /// Connects, runs the connection, connects again, until the peer is dropped.
+    async fn keep(self: Arc<Self>, index: usize) {
+        let mut stop = self.stop.subscribe();
+        let mut retry = RETRY_MIN;
+        loop {
+            let connected = tokio::select! {
+                connected = self.connect() => connected,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            match connected {
+                Ok((pump, exchange)) => {
+                    retry = RETRY_MIN;
+                    let since = Instant::now();
+                    self.set(index, LineState::Up(exchange.clone()));
+                    let silence = self.settings.timeouts.silence;
+                    let mut run = pin!(exchange.run(pump, silence));
+                    let ended = tokio::select! {
+                        reason = &mut run => Some(reason),
+                        _ = stop.wait_for(|stop| *stop) => None,
+                    };
+                    let Some(reason) = ended else {
+                        // Who reads a body reads it to its end, whether the fleet still names this peer or not.
+                        exchange.stop();
+                        run.await;
+                        return;
+                    };
+                    info!(peer = self.dial.authority(), reason, "connection to a peer ended");
+                    if since.elapsed() >= RETRY_MAX && reason != SILENT {
+                        // It worked for a while: the next attempt may work too, and questions may wait for it. But a frozen
+                        // node still accepts connections, and then says as little as before.
+                        self.set(index, LineState::Connecting);
+                        continue;
+                    }
+                    self.set(index, LineState::Down { reason, refused: false });
+                }
+                Err(failure) => {
+                    debug!(peer = self.dial.authority(), reason = failure.reason, "peer not reached");
+                    let new = !matches!(&*self.lines[index].state.lock(), LineState::Down { reason, .. } if *reason == failure.reason);
+                    if new && failure.refused && !failure.like_go {
+                        warn!(peer = self.dial.authority(), reason = failure.reason, "peer refused");
+                    }
+                    if failure.refused {
+                        // Who cannot be reached may still be what it was.
+                        self.speaks_go.store(failure.like_go, Ordering::Relaxed);
+                    }
+                    self.set(index, LineState::Down { reason: failure.reason, refused: failure.refused });
+                    if failure.like_go {
+                        retry = RETRY_GO;
+                    }
+                }
+            }
+            // A peer that was never reached is about to start: it shall not wait long for us then.
+            let wait = if self.reached.load(Ordering::Relaxed) || retry == RETRY_GO { retry } else { RETRY_UNREACHED };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            retry = (retry * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn connect(&self) -> Result<(Pump, Arc<Exchange>), ConnectFailure> {
+        let timeouts = &self.settings.timeouts;
+        let dialled = tokio::time::timeout(timeouts.connect, self.dial.dial()).await;
+        let mut stream = dialled.unwrap_or_else(|_| Err("connect timeout".to_owned()))?;
+        let sign_interval = timeouts.silence / SILENT_TICKS;
+        let identity = self.node.identity(u32::try_from(sign_interval.as_millis()).unwrap_or(u32::MAX));
+        let (secrets, versions) = (self.node.secrets(), self.settings.versions);
+        let proven =
+            ask_for_upgrade(&mut stream, self.dial.authority(), &secrets, identity, versions, timeouts.handshake)
+                .await?;
+        self.reached.store(true, Ordering::Relaxed);
+        self.speaks_go.store(false, Ordering::Relaxed);
+        *self.remote.lock() = Some(proven.remote.clone());
+        let outbox = Outbox::new();
+        let exchange =
+            Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.buffered_bytes.clone());
+        Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
+    }
+
+    fn set(&self, index: usize, state: LineState) {
+        *self.lines[index].state.lock() = state;
+        self.lines[index].changed.notify_waiters();
+    }
+
+    fn state(&self) -> PeerState {
+        let mut down = None;
+        for line in &self.lines {
+            match &*line.state.lock() {
+                LineState::Up(exchange) if exchange.is_draining() => return PeerState::Draining,
+                LineState::Up(_) => return PeerState::Up,
+                LineState::Down { reason, refused: true } => down = Some(PeerState::Refused(reason.clone())),
+                LineState::Down { reason, refused: false } if self.reached.load(Ordering::Relaxed) => {
+                    down = Some(PeerState::Down(reason.clone()));
+                }
+                LineState::Down { .. } | LineState::Idle | LineState::Connecting => {}
+            }
+        }
+        down.unwrap_or(PeerState::Up)
+    }
+}
+
+/// Why there is no connection.
+struct ConnectFailure {
+    reason: String,
+    /// Somebody answered, and not as a peer of ours.
+    refused: bool,
+    /// And that was Go's groupcache.
+    like_go: bool,
+}
+
+impl From<String> for ConnectFailure {
+    fn from(reason: String) -> Self {
+        ConnectFailure { reason, refused: false, like_go: false }
+    }
+}
+
+impl From<HandshakeError> for ConnectFailure {
+    fn from(error: HandshakeError) -> Self {
+        ConnectFailure {
+            reason: error.to_string(),
+            refused: error.is_refusal(),
+            like_go: matches!(error, HandshakeError::Upgrade { like_go: true, .. }),
+        }
+    }
+}
+
+/// Until the next attempt after the first failure, and at most after many; in between it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Between attempts on a peer that never answered: a fleet is whole half a second after its last node listens.
+const RETRY_UNREACHED: Duration = Duration::from_millis(200);
+/// Until a Go peer is asked again whether it has learnt the native protocol.
+const RETRY_GO: Duration = Duration::from_secs(60);

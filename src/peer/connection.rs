@@ -1,0 +1,282 @@
+//! One connection between proven peers, the half that both ends share: frames of many questions go out in one vectored
+//! write, and reading never waits for writing.
+//!
+//! A single task owns the socket and turns the [`Pump`]; everybody else puts frames into the [`Outbox`] and wakes it.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf, Bytes, BytesMut};
+use parking_lot::Mutex;
+use pingora::protocols::Stream;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::sync::Semaphore;
+
+use crate::peer::protocol::{FrameReader, Message, encode, encode_data_prefix};
+
+/// Frames that wait to be written.
+///
+/// What may be large (heads and pieces of bodies) first reserves its bytes; what is small (signs of life, credit, the end of
+/// a body) does not, and is bounded by the number of open questions.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    queue: Mutex<Queue>,
+    room: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Whole segments in order; `tail` follows them.
+    segments: Vec<Bytes>,
+    tail: BytesMut,
+    reserved_bytes: usize,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Outbox { queue: Mutex::default(), room: Semaphore::new(OUTBOX_BYTES_MAX) })
+    }
+
+    /// Adds a frame that needs no reservation. On a closed connection it is dropped: whoever waits for an answer learns of the
+    /// end from the connection's task.
+    pub(super) fn push(&self, request: u64, message: &Message) {
+        self.with_queue(|queue| encode(request, message, &mut queue.tail));
+    }
+
+    /// Adds a frame for which `reserved_bytes` were reserved.
+    pub(super) fn push_reserved(&self, request: u64, message: &Message, reserved_bytes: usize) {
+        self.with_queue(|queue| {
+            queue.reserved_bytes += reserved_bytes;
+            encode(request, message, &mut queue.tail);
+        });
+    }
+
+    /// Adds a piece of body for which as many bytes were reserved. The bytes are shared, not copied, unless they are so few
+    /// that a copy is cheaper than one more element of the vectored write.
+    pub(super) fn push_data(&self, request: u64, payload: Bytes) {
+        self.with_queue(|queue| {
+            queue.reserved_bytes += payload.len();
+            encode_data_prefix(request, payload.len(), &mut queue.tail);
+            if payload.len() < COPIED_BELOW_BYTES {
+                queue.tail.extend_from_slice(&payload);
+            } else {
+                let prefix = queue.tail.split().freeze();
+                queue.segments.extend([prefix, payload]);
+            }
+        });
+    }
+
+    /// Waits until `bytes` more may be queued; in the order of asking.
+    ///
+    /// # Errors
+    /// The connection was closed.
+    pub(super) async fn reserve(&self, bytes: usize) -> Result<(), Closed> {
+        let bytes = u32::try_from(bytes.min(OUTBOX_BYTES_MAX)).map_err(|_| Closed)?;
+        // The first try costs nothing of the task's share of the runtime.
+        let permit = match self.room.try_acquire_many(bytes) {
+            Ok(permit) => permit,
+            Err(_) => self.room.acquire_many(bytes).await.map_err(|_| Closed)?,
+        };
+        permit.forget();
+        Ok(())
+    }
+
+    /// Lets nobody wait or add any longer. What is queued is still written by a pump that goes on turning.
+    pub(super) fn close(&self) {
+        self.room.close();
+        let waker = {
+            let mut queue = self.queue.lock();
+            queue.closed = true;
+            queue.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn with_queue(&self, add: impl FnOnce(&mut Queue)) {
+        let waker = {
+            let mut queue = self.queue.lock();
+            if queue.closed {
+                return;
+            }
+            add(&mut queue);
+            queue.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Moves everything queued into `into`; returns the reserved bytes in it, or `None` when nothing was queued, and then
+    /// `waker` is woken by the next frame.
+    fn take(&self, into: &mut VecDeque<Bytes>, waker: &Waker) -> Option<usize> {
+        let mut queue = self.queue.lock();
+        if queue.segments.is_empty() && queue.tail.is_empty() {
+            if queue.waker.as_ref().is_none_or(|registered| !registered.will_wake(waker)) {
+                queue.waker = Some(waker.clone());
+            }
+            return None;
+        }
+        into.extend(queue.segments.drain(..));
+        if !queue.tail.is_empty() {
+            into.push_back(queue.tail.split().freeze());
+        }
+        Some(std::mem::take(&mut queue.reserved_bytes))
+    }
+
+    fn forget_waker(&self) {
+        self.queue.lock().waker = None;
+    }
+}
+
+/// The connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Closed;
+
+/// Writes what the outbox holds and reads what arrives; belongs to the connection's task.
+#[derive(Debug)]
+pub(super) struct Pump {
+    stream: Stream,
+    reader: FrameReader,
+    outbox: Arc<Outbox>,
+    writing: VecDeque<Bytes>,
+    writing_reserved_bytes: usize,
+    needs_flush: bool,
+    /// Stop reading while the other end does not take what we wrote: an owner must not collect questions whose answers pile
+    /// up. Only one end may do that, or both wait for each other.
+    reads_only_when_written: bool,
+    /// Counts writes that moved bytes; who watches it can tell a stalled reader.
+    written_bytes: u64,
+}
+
+impl Pump {
+    pub(super) fn new(stream: Stream, reader: FrameReader, outbox: Arc<Outbox>, reads_only_when_written: bool) -> Self {
+        Pump {
+            stream,
+            reader,
+            outbox,
+            writing: VecDeque::new(),
+            writing_reserved_bytes: 0,
+            needs_flush: false,
+            reads_only_when_written,
+            written_bytes: 0,
+        }
+    }
+
+    /// Writes and reads until something was read; false at the end of the stream. May be dropped and called again.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub(super) async fn turn(&mut self) -> io::Result<bool> {
+        poll_fn(|context| self.poll_turn(context)).await
+    }
+
+    /// Writes what is queued.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|context| match self.poll_write(context) {
+            Ok(()) if self.has_unwritten() => Poll::Pending,
+            result => Poll::Ready(result),
+        })
+        .await
+    }
+
+    /// Sends the end of the stream and closes.
+    pub(super) async fn shutdown(mut self) {
+        self.stream.shutdown().await;
+    }
+
+    pub(super) fn reader(&mut self) -> &mut FrameReader {
+        &mut self.reader
+    }
+
+    /// Whether the socket does not take what should be written.
+    pub(super) fn has_unwritten(&self) -> bool {
+        !self.writing.is_empty() || self.needs_flush
+    }
+
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let written = self.poll_write(context);
+        if written.is_ok() && self.reads_only_when_written && !self.writing.is_empty() {
+            return Poll::Pending;
+        }
+        let buffer = self.reader.buffer(READ_BYTES);
+        let read = pin!(self.stream.read_buf(buffer)).poll(context);
+        if read.is_ready() {
+            // The caller will answer some of what was read; that must not wake the very task that is about to write it.
+            self.outbox.forget_waker();
+        }
+        match (read, written) {
+            // The other end may have closed after a last word, and that is read before the failure to write counts.
+            (Poll::Ready(Ok(bytes)), Err(_)) if bytes > 0 => Poll::Ready(Ok(true)),
+            (_, Err(error)) => Poll::Ready(Err(error)),
+            (read, Ok(())) => read.map_ok(|bytes| bytes > 0),
+        }
+    }
+
+    /// Writes until nothing is queued or the socket takes no more.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        loop {
+            if !self.has_unwritten() {
+                match self.outbox.take(&mut self.writing, context.waker()) {
+                    Some(reserved_bytes) => self.writing_reserved_bytes = reserved_bytes,
+                    None => return Ok(()),
+                }
+            }
+            while !self.writing.is_empty() {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let mut count = 0;
+                for (slice, bytes) in slices.iter_mut().zip(&self.writing) {
+                    *slice = IoSlice::new(bytes);
+                    count += 1;
+                }
+                match Pin::new(&mut self.stream).poll_write_vectored(context, &slices[..count]) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(written)) => self.advance(written),
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => return Ok(()),
+                }
+            }
+            match Pin::new(&mut self.stream).poll_flush(context)? {
+                Poll::Ready(()) => {
+                    self.needs_flush = false;
+                    self.outbox.room.add_permits(std::mem::take(&mut self.writing_reserved_bytes));
+                }
+                Poll::Pending => return Ok(()),
+            }
+        }
+    }
+
+    fn advance(&mut self, written_bytes: usize) {
+        self.needs_flush = true;
+        self.written_bytes = self.written_bytes.wrapping_add(written_bytes as u64);
+        let mut left = written_bytes;
+        while let Some(first) = self.writing.front_mut() {
+            if left < first.len() {
+                first.advance(left);
+                return;
+            }
+            left -= first.len();
+            self.writing.pop_front();
+        }
+    }
+}
+
+/// Reserved bytes that may wait in one outbox. With one connection per peer this is what a peer that does not read costs.
+const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+/// Guess: a copy of so few bytes costs less than an element of a vectored write.
+const COPIED_BELOW_BYTES: usize = 512;
+/// Room asked for before a read: as much as the socket's own read buffer, which is passed by then.
+const READ_BYTES: usize = 64 * 1024;
+/// Elements of one vectored write.
+const SLICES_MAX: usize = 64;

@@ -1,0 +1,84 @@
+//! Which protocol a peer speaks: the native one, or on a Go ring perhaps Go's.
+//!
+//! A peer is asked for the upgrade first. Only on a ring that Go peers can be part of, and only when it answers the upgrade as
+//! a Go server does, it is asked in Go's way from then on, and once a minute for the upgrade again. Everywhere else a refused
+//! upgrade is an error: whoever could make a node fall back could also take its proof away.
+
+use async_trait::async_trait;
+
+use crate::peer::client::NativePeer;
+use crate::peer::go_client::GoPeer;
+use crate::peer::{Peer, PeerStatus};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+
+/// A peer, in whichever protocol it speaks.
+pub struct PeerLink {
+    native: NativePeer,
+    /// Only on a Go ring.
+    go: Option<GoPeer>,
+}
+
+impl PeerLink {
+    /// A peer of a ring that has only nodes of ours.
+    pub fn native(native: NativePeer) -> Self {
+        PeerLink { native, go: None }
+    }
+
+    /// A peer of a Go ring, which may be a Go server.
+    pub fn on_go_ring(native: NativePeer, go: GoPeer) -> Self {
+        PeerLink { native, go: Some(go) }
+    }
+
+    /// Opens the connections now, so that the first question need not.
+    pub fn connect(&self) {
+        self.native.connect();
+    }
+
+    /// Whether this peer is known to be a Go server, and may therefore be asked only for keys that Go can carry
+    /// ([`crate::peer::go::go_can_carry`]).
+    pub fn is_go(&self) -> bool {
+        self.go_peer().is_some()
+    }
+
+    fn go_peer(&self) -> Option<&GoPeer> {
+        self.go.as_ref().filter(|_| self.native.speaks_go())
+    }
+}
+
+#[async_trait]
+impl Source for PeerLink {
+    async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.load(ask, EntryId::default()).await
+    }
+}
+
+#[async_trait]
+impl Peer for PeerLink {
+    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+        if let Some(go) = self.go_peer() {
+            return go.load(ask, have).await;
+        }
+        match self.native.load(ask, have).await {
+            // This question found out.
+            Err(error @ FetchError::Unreachable(_)) => match self.go_peer() {
+                Some(go) => go.load(ask, have).await,
+                None => Err(error),
+            },
+            answer => answer,
+        }
+    }
+
+    async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+        match self.go_peer() {
+            Some(go) => go.peek(ask, have).await,
+            None => self.native.peek(ask, have).await,
+        }
+    }
+
+    fn status(&self) -> PeerStatus {
+        match self.go_peer() {
+            Some(go) => go.status(),
+            None => self.native.status(),
+        }
+    }
+}

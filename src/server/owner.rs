@@ -1,0 +1,41 @@
+//! The cache as peers know it: a question by name of a group, answered from memory or from the origin.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::cache::{Cache, Request};
+use crate::fields::Fields;
+use crate::peer::{AskContext, Owner};
+use crate::server::groups::Groups;
+use crate::source::{Ask, FetchError, Fetched, Method};
+
+/// Answers peers from the cache of this node.
+pub struct CacheOwner {
+    /// The cache.
+    pub cache: Arc<Cache>,
+    /// The groups of now.
+    pub groups: Arc<ArcSwap<Groups>>,
+}
+
+#[async_trait]
+impl Owner for CacheOwner {
+    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
+        let Some(group) = self.groups.load().find(&ask.group).cloned() else {
+            // The asker knows a group that this node does not: a reload under way. The next on the ring may know it.
+            return Err(FetchError::unreachable("this node has no such group"));
+        };
+        // The key alone decides what the origin is asked: a peer cannot choose another target for it.
+        if group.keys.target_of(&ask.key).is_none() {
+            return Err(FetchError::refused(502, "not a key of this group"));
+        }
+        let request = Request::from_ask(&group, &ask);
+        self.cache.get_as_owner(&group, &request).await
+    }
+
+    fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
+        self.groups.load().find(group)?.ask(&key, Method::Get, Fields::empty())
+    }
+}

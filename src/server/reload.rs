@@ -1,0 +1,212 @@
+//! Reading the configuration again: groups and peers are replaced as a whole, connections stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::{Config, Loaded, SystemEnvironment};
+use crate::edge::Edge;
+use crate::edge::connection::Limits;
+use crate::peer::handshake::Secrets;
+use crate::server::groups::{self, Groups, Registry};
+use crate::server::members::{Members, Surroundings};
+use crate::server::node::{Current, Node};
+use crate::server::shutdown::{ShutdownTimes, Supervise, Told};
+use crate::server::{edge_limits, origin_patience, peer_listeners};
+
+/// Replaces the configuration of a running node.
+pub struct Reloader {
+    /// The node.
+    pub node: Arc<Node>,
+    /// What its connections share.
+    pub edge: Arc<Edge>,
+    /// The file, when there is one.
+    pub path: Option<PathBuf>,
+    /// Numbers of groups.
+    pub registry: Mutex<Registry>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The runtime in which the node serves, as soon as it does: what a reload starts has to run there.
+    pub runtime: OnceLock<Handle>,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Keys whose change needs a restart; the old values stay in effect.
+    pub needs_restart: Vec<&'static str>,
+    /// Groups whose entries were dropped, since they were answers of something else.
+    pub cleared: Vec<String>,
+}
+
+#[async_trait]
+impl Supervise for Reloader {
+    async fn reload(&self) {
+        let Some(path) = &self.path else {
+            return tracing::warn!("nothing to read again: this node was started without a configuration file");
+        };
+        match self.try_reload(path).await {
+            Ok(applied) => {
+                *self.node.last_error.lock() = None;
+                let needs_restart = applied.needs_restart.join(", ");
+                if !needs_restart.is_empty() {
+                    tracing::warn!(keys = %needs_restart, "these keys changed and need a restart");
+                }
+                for group in applied.cleared {
+                    tracing::info!(%group, "entries dropped: the group answers from something else now");
+                }
+                tracing::info!(file = %path.display(), "configuration read again");
+            }
+            Err(lines) => {
+                for line in lines.lines() {
+                    tracing::error!("{line}");
+                }
+                tracing::error!(file = %path.display(), "the old configuration stays in effect");
+                *self.node.last_error.lock() = Some(lines);
+            }
+        }
+    }
+
+    fn begin_shutdown(&self) -> ShutdownTimes {
+        // Peers hear first: they ask the next on the ring while this node still answers.
+        self.node.local.set_draining(true);
+        let shutdown = self.node.current.load().config.shutdown;
+        ShutdownTimes { delay: shutdown.delay, timeout: shutdown.timeout }
+    }
+}
+
+impl Reloader {
+    /// Everything is built before anything is replaced.
+    async fn try_reload(&self, path: &Path) -> Result<Applied, String> {
+        let Some(runtime) = self.runtime.get() else { return Err("the node is still starting".to_owned()) };
+        let file = path.to_owned();
+        // Files, names and the ring: all of it blocks or computes for a while.
+        let loaded = runtime.spawn_blocking(move || Config::load(&file, &SystemEnvironment::default()));
+        let loaded = loaded.await.map_err(|error| error.to_string())?.map_err(|problems| problems.to_string())?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let members = self.build_members(&loaded, runtime).await?;
+        // A copy, which is thrown away when a group cannot be built.
+        let mut registry = self.registry.lock().clone();
+        let groups = {
+            let _inside = runtime.enter();
+            groups::build(&loaded.config, &mut registry).map_err(|error| error.to_string())?
+        };
+        *self.registry.lock() = registry;
+        Ok(self.apply(loaded, groups, members, runtime))
+    }
+
+    async fn build_members(&self, loaded: &Loaded, runtime: &Handle) -> Result<Members, String> {
+        let Some(fleet) = loaded.config.fleet.clone() else { return Ok(Members::default()) };
+        let (node, clock) = (self.node.clone(), self.clock.clone());
+        let patience = origin_patience(&loaded.config);
+        let built = runtime.spawn_blocking(move || {
+            let listeners = peer_listeners(&node.listening);
+            let surroundings =
+                Surroundings { local: &node.local, clock: &clock, listeners: &listeners, origin_patience: patience };
+            Members::build(&fleet, &surroundings, &node.members.load())
+        });
+        built.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    fn apply(&self, loaded: Loaded, groups: Groups, members: Members, runtime: &Handle) -> Applied {
+        let node = &self.node;
+        let before = node.current.load_full();
+        let now = self.clock.now();
+        let before_groups = node.groups.load_full();
+        let needs_restart = needs_restart(&before.config, &loaded.config);
+
+        let _inside = runtime.enter();
+        groups.watch_origins();
+        members.connect();
+        let memory_bytes = usize::try_from(loaded.config.memory_bytes).unwrap_or(usize::MAX);
+        node.cache.store.configure(memory_bytes, &groups.store);
+        if let Some(fleet) = &loaded.config.fleet {
+            node.local.set_secrets(Secrets::new(fleet.secrets.iter().map(|secret| secret.expose())));
+        }
+        node.local.set_ring_id(members.ring_id());
+        node.cache.set_fleet(members.fleet());
+        node.members.store(Arc::new(members));
+        self.edge.sites.store(groups.sites.clone());
+        node.groups.store(Arc::new(groups));
+        self.edge.limits.store(Arc::new(edge_limits(&loaded.config)));
+        node.current.store(Arc::new(Current {
+            config: loaded.config,
+            sha256: loaded.sha256,
+            loaded_wall_seconds: now.wall_seconds,
+        }));
+        // Groups that are gone, or that have another number because they answer from something else.
+        let after_groups = node.groups.load();
+        let is_gone = |id| !after_groups.list.iter().any(|served| served.group.id == id);
+        let gone = before_groups.list.iter().map(|served| &served.group).filter(|group| is_gone(group.id));
+        let cleared = gone.map(|group| {
+            node.cache.store.clear(group.id);
+            group.name.to_string()
+        });
+        Applied { needs_restart, cleared: cleared.collect() }
+    }
+}
+
+/// What a running node cannot change.
+fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
+    let fleet = |config: &Config| config.fleet.as_ref().map(|fleet| fleet.address);
+    let limits = |config: &Config| (config.limits.connections, config.limits.connections_per_address);
+    let changed = [
+        ("listen", before.listen != after.listen),
+        ("threads", before.threads != after.threads),
+        ("log", before.log != after.log),
+        ("limits.connections", limits(before) != limits(after)),
+        ("admin.address", before.admin.address != after.admin.address),
+        // With or without a fleet, listeners have other roles.
+        ("fleet.address", fleet(before) != fleet(after)),
+    ];
+    changed.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect()
+}
+
+/// Tells the node to reload whenever the file changes (`run --watch`), or the folder that it lies in: a Kubernetes volume
+/// replaces a link beside the file. Ends with the receiver.
+pub async fn watch(path: PathBuf, reload: mpsc::Sender<Told>) {
+    let mut seen = stamp(&path);
+    loop {
+        tokio::time::sleep(WATCH_PAUSE).await;
+        let found = stamp(&path);
+        if found == seen {
+            continue;
+        }
+        seen = found;
+        if reload.send(Told::Reload).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What tells a changed file from an unchanged one: the file itself wherever its links lead.
+fn stamp(path: &Path) -> Option<(PathBuf, SystemTime, u64)> {
+    let target = std::fs::canonicalize(path).ok()?;
+    let metadata = std::fs::metadata(&target).ok()?;
+    Some((target, metadata.modified().ok()?, metadata.len()))
+}
+
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limits of connections as the edge knows them; 0 is none.
+pub(super) fn limits_of(config: &Config) -> Limits {
+    let limits = &config.limits;
+    // A wait without an end is no option; a day is for ever.
+    const FOR_EVER: Duration = Duration::from_secs(86_400);
+    Limits {
+        header_bytes: limits.header_bytes,
+        header_timeout: limits.header_timeout.unwrap_or(FOR_EVER),
+        idle_timeout: limits.idle_timeout.unwrap_or(FOR_EVER),
+        body_min_rate: limits.body_min_rate.unwrap_or_default(),
+        body_bytes: limits.body_bytes.unwrap_or_default(),
+        ..Limits::default()
+    }
+}
