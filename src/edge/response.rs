@@ -19,7 +19,7 @@ use crate::fields::Fields;
 use crate::following::Following;
 use crate::freshness::{Freshness, format_http_date};
 use crate::semantics::cache_status::{Cache as StatusOf, CacheStatus, ForwardReason, Handling};
-use crate::semantics::multipart::{Multipart, slice_chunks};
+use crate::semantics::multipart::Multipart;
 use crate::semantics::preconditions::{self, Preconditions, is_conditional_name};
 use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -474,8 +474,8 @@ fn boundary() -> String {
 }
 
 fn cut(body: &crate::entry::Body, range: ByteRange) -> Vec<Bytes> {
-    // A selection is made for the length of this body.
-    slice_chunks(body.segments(), range).unwrap_or_default()
+    // A selection is made for the length of this body, and of an incomplete one the cache gives out only what it holds.
+    body.slice(range).unwrap_or_default()
 }
 
 /// Takes the wanted parts out of a body that streams by.
