@@ -227,14 +227,7 @@ impl Node {
 
     /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the state of the process") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the node does not end: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        end_of(&mut self.child).await
     }
 
     /// The folder of the configuration.
@@ -249,6 +242,21 @@ impl Drop for Node {
         if std::thread::panicking() {
             eprintln!("log of the node on {}:\n{}", self.address, self.log());
         }
+    }
+}
+
+/// Waits for the end of a process; one that does not end is killed.
+pub async fn end_of(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("the state of the process") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("the process does not end");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
