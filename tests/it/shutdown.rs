@@ -1,7 +1,9 @@
 //! The end of a node: what is in flight finishes, and nothing waits for longer than it must.
 
 use std::os::unix::process::ExitStatusExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::kit::client::{Client, PATIENCE};
 use crate::kit::fleet::Fleet;
