@@ -41,8 +41,7 @@ const LONG_FILES: &[(&str, &str)] = &[
 /// Files of `tests/it` that pause, each with its reason. The others order events instead.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
-    ("tests/it/kit/node.rs", "waits for another process to listen and to end"),
-    ("tests/it/shutdown.rs", "waits for another process to stop listening"),
+    ("tests/it/kit/node.rs", "waits for another process to be ready, to write a line, or to end"),
 ];
 
 const LINES_MAX: usize = 900;
