@@ -6,11 +6,18 @@
 mod kit;
 
 mod admin;
+mod caching;
 mod commands;
+mod crowds;
 mod directory;
+mod equal;
+mod failures;
 mod fleet;
+mod go;
+mod listeners;
 mod origin;
 mod reload;
 mod shutdown;
+mod thumbnails;
 mod tidy;
 mod tls;

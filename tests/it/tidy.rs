@@ -42,7 +42,10 @@ const LONG_FILES: &[(&str, &str)] = &[
 /// Files of `tests/it` that pause, each with its reason. The others order events instead.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
+    ("tests/it/kit/go.rs", "waits for another process to listen"),
     ("tests/it/kit/node.rs", "waits for another process to be ready, to write a line, or to end"),
+    ("tests/it/kit/poll.rs", "waits for what another process can only be asked for"),
+    ("tests/it/crowds.rs", "lets the time pass in which a slow origin must not count as a silent owner"),
 ];
 
 const LINES_MAX: usize = 900;
