@@ -2,6 +2,7 @@
 #
 #   make demo     a fleet of three on this machine, with sample pictures; Ctrl-C stops it
 #   make test     all tests
+#   make conformance  the public suite of HTTP caching tests, on one node and on a fleet; needs the npm registry
 #   make check    formatting, lints, documentation; warnings are errors
 #   make bench    the figures of benches/README.md
 #   make compare  beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
@@ -24,6 +25,10 @@ demo: build-tools
 test: test-tools
 	$(CARGO) test --locked
 
+conformance: conformance-tools
+	$(CARGO) build --locked
+	node tests/conformance/run.mjs
+
 check: check-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -41,7 +46,7 @@ release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools compare-tools:
+build-tools check-tools test-tools conformance-tools bench-tools compare-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench compare release build-tools check-tools test-tools bench-tools compare-tools
+.PHONY: help demo test conformance check bench compare release build-tools check-tools test-tools conformance-tools bench-tools compare-tools
