@@ -199,6 +199,8 @@ impl Filling {
     /// The question to the origin: the forwarded fields, the range, or the validators of what we have.
     fn ask_origin(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
+        // The same in all requests, so that nothing can vary with it.
+        fields.push_checked(b"Surrogate-Capability", freshness::SURROGATE_CAPABILITY.as_bytes());
         self.add_range(&mut fields);
         match &self.basis {
             Basis::Nothing => {}

@@ -24,7 +24,7 @@ use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
 use crate::fields::Fields;
-use crate::freshness::is_safe;
+use crate::freshness::{SURROGATE_CAPABILITY, is_safe};
 use crate::invalidate::{Deposit, Passed};
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
 use crate::semantics::forward::{Credentials, stays_inside};
@@ -458,6 +458,7 @@ fn rewrite_request(
         _ => "1.1 groupcache-proxy",
     };
     append_to_list(upstream, "Via", received)?;
+    upstream.insert_header("Surrogate-Capability", SURROGATE_CAPABILITY)?;
     let rules = &facts.site.to_origin;
     for name in rules.removed.iter().map(String::as_str).chain(rules.set.iter().map(|(name, _)| name)) {
         upstream.remove_header(name);
