@@ -22,17 +22,19 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, Now};
 use crate::entry::Entry;
+use crate::fences::Fences;
 use crate::fields::Fields;
-use crate::fill::Filling;
+use crate::fill::{Basis, Filling};
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
-use crate::key::{GroupId, HashedKey};
+use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
+use crate::parts;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::multipart::slice_chunks;
-use crate::semantics::ranges::{ContentRange, IfRange, RangeSet, Resolved};
+use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
@@ -48,6 +50,7 @@ pub struct Cache {
     pub(crate) ledger: Ledger,
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
     pub(crate) remembered: Remembered,
+    pub(crate) fences: Fences,
     pub(crate) popularity: Popularity,
     pub(crate) clock: Arc<dyn Clock>,
     incarnation: u64,
@@ -111,12 +114,33 @@ impl Request {
             range,
         }
     }
-}
 
-impl RangeAsked {
-    /// Whether the ranges may be cut from this entry, by `If-Range`.
-    fn applies_to(&self, entry: &Entry) -> bool {
-        self.if_range.holds(&entry.validators.in_block(&entry.fields))
+    /// Whether `entry` has what this request wants. One that is incomplete answers nothing but a single range that it holds
+    /// (RFC 9111 section 3.3).
+    pub(crate) fn is_answered_by(&self, entry: &Entry) -> bool {
+        entry.body.is_whole() || self.part_of(entry).is_some_and(|part| entry.body.holds(part))
+    }
+
+    /// The one part that answers this request out of `entry`; `None` when the answer is something else.
+    fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
+        self.part(entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
+    }
+
+    /// The one part that answers this request out of a response; `None` when that is the whole, several parts, or a 416.
+    fn part(
+        &self,
+        status: u16,
+        fields: &Fields,
+        validators: &StoredValidators,
+        length: Option<u64>,
+    ) -> Option<ByteRange> {
+        let (Method::Get, Some(range), 200, Some(length)) = (self.method, &self.range, status, length) else {
+            return None;
+        };
+        match range.set.resolve(length) {
+            Resolved::Single(part) if range.if_range.holds(&validators.in_block(fields)) => Some(part),
+            _ => None,
+        }
     }
 }
 
@@ -132,10 +156,12 @@ pub struct Answer {
 
 /// Where the bytes of an answer come from.
 pub enum Payload {
-    /// A stored entry.
+    /// A stored entry. It may be incomplete ([`crate::entry::Body::is_whole`]), but only for a request whose one range it
+    /// holds: [`crate::entry::Body::slice`] gives that.
     Entry(Arc<Entry>),
-    /// A response that is arriving: its head is known, its body is read as it comes.
-    Stream(Arc<Head>, FillReader<Landed>),
+    /// A response that is arriving: its head is known, its body is read as it comes. To a request for a range it may be a
+    /// whole 200, out of which the range is cut, or a 206 that goes as it is.
+    Stream(Arc<Head>, Following),
     /// The cache has no part in this: the client's own request goes to the pass-through lane. The word says why.
     Pass(&'static str),
     /// No answer could be had.
@@ -221,6 +247,8 @@ pub struct FlightKey {
     pub(crate) key: Bytes,
     pub(crate) route: Route,
     pub(crate) kind: FlightKind,
+    /// The fence of the key when the flight was wanted: what began before an invalidation is joined by nobody after it.
+    pub(crate) fence: u64,
 }
 
 /// Which way a flight's fill goes. Flights of different routes never wait for one another in a circle: those that load here
@@ -248,6 +276,44 @@ pub struct Hit {
     pub role: Role,
 }
 
+/// A request that memory cannot answer, and what memory has for it.
+struct Miss {
+    /// `fwd` of `Cache-Status`.
+    forward: &'static str,
+    /// An entry that the origin may confirm.
+    stale: Option<Stale>,
+    /// Ranges of what is wanted.
+    incomplete: Option<Arc<Entry>>,
+}
+
+impl Miss {
+    fn because(forward: &'static str) -> Self {
+        Miss { forward, stale: None, incomplete: None }
+    }
+
+    fn basis(&self) -> Basis {
+        match (&self.stale, &self.incomplete) {
+            (Some(stale), _) => Basis::Confirm(stale.entry.clone()),
+            (None, Some(entry)) => Basis::Complete(entry.clone()),
+            (None, None) => Basis::Nothing,
+        }
+    }
+
+    /// The stale entry as an answer after a failure, where that is allowed. `status` is that of the origin's failure, if it
+    /// was an answer.
+    fn in_place_of_failure(&self, status: Option<u16>) -> Option<Answer> {
+        let stale = self.stale.as_ref().filter(|stale| stale.if_error)?;
+        Some(self.stale_answer(stale, "error", status))
+    }
+
+    fn stale_answer(&self, stale: &Stale, detail: &'static str, status: Option<u16>) -> Answer {
+        let mut answer = Answer::from_entry(stale.entry.clone(), Outcome::Stale, Some(detail));
+        answer.report.forward = Some(self.forward);
+        answer.report.forward_status = status;
+        answer
+    }
+}
+
 /// An entry that has to be validated first, and what it may do if that fails.
 struct Stale {
     entry: Arc<Entry>,
@@ -255,18 +321,12 @@ struct Stale {
     if_slow: Option<Duration>,
 }
 
-impl Stale {
-    fn answer(&self, detail: &'static str) -> Answer {
-        let mut answer = Answer::from_entry(self.entry.clone(), Outcome::Stale, Some(detail));
-        answer.report.forward = Some("stale");
-        answer
-    }
-}
-
 /// What memory holds for a request.
 enum Lookup {
     Fresh(Hit),
     Stale(Hit, Verdict),
+    /// Ranges of the representation, but not those that are wanted.
+    Incomplete(Arc<Entry>),
     Absent(&'static str),
 }
 
@@ -282,6 +342,7 @@ impl Cache {
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
             remembered: Remembered::default(),
+            fences: Fences::default(),
             clock,
             incarnation,
             fills: AtomicU64::new(0),
@@ -299,7 +360,7 @@ impl Cache {
         self.clock.now()
     }
 
-    /// The shortest way: a fresh entry for a `GET` or `HEAD` without anything that forbids it. Counts a get and a hit when it
+    /// The shortest way: a fresh and whole entry for a `GET` or `HEAD` without anything that forbids it. Counts a get and a hit when it
     /// finds one, and nothing otherwise: the request then goes on to [`Cache::get`].
     #[inline]
     pub fn find_fresh(
@@ -312,7 +373,7 @@ impl Cache {
     ) -> Option<Hit> {
         let (slot, role) = self.store.find(key)?;
         let entry = slot.select(forwarded)?;
-        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh {
+        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh || !entry.body.is_whole() {
             return None;
         }
         if role == Role::Hot {
@@ -331,7 +392,9 @@ impl Cache {
             true => Route::Here,
             false => Route::Fleet,
         };
-        self.answer(group, request, route).await
+        // The look-up was counted by `find_fresh`, which every client's request comes from.
+        let found = self.store.peek(&HashedKey::new(group.id, &request.key));
+        self.answer(group, request, route, found).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -352,14 +415,16 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
     ) -> Result<Fetched, FetchError> {
-        let mut answer = self.answer(group, request, Route::Here).await;
+        let found = self.store.find(&HashedKey::new(group.id, &request.key));
+        let mut answer = self.answer(group, request, Route::Here, found).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
-            let (reader, fill) =
-                self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
-            self.spawn_fill(group, request.clone(), None, fill);
+            let reader = self.open_alone(group, request.clone(), Route::Here);
             answer = match reader.head().await {
-                Ok(Landed::Streaming(head)) => Answer::from_stream(head, reader, "bypass", false),
+                Ok(Landed::Streaming(head)) => {
+                    let reader = self.following(group, request, Route::Here, head, reader);
+                    Answer::from_stream(reader, "bypass", false)
+                }
                 Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
@@ -367,10 +432,16 @@ impl Cache {
         self.for_peer(request, answer)
     }
 
-    async fn answer(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route) -> Answer {
+    async fn answer(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        found: Option<(Arc<Slot>, Role)>,
+    ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
-        let (stale, forward) = match self.lookup(group, &key, request, now) {
+        let miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 group.stats.cache_hits.increment();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
@@ -382,15 +453,17 @@ impl Cache {
                 }
                 Verdict::StaleWhileRevalidate => {
                     group.stats.cache_hits.increment();
-                    self.refresh_behind(group, request, hit.entry.clone());
+                    self.refresh_behind(group, request, &hit.entry);
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
                 }
                 Verdict::Revalidate { reason, if_error, if_slow } => {
                     let forward = if reason.is_by_request() { "request" } else { "stale" };
-                    (Some(Stale { entry: hit.entry, if_error, if_slow }), forward)
+                    let stale = Stale { entry: hit.entry, if_error, if_slow };
+                    Miss { stale: Some(stale), ..Miss::because(forward) }
                 }
             },
-            Lookup::Absent(reason) => (None, reason),
+            Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial") },
+            Lookup::Absent(reason) => Miss::because(reason),
         };
         if request.directives.only_if_cached {
             return Answer::failure(504, "not in this cache, and the request wants nothing else");
@@ -400,10 +473,8 @@ impl Cache {
                 return Answer::pass("uncacheable");
             }
             Some(Memory::Failed(status)) => {
-                return match stale {
-                    Some(stale) if stale.if_error => stale.answer("error"),
-                    _ => Answer::failure(status, "the origin could not be asked a moment ago"),
-                };
+                let failure = || Answer::failure(status, "the origin could not be asked a moment ago");
+                return miss.in_place_of_failure(None).unwrap_or_else(failure);
             }
             _ => {}
         }
@@ -411,19 +482,48 @@ impl Cache {
             self.popularity.observe(key.hash(), now);
         }
         group.stats.loads.increment();
-        group.stats.miss_reasons.increment(forward);
-        self.follow(group, request, route, stale, forward).await
+        group.stats.miss_reasons.increment(miss.forward);
+        if let Some(answer) = self.follow_whole(group, request, route, &miss).await {
+            return answer;
+        }
+        self.follow(group, request, route, &miss).await
     }
 
-    /// Joins or opens flights until one brings an answer that this request may have.
-    async fn follow(
+    /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
+    /// once more.
+    async fn follow_whole(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
         route: Route,
-        stale: Option<Stale>,
-        forward: &'static str,
-    ) -> Answer {
+        miss: &Miss,
+    ) -> Option<Answer> {
+        let range = request.range.as_ref().filter(|_| !request.authorization)?;
+        let whole = Request { range: None, ..request.clone() };
+        let flight_key = self.flight_key(group, &whole, route, self.variant_of(group, request));
+        let reader = self.flights.follow(&flight_key)?;
+        let arrived_bytes = match reader.progress() {
+            (Some(_), arrived_bytes) => arrived_bytes,
+            // Where the range ends is known before the head only if the client said so.
+            (None, _) => match range.set.specs() {
+                [RangeSpec::Between(range)] if range.last < FOLLOWED_AHEAD_BYTES => 0,
+                _ => return None,
+            },
+        };
+        // A failure is left to the flight of the range, which has the rules for it.
+        let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
+        let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
+        let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
+        if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
+            return None;
+        }
+        group.stats.loads_collapsed.increment();
+        let reader = self.following(group, request, route, head, reader);
+        Some(Answer::from_stream(reader, miss.forward, true))
+    }
+
+    /// Joins or opens flights until one brings an answer that this request may have.
+    async fn follow(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route, miss: &Miss) -> Answer {
         let mut variant = self.variant_of(group, request);
         let mut counted = false;
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
@@ -440,8 +540,7 @@ impl Cache {
             let (reader, causer) = match joined {
                 Joined::Following(reader) => (reader, false),
                 Joined::Opened(reader, fill) => {
-                    let entry = stale.as_ref().map(|stale| stale.entry.clone());
-                    self.spawn_fill(group, request.clone(), entry, fill);
+                    self.spawn_fill(group, request.clone(), miss.basis(), fill);
                     (reader, true)
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
@@ -452,45 +551,50 @@ impl Cache {
                     false => group.stats.loads_collapsed.increment(),
                 }
             }
-            let landed = match &stale {
+            let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
                     match tokio::time::timeout(patience, reader.head()).await {
                         Ok(landed) => landed,
-                        Err(_) => return stale.answer("slow"),
+                        Err(_) => return miss.stale_answer(stale, "slow", None),
                     }
                 }
                 _ => reader.head().await,
             };
             match landed {
-                Err(_) if let Some(stale) = stale.as_ref().filter(|stale| stale.if_error) => {
-                    return stale.answer("error");
+                Err(error) => {
+                    let failure = || Answer::from_error(error, miss.forward);
+                    return miss.in_place_of_failure(None).unwrap_or_else(failure);
                 }
-                Err(error) => return Answer::from_error(error, forward),
                 Ok(Landed::Entry(entry, outcome)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
                     let slot_variant = self.variant_of(group, request);
                     if slot_variant == variant || causer {
                         let mut answer = Answer::from_entry(entry, outcome, None);
                         answer.report.collapsed = !causer;
-                        answer.report.forward = (outcome == Outcome::Revalidated).then_some(forward);
+                        if outcome == Outcome::Revalidated {
+                            answer.report.forward = Some(miss.forward);
+                            answer.report.forward_status = Some(304);
+                        }
                         return answer;
                     }
                     variant = slot_variant;
                 }
                 Ok(Landed::Streaming(head)) => {
                     if is_failure(head.status)
-                        && let Some(stale) = stale.as_ref().filter(|stale| stale.if_error)
+                        && let Some(answer) = miss.in_place_of_failure(Some(head.status))
                     {
-                        return stale.answer("error");
+                        return answer;
                     }
                     if causer {
-                        return Answer::from_stream(head, reader, forward, false);
+                        let reader = self.following(group, request, route, head, reader);
+                        return Answer::from_stream(reader, miss.forward, false);
                     }
                     let Some(ours) = head.rule.variant_key(&request.forwarded).filter(|_| head.shareable) else {
                         return Answer::pass("not-shareable");
                     };
                     if ours == head.variant {
-                        return Answer::from_stream(head, reader, forward, true);
+                        let reader = self.following(group, request, route, head, reader);
+                        return Answer::from_stream(reader, miss.forward, true);
                     }
                     variant = ours;
                 }
@@ -500,37 +604,25 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: Arc<Entry>) {
-        // Authorization and ranges of this one client have no part in what everybody gets.
+    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>) {
+        // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
+        // nobody has asked for the whole.
         let request = Request {
             method: Method::Get,
-            range: None,
+            range: request.range.clone().filter(|_| !stale.body.is_whole()),
             authorization: false,
             forwarded: request.forwarded.without(|name| name.eq_ignore_ascii_case("authorization")),
             ..request.clone()
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
         if let Joined::Opened(mut reader, fill) = self.flights.join(&flight_key) {
-            self.spawn_fill(group, request, Some(stale), fill);
+            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(async move {
                 if let Ok(Landed::Streaming(_)) = reader.head().await {
                     while let Ok(Some(_)) = reader.chunk().await {}
                 }
             });
-        }
-    }
-
-    fn lookup(&self, group: &Group, key: &HashedKey<'_>, request: &Request, now: Now) -> Lookup {
-        let Some((slot, role)) = self.store.find(key) else {
-            return Lookup::Absent("uri-miss");
-        };
-        let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
-            return Lookup::Absent("vary-miss");
-        };
-        match entry.freshness.verdict(&group.rules, &request.directives, now) {
-            Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-            verdict => Lookup::Stale(Hit { entry, role }, verdict),
         }
     }
 
@@ -546,17 +638,44 @@ impl Cache {
             (Method::Get, None) => FlightKind::Whole(variant),
             (Method::Get, Some(range)) => FlightKind::Part(variant, range.clone()),
         };
-        FlightKey { group: group.id, key: request.key.clone(), route, kind }
+        let fence = self.fences.of(KeyHash::of(group.id, &request.key));
+        FlightKey { group: group.id, key: request.key.clone(), route, kind, fence }
     }
 
-    fn spawn_fill(
+    /// The identity of what is going to be stored under `key` without a flight.
+    pub(crate) fn flight_of_key(&self, group: &Group, key: &Bytes) -> FlightKey {
+        let fence = self.fences.of(KeyHash::of(group.id, key));
+        let kind = FlightKind::Whole(VariantKey::default());
+        FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, fence }
+    }
+
+    /// Opens a flight that this request shares with nobody.
+    pub(crate) fn open_alone(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: Request,
-        stale: Option<Arc<Entry>>,
-        fill: Fill<FlightKey, Landed>,
-    ) {
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, stale }.run(fill));
+        route: Route,
+    ) -> FillReader<Landed> {
+        let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
+        self.spawn_fill(group, request, Basis::Nothing, fill);
+        reader
+    }
+
+    /// The body of `head` for this request.
+    fn following(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        head: Arc<Head>,
+        reader: FillReader<Landed>,
+    ) -> Following {
+        let (cache, group, request) = (self.clone(), group.clone(), request.clone());
+        Following::new(head, reader, Alone { cache, group, request, route })
+    }
+
+    fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
+        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
     }
 
     /// The next entry id of this node.
@@ -602,14 +721,20 @@ impl Cache {
                     hit: false,
                     not_modified: false,
                 };
-                Ok(Fetched {
+                let mut fetched = Fetched {
                     status: head.status,
                     fields: head.fields.clone(),
                     content_length: head.content_length,
                     hop: Some(hop),
                     close_delimited: false,
                     body: Box::new(StreamedBody(reader)),
-                })
+                };
+                let length = head.content_length;
+                if let Some(part) = request.part(head.status, &head.fields, &head.validators, length) {
+                    fetched.body = parts::cut(fetched.body, part);
+                    as_part(&mut fetched, part, length);
+                }
+                Ok(fetched)
             }
             Payload::Failure { status, reason } => Err(FetchError::Refused { status, reason }),
             Payload::Pass(reason) => Err(FetchError::refused(502, reason)),
@@ -640,21 +765,42 @@ fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetc
     if request.method == Method::Head {
         return fetched;
     }
-    let part = request.range.as_ref().filter(|range| entry.status == 200 && range.applies_to(entry));
-    match part.map(|range| range.set.resolve(length)) {
-        Some(Resolved::Single(part)) => {
-            fetched.status = 206;
-            fetched.content_length = Some(part.length());
-            let content_range = ContentRange::Part { range: part, length: Some(length) }.to_string();
-            let mut fields = entry.fields.to_builder();
-            fields.push_checked(b"Content-Range", content_range.as_bytes());
-            fetched.fields = fields.finish();
-            fetched.body = Box::new(ReadyBody::new(slice_chunks(entry.body.segments(), part).unwrap_or_default()));
+    match request.part_of(entry) {
+        Some(part) => {
+            fetched.body = Box::new(ReadyBody::new(entry.body.slice(part).unwrap_or_default()));
+            as_part(&mut fetched, part, Some(length));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        _ => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
+        None => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
     }
     fetched
+}
+
+/// Makes a 206 of a whole response whose body was cut.
+fn as_part(fetched: &mut Fetched, part: ByteRange, length: Option<u64>) {
+    let content_range = ContentRange::Part { range: part, length }.to_string();
+    let mut fields = fetched.fields.to_builder();
+    fields.push_checked(b"Content-Range", content_range.as_bytes());
+    fetched.fields = fields.finish();
+    fetched.status = 206;
+    fetched.content_length = Some(part.length());
+}
+
+/// What memory holds for the request in what it found under the key.
+fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
+    let Some((slot, role)) = found else {
+        return Lookup::Absent("uri-miss");
+    };
+    let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
+        return Lookup::Absent("vary-miss");
+    };
+    if !request.is_answered_by(&entry) {
+        return Lookup::Incomplete(entry);
+    }
+    match entry.freshness.verdict(&group.rules, &request.directives, now) {
+        Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
+        verdict => Lookup::Stale(Hit { entry, role }, verdict),
+    }
 }
 
 fn detail_of(role: Role) -> Option<&'static str> {
@@ -669,7 +815,8 @@ impl Answer {
         Answer { outcome, payload: Payload::Entry(entry), report: Report { detail, ..Report::default() } }
     }
 
-    fn from_stream(head: Arc<Head>, reader: FillReader<Landed>, forward: &'static str, collapsed: bool) -> Self {
+    fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
+        let head = reader.head().clone();
         let report = Report {
             forward: Some(forward),
             forward_status: None,
@@ -704,7 +851,7 @@ impl Answer {
 }
 
 /// The body of a flight, read on behalf of a peer.
-struct StreamedBody(FillReader<Landed>);
+struct StreamedBody(Following);
 
 #[async_trait]
 impl BodyStream for StreamedBody {
@@ -718,6 +865,10 @@ impl BodyStream for StreamedBody {
 
 /// How many readers may wait for one key (interface: then 503).
 pub const WAITERS_PER_KEY_MAX: usize = 20_000;
+
+/// How far behind what has arrived of a whole body a range may end, in bytes, so that waiting for it is better than to ask for
+/// it alone.
+pub const FOLLOWED_AHEAD_BYTES: u64 = 1024 * 1024;
 
 /// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
 const FLIGHTS_PER_REQUEST_MAX: usize = 3;

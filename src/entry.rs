@@ -1,10 +1,16 @@
 //! A stored response: head, freshness facts, body in segments. Immutable once made; who changes one makes another.
+//!
+//! A body may be incomplete: then it holds some ranges of a representation whose length and strong validator are known,
+//! which is RFC 9111 section 3.3's "as if it were an incomplete 200 response". The entry looks like one of the whole
+//! (status 200, fields without `Content-Range`) and answers only requests for a range that it holds.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::fields::Fields;
 use crate::freshness::Freshness;
 use crate::memory::{Charge, allocated_bytes};
+use crate::semantics::multipart::slice_chunks;
+use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::source::EntryId;
 
@@ -32,12 +38,13 @@ pub struct Entry {
 impl Entry {
     /// What an entry of these parts takes of memory, as the allocator gives it.
     pub fn charged_bytes(fields: &Fields, sent: &Fields, body: &Body) -> usize {
-        let handles = if body.segments().len() > 1 { body.segments().len() * size_of::<Bytes>() } else { 0 };
+        let handles = if body.segments().len() > 1 { size_of_val(body.segments()) } else { 0 };
         let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
         allocated_bytes(ARC_BYTES + size_of::<Entry>())
             + shared_bytes(fields.len())
             + shared_bytes(sent.len())
             + allocated_bytes(handles)
+            + allocated_bytes(size_of_val(body.held.as_deref().unwrap_or_default()))
             + segments
     }
 }
@@ -53,11 +60,14 @@ pub const ARC_BYTES: usize = 16;
 /// What `bytes` allocates beside a block once it is shared: pointer, capacity, count.
 const SHARED_HANDLE_BYTES: usize = 24;
 
-/// A body in memory, in segments that can be sent without a copy.
+/// A body in memory, in segments that can be sent without a copy. It holds all of the representation, or ranges of it.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
     segments: Segments,
+    /// Length of the representation.
     bytes: u64,
+    /// What the segments hold, one behind the other: ascending ranges with gaps between them. `None`: everything.
+    held: Option<Box<[ByteRange]>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -73,54 +83,109 @@ impl Body {
     /// a handle each nor holds read buffers larger than itself.
     pub fn gather(chunks: &[Bytes]) -> Body {
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let segments = match chunks {
-            [] => Segments::None,
-            [one] => Segments::One(one.clone()),
-            several => {
-                let mut segments = Vec::with_capacity(bytes.div_ceil(SEGMENT_BYTES as u64) as usize);
-                let mut left = bytes as usize;
-                let mut segment = BytesMut::with_capacity(left.min(SEGMENT_BYTES));
-                for chunk in several {
-                    let mut rest = &chunk[..];
-                    while !rest.is_empty() {
-                        let room = (segment.capacity() - segment.len()).min(rest.len());
-                        segment.extend_from_slice(&rest[..room]);
-                        rest = &rest[room..];
-                        left -= room;
-                        if segment.len() == segment.capacity() {
-                            let next = BytesMut::with_capacity(left.min(SEGMENT_BYTES));
-                            segments.push(std::mem::replace(&mut segment, next).freeze());
-                        }
-                    }
-                }
-                if !segment.is_empty() {
-                    segments.push(segment.freeze());
-                }
-                match segments.len() {
-                    1 => Segments::One(segments.remove(0)),
-                    _ => Segments::Many(segments.into()),
+        if let [] | [_] = chunks {
+            return Body { segments: Segments::of(chunks.to_vec()), bytes, held: None };
+        }
+        let mut segments = Vec::with_capacity(bytes.div_ceil(SEGMENT_BYTES as u64) as usize);
+        let mut left = bytes as usize;
+        let mut segment = BytesMut::with_capacity(left.min(SEGMENT_BYTES));
+        for chunk in chunks {
+            let mut rest = &chunk[..];
+            while !rest.is_empty() {
+                let room = (segment.capacity() - segment.len()).min(rest.len());
+                segment.extend_from_slice(&rest[..room]);
+                rest = &rest[room..];
+                left -= room;
+                if segment.len() == segment.capacity() {
+                    let next = BytesMut::with_capacity(left.min(SEGMENT_BYTES));
+                    segments.push(std::mem::replace(&mut segment, next).freeze());
                 }
             }
-        };
-        Body { segments, bytes }
+        }
+        if !segment.is_empty() {
+            segments.push(segment.freeze());
+        }
+        Body { segments: Segments::of(segments), bytes, held: None }
     }
 
-    /// Length in bytes.
+    /// A body of which only ranges are here: ascending, apart from one another, `segments` being their bytes one behind
+    /// the other. Ranges that make up the whole make a whole body.
+    pub fn of_ranges(length: u64, held: Vec<ByteRange>, segments: Vec<Bytes>) -> Body {
+        debug_assert!(held.windows(2).all(|pair| pair[0].last < pair[1].first.saturating_sub(1)));
+        debug_assert_eq!(
+            held.iter().map(ByteRange::length).sum::<u64>(),
+            segments.iter().map(|segment| segment.len() as u64).sum::<u64>()
+        );
+        let whole = matches!(*held, [ByteRange { first: 0, last }] if last.checked_add(1) == Some(length));
+        Body { segments: Segments::of(segments), bytes: length, held: (!whole).then(|| held.into()) }
+    }
+
+    /// Length of the representation in bytes, whether all of it is here or not.
     pub fn len(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether there is no byte.
+    /// Whether the representation has no byte.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// The segments in order.
+    /// Whether all of the representation is here.
+    #[inline]
+    pub fn is_whole(&self) -> bool {
+        self.held.is_none()
+    }
+
+    /// The ranges that are here, ascending and apart from one another; none of an empty body.
+    pub fn held(&self) -> Vec<ByteRange> {
+        match (&self.held, self.bytes.checked_sub(1)) {
+            (Some(held), _) => held.to_vec(),
+            (None, Some(last)) => vec![ByteRange { first: 0, last }],
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Whether all bytes of `range` are here.
+    pub fn holds(&self, range: ByteRange) -> bool {
+        match &self.held {
+            None => range.last < self.bytes,
+            Some(held) => held.iter().any(|held| held.covers(&range)),
+        }
+    }
+
+    /// The bytes of `range`, shared and not copied; `None` when they are not all here. The only way into a body that may be
+    /// incomplete.
+    pub fn slice(&self, range: ByteRange) -> Option<Vec<Bytes>> {
+        let Some(held) = &self.held else { return slice_chunks(self.segments(), range) };
+        let mut before: u64 = 0;
+        for part in held {
+            if part.covers(&range) {
+                // Where the range lies among the bytes that are here.
+                let moved = |place: u64| before + (place - part.first);
+                let range = ByteRange { first: moved(range.first), last: moved(range.last) };
+                return slice_chunks(self.segments(), range);
+            }
+            before += part.length();
+        }
+        None
+    }
+
+    /// The segments in order: of a whole body, its bytes; of another, those that are here.
     pub fn segments(&self) -> &[Bytes] {
         match &self.segments {
             Segments::None => &[],
             Segments::One(segment) => std::slice::from_ref(segment),
             Segments::Many(segments) => segments,
+        }
+    }
+}
+
+impl Segments {
+    fn of(mut segments: Vec<Bytes>) -> Self {
+        match segments.len() {
+            0 => Segments::None,
+            1 => Segments::One(segments.swap_remove(0)),
+            _ => Segments::Many(segments.into()),
         }
     }
 }
@@ -146,5 +211,32 @@ mod tests {
                 if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize }
             );
         }
+    }
+
+    #[test]
+    fn an_incomplete_body_gives_what_it_holds_and_nothing_else() {
+        let range = |first, last| ByteRange { first, last };
+        let segments = vec![Bytes::from("bc"), Bytes::from("d"), Bytes::from("gh")];
+        let body = Body::of_ranges(10, vec![range(1, 3), range(6, 7)], segments);
+        assert!(!body.is_whole());
+        assert_eq!(body.len(), 10);
+        for (first, last, expected) in [
+            (1, 3, Some("bcd")),
+            (2, 2, Some("c")),
+            (2, 3, Some("cd")),
+            (6, 7, Some("gh")),
+            (7, 7, Some("h")),
+            (0, 1, None),
+            (3, 4, None),
+            (3, 6, None),
+            (7, 8, None),
+            (8, 9, None),
+        ] {
+            let slice = body.slice(range(first, last)).map(|slices| slices.concat());
+            assert_eq!(slice.as_deref(), expected.map(str::as_bytes), "{first}-{last}");
+            assert_eq!(body.holds(range(first, last)), expected.is_some(), "{first}-{last}");
+        }
+        assert!(Body::of_ranges(3, vec![range(0, 2)], vec![Bytes::from("abc")]).is_whole());
+        assert!(!Body::of_ranges(4, vec![range(0, 2)], vec![Bytes::from("abc")]).is_whole());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! second look in the store ── load ── head: what may be shared, what is stored ── body, chunk by chunk ── entry into the store
+//!                              │  ╰── 304, or the missing part: with what we have, an answer; if it does not fit, load once more
 //!                              │
 //!                              └─ Route::Fleet: the owner, each next peer on the ring, here
 //!                                 Route::Here:  the origin, with validators when there is a stale entry
@@ -21,12 +22,14 @@ use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, Freshness, Judgement, RequestDirectives, Target, Verdict};
+use crate::freshness::{self, Copied, Exchange, Freshness, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
+use crate::parts::{self, Place};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
+use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
@@ -39,40 +42,89 @@ pub(crate) struct Filling {
     pub cache: Arc<Cache>,
     pub group: Arc<Group>,
     pub request: Request,
-    /// The entry that a revalidation may confirm.
-    pub stale: Option<Arc<Entry>>,
+    pub basis: Basis,
+}
+
+/// What we have already of what the fill is to bring.
+pub(crate) enum Basis {
+    Nothing,
+    /// An entry that the origin may confirm.
+    Confirm(Arc<Entry>),
+    /// Ranges of the representation: if one range is all that is missing, the origin may send just that.
+    Complete(Arc<Entry>),
+}
+
+/// What the origin's answer and the basis make together.
+enum Brought {
+    /// A response of its own.
+    Response(Fetched),
+    /// The entry of the basis, confirmed.
+    Confirmed(Arc<Entry>),
+    /// Nothing: they do not fit.
+    Useless,
 }
 
 /// A response with what follows from its head.
 struct Received {
     fetched: Fetched,
     head: Head,
+    extent: Extent,
     /// Where the entry will go; `None` when it is not stored here.
     role: Option<Role>,
     /// For the memory of what arrives, when it is to be stored.
     reservation: Option<Charge>,
 }
 
+/// How much of the representation a response has.
+#[derive(Clone, Copy)]
+enum Extent {
+    Whole,
+    Part(Place),
+}
+
+/// Where an entry goes in the store.
+pub(crate) struct Shelf {
+    pub role: Role,
+    pub rule: VaryRule,
+    pub variant: VariantKey,
+}
+
 impl Filling {
     /// Runs the fill to its end, whatever that is.
-    pub async fn run(self, fill: Fill<FlightKey, Landed>) {
+    pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
         if let Some(entry) = self.landed_meanwhile(&fill) {
             fill.begin(Landed::Entry(entry, Outcome::Hit), Keep::Whole);
             return fill.finish();
         }
-        let loaded = tokio::select! {
-            loaded = self.load(fill.key().route) => loaded,
-            () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
-        };
-        match loaded {
-            Err(error) => {
-                self.remember_failure(&fill, &error);
-                fill.fail(error);
-            }
-            Ok((fetched, asked_at)) if fetched.status == 304 => self.confirm(fill, fetched, asked_at),
-            Ok((fetched, asked_at)) => {
-                let received = self.receive(fetched, asked_at);
-                self.stream(fill, received).await;
+        loop {
+            let loaded = tokio::select! {
+                loaded = self.load(fill.key().route) => loaded,
+                () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
+            };
+            let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
+            match brought {
+                Err(error) => {
+                    self.remember_failure(&fill, &error);
+                    return fill.fail(error);
+                }
+                Ok((Brought::Response(fetched), asked_at)) => {
+                    if self.request.method == Method::Head {
+                        self.update_by_head(&fill, &fetched, asked_at);
+                    }
+                    let received = self.receive(fetched, asked_at);
+                    return self.stream(fill, received).await;
+                }
+                Ok((Brought::Confirmed(entry), _)) => {
+                    fill.begin(Landed::Entry(entry, Outcome::Revalidated), Keep::Whole);
+                    return fill.finish();
+                }
+                Ok((Brought::Useless, _)) => match std::mem::replace(&mut self.basis, Basis::Nothing) {
+                    Basis::Nothing => {
+                        return fill.fail(FetchError::refused(502, "an answer to a question that was not asked"));
+                    }
+                    // Once more, without conditions (RFC 9111 section 4.3.4).
+                    Basis::Confirm(_) | Basis::Complete(_) => {}
+                },
             }
         }
     }
@@ -80,14 +132,14 @@ impl Filling {
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
     fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<Arc<Entry>> {
-        if self.stale.is_some() || self.request.range.is_some() || self.request.method == Method::Head {
+        if let Basis::Confirm(_) = self.basis {
             return None;
         }
         let key = HashedKey::new(fill.key().group, &self.request.key);
         let (slot, _) = self.cache.store.peek(&key)?;
         let entry = slot.select(|| self.request.forwarded.clone())?;
         let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
-        (verdict == Verdict::Fresh).then(|| entry.clone())
+        (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| entry.clone())
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
@@ -148,15 +200,35 @@ impl Filling {
     fn ask_origin(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
-        if let (None, Some(stale)) = (&self.request.range, &self.stale) {
-            if let Some(tag) = stale.fields.get("etag") {
-                fields.push_checked(b"If-None-Match", tag);
+        match &self.basis {
+            Basis::Nothing => {}
+            // A condition comes before the range (RFC 9110 section 13.2.2): 304, or the range of something new.
+            Basis::Confirm(stale) => {
+                if let Some(tag) = stale.fields.get("etag") {
+                    fields.push_checked(b"If-None-Match", tag);
+                }
+                if let Some(date) = stale.fields.get("last-modified") {
+                    fields.push_checked(b"If-Modified-Since", date);
+                }
             }
-            if let Some(date) = stale.fields.get("last-modified") {
-                fields.push_checked(b"If-Modified-Since", date);
+            Basis::Complete(entry) => {
+                let validator = entry.fields.get("etag").or_else(|| entry.fields.get("last-modified"));
+                if let (Some(gap), Some(validator)) = (self.missing(entry), validator) {
+                    fields.push_checked(b"Range", format!("bytes={}-{}", gap.first, gap.last).as_bytes());
+                    fields.push_checked(b"If-Range", validator);
+                }
             }
         }
         self.ask(fields.finish())
+    }
+
+    /// The one range that makes `entry` the whole that is wanted.
+    fn missing(&self, entry: &Entry) -> Option<ByteRange> {
+        let wanted = self.request.method == Method::Get && self.request.range.is_none();
+        if !wanted || entry.body.len() > self.group.object_bytes_max {
+            return None;
+        }
+        parts::only_gap(&entry.body)
     }
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
@@ -184,39 +256,115 @@ impl Filling {
         ask.ok_or_else(|| FetchError::refused(400, "no such key in this group"))
     }
 
-    /// The origin confirmed what we have (RFC 9111 section 4.3.4): the same body under fresh facts.
-    fn confirm(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
-        let Some(stale) = &self.stale else {
-            return fill.fail(FetchError::refused(502, "an answer to a question that was not asked"));
-        };
-        let received_at = self.cache.now();
-        if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
-            return fill.fail(FetchError::refused(502, "the origin confirmed something else than was asked"));
+    /// Puts the answer and the basis together. What a peer sends is always a response of its own.
+    fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) -> Brought {
+        match (&self.basis, fetched.status) {
+            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => {
+                match self.confirm(fill, stale, &fetched, asked_at) {
+                    Some(entry) => Brought::Confirmed(entry),
+                    None => Brought::Useless,
+                }
+            }
+            (Basis::Complete(entry), 206) if self.missing(entry).is_some() => match parts::completed(entry, fetched) {
+                Some(completed) => Brought::Response(completed),
+                None => Brought::Useless,
+            },
+            (Basis::Complete(entry), 416) if self.missing(entry).is_some() => Brought::Useless,
+            (_, 304) => Brought::Useless,
+            _ => Brought::Response(fetched),
         }
+    }
+
+    /// The origin confirmed what we have (RFC 9111 section 4.3.4): the same body under fresh facts. `None` when it means
+    /// something else.
+    fn confirm(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        stale: &Arc<Entry>,
+        fetched: &Fetched,
+        asked_at: Now,
+    ) -> Option<Arc<Entry>> {
+        if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
+            return None;
+        }
+        let received_at = self.cache.now();
         let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
-        let judgement = self.judge(stale.status, &updated, asked_at, received_at);
-        let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, &updated, received_at);
+        Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), asked_at))
+    }
+
+    /// What the answer to a `HEAD` says of the entry that a `GET` would be answered with (RFC 9111 section 4.3.5). Only the
+    /// node that asked the origin takes its fields over; copies elsewhere hear that they are outdated.
+    fn update_by_head(&self, fill: &Fill<FlightKey, Landed>, fetched: &Fetched, asked_at: Now) {
+        let (group, received_at) = (&self.group, self.cache.now());
+        let key = HashedKey::new(group.id, &self.request.key);
+        let Some((slot, role)) = self.cache.store.peek(&key) else { return };
+        let Some(stored) = slot.select(|| self.request.forwarded.clone()) else { return };
+        let mut head = fetched.fields.to_builder();
+        if let Some(length) = fetched.content_length {
+            head.push_checked(b"Content-Length", length.to_string().as_bytes());
+        }
+        let (length, head) = (Some(stored.body.len()), head.finish());
+        match freshness::updated_by_head(&group.rules, &stored.fields, length, fetched.status, &head, received_at) {
+            HeadEffect::Update(updated) if fetched.hop.is_none() => {
+                self.renew(fill, stored, &updated, role, asked_at);
+            }
+            HeadEffect::Nothing | HeadEffect::Update(_) => {}
+            HeadEffect::Stale => {
+                let shelf = Shelf {
+                    role,
+                    rule: slot.rule().clone(),
+                    variant: slot.rule().variant_key(&self.request.forwarded).unwrap_or_default(),
+                };
+                let expired = Entry {
+                    id: stored.id,
+                    status: stored.status,
+                    fields: stored.fields.clone(),
+                    freshness: stored.freshness.expired(received_at),
+                    validators: stored.validators,
+                    sent: stored.sent.clone(),
+                    body: stored.body.clone(),
+                    charge: self.cache.ledger.charge(stored.charge.bytes()),
+                };
+                self.cache.replace(group, fill.key(), shelf, stored, Arc::new(expired));
+            }
+        }
+    }
+
+    /// `stored` under the fields `updated`, judged anew; it takes the place of the old one in the store, unless something
+    /// else has taken it meanwhile.
+    fn renew(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        stored: &Arc<Entry>,
+        updated: &Fields,
+        role: Role,
+        asked_at: Now,
+    ) -> Arc<Entry> {
+        let received_at = self.cache.now();
+        // What is stored came of a GET, whatever the method of the request that renews it.
+        let judgement = self.judge(Method::Get, stored.status, updated, asked_at, received_at);
+        let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, updated, received_at);
         let fields = fields.without(stays_inside);
-        let freshness = judgement.freshness;
         let rule = self.rule_of(&fields);
-        let Some(variant) = rule.variant_key(&self.request.forwarded) else {
-            return fill.fail(FetchError::refused(502, "an answer that fits no request"));
-        };
-        let charge = self.cache.ledger.charge(Entry::charged_bytes(&fields, &stale.sent, &stale.body));
+        let sent = self.sent_for(&rule);
         let entry = Arc::new(Entry {
             id: self.cache.next_entry_id(),
-            status: stale.status,
-            validators: self.validators(&updated, &fields, received_at),
+            status: stored.status,
+            validators: self.validators(updated, &fields, received_at),
+            freshness: judgement.freshness,
+            charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &stored.body)),
             fields,
-            freshness,
-            sent: stale.sent.clone(),
-            body: stale.body.clone(),
-            charge,
+            sent,
+            body: stored.body.clone(),
         });
-        let role = self.role_of_origin_answers();
-        self.cache.insert(&self.group, &self.request.key, role, rule, variant, entry.clone());
-        fill.begin(Landed::Entry(entry, Outcome::Revalidated), Keep::Whole);
-        fill.finish();
+        match (judgement.storable, rule.variant_key(&self.request.forwarded)) {
+            (Ok(()), Some(variant)) => {
+                let shelf = Shelf { role, rule, variant };
+                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone());
+            }
+            _ => self.cache.remove_entry(&self.group, &self.request.key, stored),
+        }
+        entry
     }
 
     /// Everything that follows from the head.
@@ -230,10 +378,11 @@ impl Filling {
     fn receive_from_origin(&self, fetched: Fetched, asked_at: Now) -> Received {
         let group = &self.group;
         let received_at = self.cache.now();
-        let judgement = self.judge(fetched.status, &fetched.fields, asked_at, received_at);
+        let method = self.request.method;
+        let judgement = self.judge(method, fetched.status, &fetched.fields, asked_at, received_at);
         let rule = self.rule_of(&fetched.fields);
         let variant = rule.variant_key(&self.request.forwarded);
-        let storable = judgement.storable.map_err(|reason| reason.word()).and_then(|()| self.obstacle(&fetched));
+        let storable = judgement.storable.map_err(|reason| reason.word()).and_then(|()| self.extent(&fetched));
         let shareable = judgement.shareable && variant.is_some();
         let key = HashedKey::new(group.id, &self.request.key);
         if storable.is_ok() {
@@ -272,16 +421,17 @@ impl Filling {
     }
 
     /// What RFC 9111 says of a response of the origin.
-    fn judge(&self, status: u16, received: &Fields, requested_at: Now, received_at: Now) -> Judgement {
+    fn judge(&self, method: Method, status: u16, received: &Fields, requested_at: Now, received_at: Now) -> Judgement {
         let exchange = Exchange {
-            method: self.request.method.as_str(),
+            method: method.as_str(),
             // Only for POST, which never comes here.
             target: Target { authorities: &[], path: "/" },
             sent: &self.request.forwarded,
             directives: self.request.directives,
             status,
             received,
-            stores_parts: false,
+            // Whether this one can be kept is for `extent` to say.
+            stores_parts: true,
             requested_at,
             received_at,
             jitter: self.cache.jitter(),
@@ -297,7 +447,7 @@ impl Filling {
         let variant = rule.variant_key(&hop.sent).unwrap_or_default();
         // Read before the question was sent, hence certainly not later than the owner's own reading.
         let freshness = Freshness::from_hop(&hop.freshness, asked_at, Copied::Hot);
-        let storable = if hop.storable { self.obstacle(&fetched) } else { Err("owner") };
+        let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
         if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
@@ -330,7 +480,7 @@ impl Filling {
         &self,
         fetched: Fetched,
         mut head: Head,
-        mut storable: Result<(), &'static str>,
+        mut storable: Result<Extent, &'static str>,
         role: Option<Role>,
     ) -> Received {
         let mut reservation = None;
@@ -344,29 +494,36 @@ impl Filling {
             self.group.stats.not_stored.increment(reason);
         }
         head.stored = reservation.is_some();
-        Received { fetched, role: role.filter(|_| head.stored), head, reservation }
+        let extent = storable.unwrap_or(Extent::Whole);
+        Received { fetched, role: role.filter(|_| head.stored), head, extent, reservation }
     }
 
-    /// What forbids storing beside the rules of RFC 9111, in the words of the statistics.
-    fn obstacle(&self, fetched: &Fetched) -> Result<(), &'static str> {
-        if !self.group.cached {
-            Err("cache_off")
-        } else if self.request.method == Method::Head {
-            Err("method")
-        } else if fetched.status == 206 {
-            Err("partial")
-        } else if fetched.close_delimited {
-            Err("framing")
-        } else if fetched.content_length.is_some_and(|length| length > self.group.object_bytes_max) {
-            Err("too_large")
-        } else {
-            Ok(())
+    /// What can be stored of a response that the rules of RFC 9111 let us store; if nothing, why, in the words of the
+    /// statistics.
+    fn extent(&self, fetched: &Fetched) -> Result<Extent, &'static str> {
+        let extent = match (fetched.status, &self.request.range) {
+            // It answers a range and says nothing of the key.
+            (416, _) => return Err("partial"),
+            (206, None) => return Err("partial"),
+            (206, Some(_)) => Extent::Part(Place::of(fetched).ok_or("partial")?),
+            _ => Extent::Whole,
+        };
+        let bytes = match extent {
+            Extent::Whole => fetched.content_length,
+            Extent::Part(place) => Some(place.range.length()),
+        };
+        match () {
+            () if !self.group.cached => Err("cache_off"),
+            () if self.request.method == Method::Head => Err("method"),
+            () if fetched.close_delimited => Err("framing"),
+            () if bytes.is_some_and(|bytes| bytes > self.group.object_bytes_max) => Err("too_large"),
+            () => Ok(extent),
         }
     }
 
     /// Hands the body out and stores it at its end.
     async fn stream(&self, fill: Fill<FlightKey, Landed>, received: Received) {
-        let Received { fetched, head, role, mut reservation } = received;
+        let Received { fetched, head, extent, role, mut reservation } = received;
         let head = Arc::new(head);
         let keep = match reservation {
             Some(_) => Keep::Whole,
@@ -434,33 +591,59 @@ impl Filling {
         if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
             return fill.fail(FetchError::broken("fewer bytes than declared"));
         }
-        if let (Some(reservation), Some(role)) = (reservation, role) {
-            let entry = self.entry_of(&head, &kept, reservation);
-            let (rule, variant) = (head.rule.clone(), head.variant.clone());
-            self.cache.insert(&self.group, &self.request.key, role, rule, variant, Arc::new(entry));
-        } else if head.status < 500
-            && let Some(stale) = &self.stale
-        {
+        match (reservation, role) {
+            (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
+                Some(entry) => {
+                    let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
+                    self.cache.insert(&self.group, fill.key(), shelf, entry);
+                }
+                None => self.group.stats.not_stored.increment("partial"),
+            },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            self.cache.remove_entry(&self.group, &self.request.key, stale);
+            _ if head.status < 500 => self.supersede(&head),
+            _ => {}
         }
         fill.finish();
     }
 
-    fn entry_of(&self, head: &Head, kept: &[Bytes], reservation: Charge) -> Entry {
-        let body = Body::gather(kept);
-        let mut charge = reservation;
-        charge.resize(Entry::charged_bytes(&head.fields, &head.sent, &body));
-        Entry {
-            id: head.id,
-            status: head.status,
-            fields: head.fields.clone(),
-            freshness: head.freshness.clone(),
-            validators: head.validators.clone(),
-            sent: head.sent.clone(),
-            body,
-            charge,
+    /// There is a newer answer, which is not stored here: what it supersedes goes.
+    fn supersede(&self, head: &Head) {
+        let (Basis::Confirm(old) | Basis::Complete(old)) = &self.basis else { return };
+        let superseded = match (&head.owner, &self.basis) {
+            // What an owner sends comes of an entry; if that is another one than ours was made of, ours is outdated.
+            (Some(_), _) => head.id != old.id,
+            // RFC 9111 section 4.3.3; but what an origin says of a range does not replace a whole.
+            (None, Basis::Confirm(_)) => self.request.method == Method::Get && !matches!(head.status, 206 | 416),
+            (None, _) => false,
+        };
+        if superseded {
+            self.cache.remove_entry(&self.group, &self.request.key, old);
         }
+    }
+
+    /// The entry of a response that has arrived; `None` when a part is not what it says.
+    fn entry_of(&self, head: &Head, kept: &[Bytes], extent: Extent, reservation: Charge) -> Option<Entry> {
+        let content = Body::gather(kept);
+        let (status, fields, body) = match extent {
+            Extent::Whole => (head.status, head.fields.clone(), content),
+            Extent::Part(place) if place.range.length() != content.len() => return None,
+            Extent::Part(place) => {
+                let body = Body::of_ranges(place.complete_length, vec![place.range], content.segments().to_vec());
+                (200, Place::fields_of_whole(&head.fields), body)
+            }
+        };
+        // The place of the tag in the block may have moved.
+        let found = StoredValidators::of(&fields, self.cache.now().wall_seconds);
+        let date_is_strong = head.validators.in_block(&head.fields).last_modified_is_strong;
+        let validators = match extent {
+            Extent::Whole => head.validators,
+            Extent::Part(_) if date_is_strong => found,
+            Extent::Part(_) => found.with_date_of_ours(),
+        };
+        let mut charge = reservation;
+        charge.resize(Entry::charged_bytes(&fields, &head.sent, &body));
+        let (id, freshness, sent) = (head.id, head.freshness, head.sent.clone());
+        Some(Entry { id, status, fields, freshness, validators, sent, body, charge })
     }
 
     fn rule_of(&self, fields: &Fields) -> VaryRule {
@@ -476,9 +659,8 @@ impl Filling {
         self.request.forwarded.without(|name| !names.iter().any(|listed| listed.eq_ignore_ascii_case(name)))
     }
 
-    /// An answer of the origin is main at the key's owner and a copy everywhere else.
     fn role_of_origin_answers(&self) -> Role {
-        if self.cache.fleet.load().owns(&self.request.key) { Role::Main } else { Role::Hot }
+        self.cache.role_of_origin_answers(&self.request.key)
     }
 
     /// One client's private answer must not switch collapsing off for the rest: only a request without credentials writes
@@ -502,13 +684,50 @@ impl Filling {
 }
 
 impl Cache {
-    /// Stores an entry beside the other variants of its key.
-    fn insert(&self, group: &Group, key: &Bytes, role: Role, rule: VaryRule, variant: VariantKey, entry: Arc<Entry>) {
-        let hashed = HashedKey::new(group.id, key);
-        let _writing = self.slot_writer(&hashed).lock();
-        let stored = self.store.peek(&hashed).map(|(slot, _)| slot);
-        let slot = Slot::with(stored.as_deref(), rule, variant, entry, group.variants_max);
-        self.store.insert(role, &hashed, Arc::new(slot));
+    /// An answer of the origin is main at the key's owner and a copy everywhere else.
+    pub(crate) fn role_of_origin_answers(&self, key: &[u8]) -> Role {
+        if self.fleet.load().owns(key) { Role::Main } else { Role::Hot }
+    }
+
+    /// Stores what a fill brought, beside the other variants of its key. A part is put together with what is stored of the
+    /// same representation; of an entry that a later fill brought meanwhile, it takes nothing away.
+    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry) {
+        let key = HashedKey::new(group.id, &flight.key);
+        let _writing = self.slot_writer(&key).lock();
+        if self.fences.of(key.hash()) != flight.fence {
+            return group.stats.not_stored.increment("invalidated");
+        }
+        let slot = self.store.peek(&key).map(|(slot, _)| slot);
+        let stored = slot.as_ref().and_then(|slot| slot.get(&shelf.rule, &shelf.variant));
+        let entry = match stored.filter(|_| !entry.body.is_whole()) {
+            Some(stored) => match parts::combined(stored, entry, group.object_bytes_max) {
+                Ok(combined) => combined,
+                Err(part) if is_later(stored, &part) => return,
+                Err(part) => part,
+            },
+            None => entry,
+        };
+        self.put(group, &key, slot.as_deref(), shelf, Arc::new(entry));
+    }
+
+    /// Stores `new`, which was made of `old`, unless another entry has taken its place meanwhile.
+    fn replace(&self, group: &Group, flight: &FlightKey, shelf: Shelf, old: &Arc<Entry>, new: Arc<Entry>) {
+        let key = HashedKey::new(group.id, &flight.key);
+        let _writing = self.slot_writer(&key).lock();
+        if self.fences.of(key.hash()) != flight.fence {
+            return group.stats.not_stored.increment("invalidated");
+        }
+        let slot = self.store.peek(&key).map(|(slot, _)| slot);
+        let stored = slot.as_ref().and_then(|slot| slot.get(&shelf.rule, &shelf.variant));
+        if stored.is_none_or(|stored| Arc::ptr_eq(stored, old)) {
+            self.put(group, &key, slot.as_deref(), shelf, new);
+        }
+    }
+
+    /// The caller holds the key's lock.
+    fn put(&self, group: &Group, key: &HashedKey<'_>, slot: Option<&Slot>, shelf: Shelf, entry: Arc<Entry>) {
+        let slot = Slot::with(slot, shelf.rule, shelf.variant, entry, group.variants_max);
+        self.store.insert(shelf.role, key, Arc::new(slot));
     }
 
     fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
@@ -520,6 +739,11 @@ impl Cache {
             None => drop(self.store.remove(&hashed)),
         }
     }
+}
+
+/// Whether `stored` came of a fill of the same node that got its answer later.
+fn is_later(stored: &Entry, entry: &Entry) -> bool {
+    stored.id.incarnation == entry.id.incarnation && stored.id.fill > entry.id.fill
 }
 
 /// How long a fill goes on when nobody reads it.

@@ -261,6 +261,12 @@ impl<H: Clone> FillReader<H> {
         .await
     }
 
+    /// What is there without waiting: the head, if it has come, and how many bytes of the body have.
+    pub fn progress(&self) -> (Option<H>, u64) {
+        let state = self.flight.state.lock();
+        (state.head.clone(), state.end)
+    }
+
     /// Waits for bytes and appends what is there to `chunks`, at most `bytes_max` (but one chunk at least). Returns false at
     /// the confirmed end of the body.
     ///
@@ -469,9 +475,11 @@ mod tests {
         let flights = Flights::new(10);
         let (mut first, fill) = open(&flights, "a");
         let mut second = follow(&flights, "a");
+        assert_eq!(first.progress(), (None, 0));
         fill.begin(200, Keep::Whole);
         assert_eq!((first.head().await, second.head().await), (Ok(200), Ok(200)));
         fill.push(Bytes::from_static(b"one")).await;
+        assert_eq!(first.progress(), (Some(200), 3));
         assert_eq!(first.chunk().await, Ok(Some(Bytes::from_static(b"one"))));
         fill.push(Bytes::from_static(b"two")).await;
         let mut late = follow(&flights, "a");

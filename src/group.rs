@@ -88,6 +88,19 @@ impl KeyRule {
         }
     }
 
+    /// The key of an origin target in origin form, as a request would make it: what [`KeyRule::target_of`] leads back from.
+    /// `None` where no key leads there.
+    pub fn key_of(&self, host: &str, target: &str) -> Option<Bytes> {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.as_bytes())),
+            None => (target, None),
+        };
+        let mut key = Vec::new();
+        self.write_key(host, path.strip_prefix('/')?.as_bytes(), query, &mut key);
+        self.target_of(&key)?;
+        Some(key.into())
+    }
+
     /// `Host` (only where it belongs to the key) and origin target of a key; `None` when no target has this key.
     pub fn target_of(&self, key: &[u8]) -> Option<(Option<Bytes>, Bytes)> {
         let (host, rest) = match self.with_host {
@@ -121,12 +134,14 @@ mod tests {
             assert_eq!(key, expected.as_bytes());
             let (host, target) = rule.target_of(&key).unwrap();
             assert_eq!((host.as_deref(), &target[..]), (with_host.then_some(&b"h:81"[..]), &b"/a/b.jpg?w=1"[..]));
+            assert_eq!(rule.key_of("h:81", "/a/b.jpg?w=1").as_deref(), Some(&key[..]));
         }
     }
 
     #[test]
     fn keys_of_others_lead_nowhere() {
         let rule = KeyRule { with_host: true, ..KeyRule::default() };
+        assert_eq!(rule.key_of("h", "no-slash"), None);
         for key in ["no-slash", "/empty", "us er@h/a", "h/../a", "h/a b"] {
             assert_eq!(rule.target_of(key.as_bytes()), None, "{key}");
         }

@@ -35,6 +35,12 @@ impl Slot {
         Some(&variant.entry)
     }
 
+    /// The entry stored under this rule and variant.
+    pub fn get(&self, rule: &VaryRule, key: &VariantKey) -> Option<&Arc<Entry>> {
+        let variant = self.variants.iter().find(|variant| variant.key == *key)?;
+        (self.rule == *rule).then_some(&variant.entry)
+    }
+
     /// How the response last stored under this key varies.
     pub fn rule(&self) -> &VaryRule {
         &self.rule

@@ -161,7 +161,7 @@ fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
         _ => None,
     };
     let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
-    if text.len() % 4 != 0 || padding > 2 {
+    if !text.len().is_multiple_of(4) || padding > 2 {
         return None;
     }
     let mut decoded = Vec::with_capacity(text.len() / 4 * 3);

@@ -232,7 +232,7 @@ thumbnails     1,234    50.0%    -      -       -     -     -      -  4.0 KiB   
 
 ring balanced  9f
 
-peer                         state  protocol  version  share  requests  errors
+peer                       state  protocol  version  share  requests  errors
 http://b[2J:1  up (another ring)    native    0.1.0  50.0%         3       0
 ";
         assert_eq!(text, expected);

@@ -150,12 +150,12 @@ impl<F: Fn() -> Result<Fetched, FetchError> + Send + Sync> Owner for Fixed<F> {
 fn answer(status: u16, fields: &[(&str, &str)], hop: Option<Hop>) -> Result<Fetched, FetchError> {
     let fields = Fields::from_pairs(fields.iter().copied()).unwrap();
     let body = Box::new(ReadyBody::new(["val", "ue"].map(|part| Bytes::from_static(part.as_bytes()))));
-    Ok(Fetched { status, fields, content_length: None, hop, body })
+    Ok(Fetched { status, fields, content_length: None, close_delimited: false, hop, body })
 }
 
 fn storable() -> Option<Hop> {
-    let remaining_milliseconds = Some(1500);
-    Some(Hop { shareable: true, storable: true, remaining_milliseconds, age_milliseconds: 7, ..Hop::default() })
+    let freshness = HopFreshness { remaining_milliseconds: 1500, age_milliseconds: 7, ..HopFreshness::default() };
+    Some(Hop { shareable: true, storable: true, freshness, ..Hop::default() })
 }
 
 #[tokio::test]
@@ -204,9 +204,9 @@ async fn only_a_storable_200_becomes_a_value() {
 
 #[test]
 fn a_stale_value_does_not_live_for_ever() {
-    assert_eq!(expire_nanoseconds(NOW, Some(-5)), 1_800_000_000 * 1_000_000_000);
-    assert_eq!(expire_nanoseconds(Now { wall_seconds: 0, ..NOW }, Some(0)), 1);
-    assert_eq!(expire_nanoseconds(NOW, Some(i64::MAX)), i64::MAX);
+    assert_eq!(expire_nanoseconds(NOW, -5), 1_800_000_000 * 1_000_000_000);
+    assert_eq!(expire_nanoseconds(Now { wall_seconds: 0, ..NOW }, 0), 1);
+    assert_eq!(expire_nanoseconds(NOW, i64::MAX), i64::MAX);
 }
 
 /// As Go's protobuf writes it: value, minute_qps, expire.
@@ -219,7 +219,7 @@ fn recorded_bytes_of_go() {
     let mut fork = vec![0x0a, 1, b'v', 0x18];
     prost::encoding::encode_varint((1_800_000_002 * 1_000_000_000u64) + 500_000_000, &mut fork);
     let hop = GoValue::decode(fork.into(), NOW).unwrap().hop.unwrap();
-    assert_eq!((hop.remaining_milliseconds, hop.storable, hop.shareable), (Some(2500), true, true));
+    assert_eq!((hop.freshness.remaining_milliseconds, hop.storable, hop.shareable), (2500, true, true));
     assert_eq!(GoValue::decode(Bytes::from_static(b"\x0a\x01v\x18\0"), NOW).unwrap().hop, None);
     assert_eq!(GoValue::decode(Bytes::new(), NOW).unwrap().value, "");
     assert!(GoValue::decode(Bytes::from_static(b"<html>"), NOW).is_err());

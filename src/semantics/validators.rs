@@ -107,6 +107,28 @@ impl<'a> Validators<'a> {
             date_seconds: date_seconds.unwrap_or(received_wall_seconds),
         }
     }
+
+    /// Whether there is a strong validator: without one, parts of a representation are never put together (RFC 9110
+    /// section 15.3.7.3).
+    pub fn are_strong(&self) -> bool {
+        match self.entity_tag {
+            Some(tag) => !tag.is_weak(),
+            None => self.last_modified_is_strong,
+        }
+    }
+
+    /// Whether both responses are certainly of the same representation, byte for byte: strong tags that are equal, or, where
+    /// neither has a tag, strong dates that are equal.
+    pub fn strongly_equal(&self, other: &Validators<'_>) -> bool {
+        match (self.entity_tag, other.entity_tag) {
+            (Some(own), Some(others)) => own.strongly_equals(&others),
+            (None, None) => {
+                let strong = self.last_modified_is_strong && other.last_modified_is_strong;
+                strong && self.last_modified_seconds == other.last_modified_seconds
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The validators of a stored response in 32 bytes, so that a hit compares them without reading its header again.
@@ -249,6 +271,33 @@ mod tests {
             pairs.extend(date.map(|date| ("Date", date)));
             let fields = Fields::from_pairs(pairs).unwrap();
             assert_eq!(Validators::of(&fields, i64::MAX).last_modified_is_strong, strong, "{date:?}");
+        }
+    }
+
+    #[test]
+    fn parts_are_put_together_by_strong_validators_alone() {
+        let (modified, date) = ("Last-Modified: Fri, 20 Nov 2026 10:00:00 GMT", "Date: Fri, 20 Nov 2026 11:00:00 GMT");
+        let changed = "Last-Modified: Fri, 20 Nov 2026 10:00:01 GMT";
+        let same_second = "Date: Fri, 20 Nov 2026 10:00:00 GMT";
+        for (first, second, expected) in [
+            (&["ETag: \"a\""][..], &["ETag: \"a\""][..], true),
+            (&["ETag: \"a\"", modified, date], &["ETag: \"a\"", changed, date], true),
+            (&["ETag: \"a\""], &["ETag: \"b\""], false),
+            (&["ETag: W/\"a\""], &["ETag: W/\"a\""], false),
+            (&["ETag: W/\"a\"", modified, date], &["ETag: W/\"a\"", modified, date], false),
+            (&["ETag: \"a\"", modified, date], &[modified, date], false),
+            (&[modified, date], &[modified, date], true),
+            (&[modified, date], &[changed, date], false),
+            (&[modified, date], &[modified, same_second], false),
+            (&[modified], &[modified], false),
+            (&[], &[], false),
+        ] {
+            let fields =
+                |lines: &[&str]| Fields::from_pairs(lines.iter().map(|line| line.split_once(':').unwrap())).unwrap();
+            let (first, second) = (fields(first), fields(second));
+            let (first, second) = (Validators::of(&first, 0), Validators::of(&second, 0));
+            assert_eq!((first.strongly_equal(&second), second.strongly_equal(&first)), (expected, expected));
+            assert!(!expected || first.are_strong() && second.are_strong());
         }
     }
 

@@ -71,25 +71,37 @@ impl Groups {
     }
 }
 
-/// Numbers and counters of groups, which go on under the same name whatever a reload changes.
-#[derive(Default)]
+/// Numbers and counters of groups. Counters go on under the same name whatever a reload changes. So does the number, and with
+/// it the entries, unless the group's answers are others now: then it gets a new one, so that a fill of before which ends
+/// later stores nothing among them.
+#[derive(Clone, Default)]
 pub struct Registry {
-    known: HashMap<String, (GroupId, Arc<GroupStats>)>,
+    known: HashMap<String, Known>,
+    next: u16,
+}
+
+#[derive(Clone)]
+struct Known {
+    id: GroupId,
+    stats: Arc<GroupStats>,
+    configured: config::Group,
 }
 
 impl Registry {
-    fn enter(&mut self, name: &str) -> Option<(GroupId, Arc<GroupStats>)> {
-        if let Some((id, stats)) = self.known.get(name) {
-            return Some((*id, stats.clone()));
-        }
-        let entered = (GroupId(u16::try_from(self.known.len()).ok()?), Arc::<GroupStats>::default());
-        self.known.insert(name.to_owned(), entered.clone());
-        Some(entered)
-    }
-
-    /// The number of a group that is or was configured.
-    pub fn id(&self, name: &str) -> Option<GroupId> {
-        self.known.get(name).map(|(id, _)| *id)
+    fn enter(&mut self, configured: &config::Group) -> Option<(GroupId, Arc<GroupStats>)> {
+        let known = self.known.get(&configured.name);
+        let id = match known {
+            Some(known) if answers_alike(&known.configured, configured) => known.id,
+            _ => {
+                let id = GroupId(self.next);
+                self.next = self.next.checked_add(1)?;
+                id
+            }
+        };
+        let stats = known.map(|known| known.stats.clone()).unwrap_or_default();
+        let entered = Known { id, stats: stats.clone(), configured: configured.clone() };
+        self.known.insert(configured.name.clone(), entered);
+        Some((id, stats))
     }
 }
 
@@ -103,8 +115,9 @@ pub fn build(config: &Config, registry: &mut Registry) -> Result<Groups, GroupEr
     let mut caps = Vec::new();
     for configured in &config.groups {
         let failed = |reason: String| GroupError { group: configured.name.clone(), reason };
-        let (id, stats) =
-            registry.enter(&configured.name).ok_or_else(|| failed("too many groups since the start".into()))?;
+        let (id, stats) = registry
+            .enter(configured)
+            .ok_or_else(|| failed("too many changes of groups since the start: restart the node".into()))?;
         if configured.memory_bytes < config.memory_bytes {
             caps.push((id, usize::try_from(configured.memory_bytes).unwrap_or(usize::MAX)));
         }
@@ -153,7 +166,7 @@ pub fn build(config: &Config, registry: &mut Registry) -> Result<Groups, GroupEr
 }
 
 /// Whether entries stored under the one are answers of the other: the same bytes ask the same source for the same thing.
-pub fn answers_alike(one: &config::Group, other: &config::Group) -> bool {
+fn answers_alike(one: &config::Group, other: &config::Group) -> bool {
     one.source == other.source
         && one.origin_host == other.origin_host
         && one.key_prefix == other.key_prefix

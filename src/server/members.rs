@@ -90,7 +90,7 @@ impl Members {
             tracing::warn!("this node is not among fleet.peers: it owns no key and asks the others for all");
         }
         let addresses = match configured.ring.is_go() {
-            true => configured.peers.iter().flat_map(|peer| addresses_of(peer)).collect(),
+            true => configured.peers.iter().flat_map(addresses_of).collect(),
             false => Vec::new(),
         };
         Ok(Members { config: Some(configured.clone()), list, ring: Some(ring), addresses })

@@ -14,7 +14,7 @@ use crate::config::{Config, Loaded, SystemEnvironment};
 use crate::edge::Edge;
 use crate::edge::connection::Limits;
 use crate::peer::handshake::Secrets;
-use crate::server::groups::{self, Groups, Registry, answers_alike};
+use crate::server::groups::{self, Groups, Registry};
 use crate::server::members::{Members, Surroundings};
 use crate::server::node::{Current, Node};
 use crate::server::shutdown::{ShutdownTimes, Supervise, Told};
@@ -73,7 +73,7 @@ impl Supervise for Reloader {
         }
     }
 
-    fn shutdown_times(&self) -> ShutdownTimes {
+    fn begin_shutdown(&self) -> ShutdownTimes {
         // Peers hear first: they ask the next on the ring while this node still answers.
         self.node.local.set_draining(true);
         let shutdown = self.node.current.load().config.shutdown;
@@ -93,10 +93,13 @@ impl Reloader {
             tracing::warn!("{warning}");
         }
         let members = self.build_members(&loaded, runtime).await?;
+        // A copy, which is thrown away when a group cannot be built.
+        let mut registry = self.registry.lock().clone();
         let groups = {
             let _inside = runtime.enter();
-            groups::build(&loaded.config, &mut self.registry.lock()).map_err(|error| error.to_string())?
+            groups::build(&loaded.config, &mut registry).map_err(|error| error.to_string())?
         };
+        *self.registry.lock() = registry;
         Ok(self.apply(loaded, groups, members, runtime))
     }
 
@@ -117,7 +120,7 @@ impl Reloader {
         let node = &self.node;
         let before = node.current.load_full();
         let now = self.clock.now();
-        let cleared = self.outdated(&before.config, &loaded.config);
+        let before_groups = node.groups.load_full();
         let needs_restart = needs_restart(&before.config, &loaded.config);
 
         let _inside = runtime.enter();
@@ -139,21 +142,15 @@ impl Reloader {
             sha256: loaded.sha256,
             loaded_wall_seconds: now.wall_seconds,
         }));
-        // Last: fills of the old groups that end until now would come back otherwise.
-        for name in &cleared {
-            if let Some(id) = self.registry.lock().id(name) {
-                node.cache.store.clear(id);
-            }
-        }
-        Applied { needs_restart, cleared }
-    }
-
-    /// Groups that are gone, or whose entries are not what their keys would bring now.
-    fn outdated(&self, before: &Config, after: &Config) -> Vec<String> {
-        let stays = |group: &crate::config::Group| {
-            after.groups.iter().any(|other| other.name == group.name && answers_alike(group, other))
-        };
-        before.groups.iter().filter(|group| !stays(group)).map(|group| group.name.clone()).collect()
+        // Groups that are gone, or that have another number because they answer from something else.
+        let after_groups = node.groups.load();
+        let is_gone = |id| !after_groups.list.iter().any(|served| served.group.id == id);
+        let gone = before_groups.list.iter().map(|served| &served.group).filter(|group| is_gone(group.id));
+        let cleared = gone.map(|group| {
+            node.cache.store.clear(group.id);
+            group.name.to_string()
+        });
+        Applied { needs_restart, cleared: cleared.collect() }
     }
 }
 

@@ -226,8 +226,8 @@ pub trait Supervise: Send + Sync {
     /// Reads the configuration again.
     async fn reload(&self);
 
-    /// The times of a shutdown that starts now.
-    fn shutdown_times(&self) -> ShutdownTimes;
+    /// Tells whoever has to know early that the end begins, and gives its times.
+    fn begin_shutdown(&self) -> ShutdownTimes;
 }
 
 /// Hands the signals to the node. pingora's server runs until [`ShutdownSignalWatch::recv`] returns.
@@ -256,7 +256,7 @@ impl ShutdownSignalWatch for Supervisor {
             }
         };
         tracing::info!(connections = self.lifecycle.open_connections(), "shutting down");
-        end(&self.lifecycle, self.node.shutdown_times(), first, &mut told).await;
+        end(&self.lifecycle, self.node.begin_shutdown(), first, &mut told).await;
         ShutdownSignal::FastShutdown
     }
 }

@@ -72,7 +72,7 @@ fn check_shows_every_mistake_or_what_is_in_effect() {
     assert!(!out(&output).contains("a-secret"));
 
     write(
-        "fleet: { peers: ['http://10.0.0.1:1'], secret: '${NOT_SET_ANYWHERE}' }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
+        "fleet: { peers: ['http://192.0.2.1:1'], secret: '${NOT_SET_ANYWHERE}' }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
     );
     assert_eq!(run(folder.path(), &["check", "--config", "a.yaml"]).status.code(), Some(1));
     let output = run(folder.path(), &["check", "--config", "a.yaml", "--allow-unset"]);

@@ -11,5 +11,5 @@ mod fleet;
 mod origin;
 mod reload;
 mod shutdown;
-mod tls;
 mod tidy;
+mod tls;

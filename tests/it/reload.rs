@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::kit::node::Setup;
-use crate::kit::origin::{Origin, Reply};
+use crate::kit::node::{Setup, free_addresses};
+use crate::kit::origin::{Gate, Origin, Reply};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_change_under_load_and_no_connection_is_dropped() {
@@ -106,4 +106,60 @@ async fn watch_reads_a_changed_file() {
     node.wait_until_ready();
     node.rewrite_text(&text("2s"));
     node.wait_for_log("configuration read again");
+}
+
+/// A fill of before the reload ends after it: its client gets it, and nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fill_of_the_old_origin_stores_nothing_for_the_new_one() {
+    let (old, new) = (Origin::start().await, Origin::start().await);
+    let gate = Gate::new();
+    old.on("/a", Reply::ok("old body").header("Cache-Control", "max-age=600").hold_after(3, &gate));
+    new.on("/a", Reply::ok("new").header("Cache-Control", "max-age=600"));
+    let node = Setup::group(&format!("origin: '{}'", old.url())).start();
+    let mut early = node.connect().await;
+    early.ask("/a").await;
+    let head = early.head().await;
+
+    node.rewrite(&Setup::group(&format!("origin: '{}'", new.url())));
+    node.signal("HUP");
+    node.wait_for_log("configuration read again");
+    gate.open();
+    let (body, whole) = early.body(&head).await;
+    assert_eq!((&*body, whole), (&b"old body"[..], true));
+    for _ in 0..2 {
+        assert_eq!(node.get("/a").await.text(), "new");
+    }
+    assert_eq!((old.requests("/a"), new.requests("/a")), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_grows_by_a_reload() {
+    let origin = Origin::start().await;
+    for number in 0..20 {
+        origin.on(&format!("/{number}"), Reply::ok("here").header("Cache-Control", "max-age=600"));
+    }
+    let addresses = free_addresses(2);
+    let with = |own: usize, peers: &[usize]| {
+        let peers: Vec<String> = peers.iter().map(|&peer| format!("'http://{}'", addresses[peer])).collect();
+        let setup = Setup::group(&format!("origin: '{}'", origin.url()));
+        let fleet = format!("fleet: {{ self: 'http://{}', peers: [{}] }}\n", addresses[own], peers.join(", "));
+        Setup { address: addresses[own], more: format!("{}{fleet}", setup.more), ..setup }
+    };
+    let (first, second) = (with(0, &[0]).start(), with(1, &[0, 1]).start());
+    let mut client = first.connect().await;
+    assert_eq!(client.get("/0").await.text(), "here");
+    first.rewrite(&with(0, &[0, 1]));
+    first.signal("HUP");
+    first.wait_for_log("configuration read again");
+    first.wait_until_connected().await;
+    let ring_id = async |node: &crate::kit::node::Node| node.stats().await["fleet"]["ring_id"].clone();
+    assert_eq!(ring_id(&first).await, ring_id(&second).await);
+    // On the connection of before, and each key is fetched once, whoever owns it now.
+    for number in 1..20 {
+        assert_eq!(client.get(&format!("/{number}")).await.text(), "here");
+        assert_eq!(second.get(&format!("/{number}")).await.text(), "here");
+        assert_eq!(origin.requests(&format!("/{number}")), 1, "key {number}");
+    }
+    let shared = first.group("all").await["peer_loads"].as_u64().expect("a counter");
+    assert!(shared > 0, "the new peer owns some keys");
 }

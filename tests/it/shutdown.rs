@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use crate::kit::client::{Client, PATIENCE};
+use crate::kit::fleet::Fleet;
 use crate::kit::node::{Setup, signal};
 use crate::kit::origin::{Gate, Origin, Reply};
 
@@ -136,4 +137,29 @@ async fn a_client_that_connects_while_draining_is_answered() {
     assert_eq!(Client::connect(node.address).await.get("/a.txt").await.text(), "hello");
     node.signal("TERM");
     node.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_leaves_its_fleet_without_losing_a_request() {
+    let origin = Origin::start().await;
+    let gate = Gate::new();
+    origin.on("/slow", Reply::ok("0123456789").header("Cache-Control", "max-age=60").hold_after(4, &gate));
+    origin.on("/a", Reply::ok("hello").header("Cache-Control", "max-age=60"));
+    let setup = Setup::group(&format!("origin: '{}'", origin.url()));
+    let mut fleet = Fleet::start(2, &setup).await;
+    let owner = fleet.owner_of("/slow").await;
+    let other = 1 - owner;
+    // The other node's client reads through the owner, which is told to end meanwhile.
+    let mut client = fleet.nodes[other].connect().await;
+    client.ask("/slow").await;
+    let head = client.head().await;
+    fleet.nodes[owner].signal("TERM");
+    fleet.nodes[owner].wait_for_log("shutting down");
+    gate.open();
+    let (body, whole) = client.body(&head).await;
+    assert_eq!((&*body, whole), (&b"0123456789"[..], true));
+    assert_eq!(fleet.nodes[owner].ended().await.code(), Some(0));
+    // Alone, and still answering.
+    assert_eq!(fleet.nodes[other].get("/a").await.text(), "hello");
+    assert!(!fleet.nodes[owner].log().contains("connections open"), "{}", fleet.nodes[owner].log());
 }

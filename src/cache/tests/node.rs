@@ -1,0 +1,331 @@
+//! One node.
+
+use super::*;
+
+#[tokio::test]
+async fn a_miss_is_loaded_once_and_then_hit() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "body"));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "miss 200 body");
+    assert_eq!(node.ask("a").await, "hit 200 body");
+    assert_eq!(origin.asked("/a"), 1);
+    assert_eq!(node.counters(), "gets 2 hits 1 loads 1 deduped 1 collapsed 0 peer 0 local 1 errors 0 served 0");
+}
+
+#[tokio::test]
+async fn a_body_that_only_the_connections_end_ends_is_passed_on_and_never_stored() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "perhaps all").close_delimited());
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "miss 200 perhaps all");
+    assert_eq!(node.ask("a").await, "miss 200 perhaps all");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
+#[tokio::test]
+async fn a_thousand_readers_share_one_fill_and_read_while_it_runs() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    origin.on("/a", Script::head(200, &[FRESH], Some(6)).chunk("one").hold(&gate).chunk("two"));
+    let node = Arc::new(Node::new(&origin));
+    let mut answers = Vec::new();
+    for _ in 0..1000 {
+        let Payload::Stream(_, mut reader) = node.get("a").await.payload else { panic!("a stream") };
+        assert_eq!(reader.chunk().await.unwrap().unwrap(), "one", "the first bytes come before the last");
+        answers.push(reader);
+    }
+    gate.open();
+    for reader in answers {
+        assert_eq!(read(reader).await.unwrap(), "two");
+    }
+    assert_eq!(origin.asked("/a"), 1);
+    assert_eq!(node.counters(), "gets 1000 hits 0 loads 1000 deduped 1 collapsed 999 peer 0 local 1 errors 0 served 0");
+}
+
+#[tokio::test]
+async fn a_broken_body_is_broken_for_all_and_never_stored() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    origin.on("/a", Script::head(200, &[FRESH], Some(6)).chunk("one").hold(&gate).breaks());
+    let node = Node::new(&origin);
+    let (first, second) = (node.get("a").await, node.get("a").await);
+    gate.open();
+    assert_eq!(told(first).await, "miss 200 broken");
+    assert_eq!(told(second).await, "miss 200 broken");
+    origin.on("/a", Script::status(200, &[FRESH], "whole"));
+    assert_eq!(node.ask("a").await, "miss 200 whole");
+}
+
+#[tokio::test]
+async fn lies_about_the_length_are_breaks() {
+    for (declared, body) in [(10, "short"), (2, "too long")] {
+        let origin = Scripted::new();
+        origin.on("/a", Script::head(200, &[FRESH], Some(declared)).chunk(body));
+        let node = Node::new(&origin);
+        assert_eq!(node.ask("a").await, "miss 200 broken", "{declared} declared, {body:?} sent");
+        assert_eq!(node.cache.store.totals().items, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_panicking_source_fails_its_key_alone() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::new().panics());
+    origin.on("/b", Script::status(200, &[FRESH], "b"));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "error 502");
+    assert_eq!(node.ask("b").await, "miss 200 b");
+    assert_eq!(node.cache.flights.count(), 0);
+}
+
+#[tokio::test]
+async fn readers_that_leave_do_not_end_the_fill_of_others() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    origin.on("/a", Script::head(200, &[FRESH], Some(6)).chunk("one").hold(&gate).chunk("two"));
+    let node = Node::new(&origin);
+    let first = node.get("a").await;
+    let second = node.get("a").await;
+    drop(first);
+    gate.open();
+    assert_eq!(told(second).await, "miss 200 onetwo");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_nobody_reads_ends_after_a_second_unless_it_is_half_done() {
+    let origin = Scripted::new();
+    origin.on("/little", Script::head(200, &[FRESH], Some(100)).chunk("x").stalls());
+    origin.on("/head", Script::new().stalls());
+    let node = Node::new(&origin);
+    drop(node.get("little").await);
+    let waiting = tokio::spawn({
+        let (cache, group) = (node.cache.clone(), node.group.clone());
+        async move { drop(cache.get(&group, &get("head", &[])).await) }
+    });
+    origin.arrived("/head", 1).await;
+    waiting.abort();
+    origin.wait_abandoned(2).await;
+    assert_eq!(node.cache.flights.count(), 0);
+    assert_eq!(node.cache.flights.count(), 0);
+
+    let gate = Gate::new();
+    origin.on("/half", Script::head(200, &[FRESH], Some(6)).chunk("one").hold(&gate).chunk("two"));
+    let Payload::Stream(_, mut reader) = node.get("half").await.payload else { panic!("a stream") };
+    reader.chunk().await.unwrap();
+    drop(reader);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    gate.open();
+    while node.cache.flights.count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.ask("half").await, "hit 200 onetwo");
+}
+
+#[tokio::test]
+async fn what_may_not_be_shared_goes_to_the_one_who_caused_it() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    let private = &[("Cache-Control", "private, max-age=60"), ("Set-Cookie", "who=first")];
+    origin.on("/a", Script::new().hold(&gate).then_head(200, private, Some(5)).chunk("first"));
+    let node = Arc::new(Node::new(&origin));
+    let ask = |node: &Arc<Node>| {
+        let node = node.clone();
+        tokio::spawn(async move { node.get("a").await })
+    };
+    let first = ask(&node);
+    origin.arrived("/a", 1).await;
+    let others: Vec<_> = (0..10).map(|_| ask(&node)).collect();
+    while node.group.stats.loads_collapsed.value() < 10 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    assert_eq!(told(first.await.unwrap()).await, "miss 200 first");
+    for other in others {
+        assert_eq!(told(other.await.unwrap()).await, "pass not-shareable");
+    }
+    assert_eq!(node.ask("a").await, "pass uncacheable", "later requests do not queue");
+    node.clock.advance(crate::remembered::UNCACHEABLE_LIFETIME);
+    assert_eq!(node.ask("a").await, "miss 200 first");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
+#[tokio::test]
+async fn one_clients_private_answer_does_not_switch_collapsing_off() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[("Cache-Control", "private")], "mine"));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask_with(&get("a", &[("Authorization", "Basic x")])).await, "miss 200 mine");
+    origin.on("/a", Script::status(200, &[FRESH], "public"));
+    assert_eq!(node.ask("a").await, "miss 200 public");
+    assert_eq!(node.ask_with(&get("a", &[("Authorization", "Basic x")])).await, "hit 200 public");
+}
+
+#[tokio::test]
+async fn each_variant_is_loaded_once_and_all_live_under_the_key() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    let varies = &[FRESH, ("Vary", "Accept-Encoding")];
+    origin.on("/a", Script::new().hold(&gate).then_head(200, varies, Some(2)).chunk("gz"));
+    let node = Arc::new(Node::new(&origin));
+    let ask = |fields: &'static [(&'static str, &'static str)]| {
+        let node = node.clone();
+        tokio::spawn(async move { node.ask_with(&get("a", fields)).await })
+    };
+    let gzip = ask(&[("Accept-Encoding", "gzip")]);
+    origin.arrived("/a", 1).await;
+    let more_gzip = ask(&[("Accept-Encoding", "gzip")]);
+    let plain = [ask(&[]), ask(&[])];
+    while node.group.stats.loads_collapsed.value() < 3 {
+        tokio::task::yield_now().await;
+    }
+    origin.on("/a", Script::status(200, varies, "plain"));
+    gate.open();
+    assert_eq!(gzip.await.unwrap(), "miss 200 gz");
+    assert_eq!(more_gzip.await.unwrap(), "miss 200 gz");
+    for plain in plain {
+        assert_eq!(plain.await.unwrap(), "miss 200 plain");
+    }
+    assert_eq!(origin.asked("/a"), 2, "one request per variant");
+    assert_eq!(node.ask_with(&get("a", &[("Accept-Encoding", "gzip")])).await, "hit 200 gz");
+    assert_eq!(node.ask("a").await, "hit 200 plain");
+}
+
+#[tokio::test]
+async fn a_stale_entry_is_confirmed_or_replaced_by_the_origin() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH, ("ETag", "\"1\"")], "old"));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "miss 200 old");
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(304, &[FRESH, ("ETag", "\"1\"")], ""));
+    assert_eq!(node.ask("a").await, "revalidated 200 old");
+    assert_eq!(origin.asks().last().unwrap().fields.get("if-none-match"), Some(&b"\"1\""[..]));
+    assert_eq!(node.ask("a").await, "hit 200 old");
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(200, &[FRESH, ("ETag", "\"2\"")], "new"));
+    assert_eq!(node.ask("a").await, "miss 200 new");
+    assert_eq!(node.ask("a").await, "hit 200 new");
+}
+
+#[tokio::test]
+async fn a_stale_entry_stands_in_for_a_failing_origin() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "old"));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(500, &[], "oops"));
+    assert_eq!(node.ask("a").await, "stale 200 old");
+    origin.on("/a", Script::fails(FetchError::unreachable("down")));
+    assert_eq!(node.ask("a").await, "stale 200 old");
+    assert_eq!(node.ask("a").await, "stale 200 old", "remembered: nobody asks again at once");
+    assert_eq!(origin.asked("/a"), 3);
+    node.clock.advance(Duration::from_secs(3600));
+    assert_eq!(node.ask("a").await, "error 502");
+}
+
+#[tokio::test]
+async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
+    let origin = Scripted::new();
+    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
+    origin.on("/a", Script::status(200, fields, "old"));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    let gate = Gate::new();
+    origin.on("/a", Script::new().hold(&gate).then_head(200, fields, Some(3)).chunk("new"));
+    for _ in 0..10 {
+        assert_eq!(node.ask("a").await, "stale 200 old");
+    }
+    gate.open();
+    while node.cache.flights.count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.ask("a").await, "hit 200 new");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
+#[tokio::test]
+async fn our_own_failure_answers_for_a_moment() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::fails(FetchError::unreachable("down")));
+    let node = Node::new(&origin);
+    assert_eq!((node.ask("a").await, node.ask("a").await), ("error 502".into(), "error 502".into()));
+    assert_eq!(origin.asked("/a"), 1);
+    node.clock.advance(node.group.rules.errors);
+    origin.on("/a", Script::status(200, &[FRESH], "back"));
+    assert_eq!(node.ask("a").await, "miss 200 back");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_streams_through_and_is_not_stored() {
+    for declared in [Some(3 << 20), None] {
+        let origin = Scripted::new();
+        let mut script = Script::head(200, &[FRESH], declared);
+        for _ in 0..3 {
+            script = script.chunk(vec![b'x'; 1 << 20]);
+        }
+        origin.on("/a", script);
+        let node = Node::new(&origin);
+        let answer = node.ask("a").await;
+        assert_eq!(answer.len(), "miss 200 ".len() + (3 << 20), "{declared:?}");
+        assert_eq!(node.cache.store.totals().items, 0);
+        assert_eq!(node.group.stats.not_stored.value("too_large"), 1, "{declared:?}");
+    }
+}
+
+#[tokio::test]
+async fn head_never_becomes_get_and_is_not_stored() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::head(200, &[FRESH], Some(4)));
+    let node = Node::new(&origin);
+    let request = Request { method: Method::Head, ..get("a", &[]) };
+    assert_eq!(node.ask_with(&request).await, "miss 200 ");
+    assert_eq!(origin.asks()[0].method, Method::Head);
+    origin.on("/a", Script::status(200, &[FRESH], "body"));
+    assert_eq!(node.ask("a").await, "miss 200 body");
+    assert_eq!(node.ask_with(&request).await, "hit 200 body", "the writer leaves the body out");
+}
+
+#[tokio::test]
+async fn only_if_cached_asks_nobody() {
+    let origin = Scripted::new();
+    let node = Node::new(&origin);
+    let directives = RequestDirectives { only_if_cached: true, ..Default::default() };
+    assert_eq!(node.ask_with(&Request { directives, ..get("a", &[]) }).await, "error 504");
+    assert!(origin.asks().is_empty());
+}
+
+#[tokio::test]
+async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
+    for (tag, expected) in [("\"strong\"", Ok(5 << 20)), ("W/\"weak\"", Err(()))] {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        let fields = &[FRESH, ("ETag", tag)];
+        let mut script = Script::new().hold(&gate).then_head(200, fields, Some(5 << 20));
+        for _ in 0..5 {
+            script = script.chunk(vec![b'x'; 1 << 20]);
+        }
+        origin.on("/a", script);
+        let node = Arc::new(Node::new(&origin));
+        let ask = || {
+            let node = node.clone();
+            tokio::spawn(async move { node.get("a").await })
+        };
+        let fast = ask();
+        origin.arrived("/a", 1).await;
+        let slow = ask();
+        while node.group.stats.loads_collapsed.value() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        // The rest, as an origin answers a range.
+        let part = &[FRESH, ("ETag", tag), ("Content-Range", "bytes 1048576-5242879/5242880")];
+        origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+        let read = read(slow).await.map(|rest| rest.len() + (1 << 20)).map_err(|_| ());
+        assert_eq!(read, expected, "{tag}");
+        if expected.is_ok() {
+            let asked = origin.asks().pop().unwrap().fields;
+            assert_eq!(asked.get("range"), Some(&b"bytes=1048576-"[..]));
+            assert_eq!(asked.get("if-range"), Some(tag.as_bytes()));
+        }
+    }
+}

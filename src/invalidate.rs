@@ -1,0 +1,179 @@
+//! What the answer to an unsafe request does to the cache (RFC 9111 section 4.4, RFC 9110 section 9.3.3).
+//!
+//! Such requests pass the cache by; who passes them on tells it of the answer: [`Cache::invalidate`] at the head, and after
+//! that [`Cache::deposit`], if what answers the `POST` would answer a `GET` as well.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cache::{Cache, FlightKey};
+use crate::clock::Now;
+use crate::entry::{Body, Entry};
+use crate::fields::Fields;
+use crate::fill::Shelf;
+use crate::freshness::{self, Exchange, RequestDirectives, Target};
+use crate::group::Group;
+use crate::key::{GroupId, HashedKey};
+use crate::memory::Charge;
+use crate::semantics::validators::StoredValidators;
+use crate::semantics::variant::VaryRule;
+
+/// An exchange with the origin that did not go through a fill.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed<'a> {
+    /// The key that the request has in the group.
+    pub key: &'a Bytes,
+    /// Host and port under which the origin knows itself: the Host sent to it, and, where it differs, the client's.
+    pub authorities: &'a [&'a str],
+    /// The method.
+    pub method: &'a str,
+    /// The fields that were sent to the origin.
+    pub sent: &'a Fields,
+    /// The client's directives; the default where the group ignores them.
+    pub directives: RequestDirectives,
+    /// The final status received.
+    pub status: u16,
+    /// The fields received, without those of the connection and without `Content-Length`.
+    pub fields: &'a Fields,
+    /// Length of the body where it is known.
+    pub content_length: Option<u64>,
+    /// When the request was sent.
+    pub requested_at: Now,
+}
+
+impl Passed<'_> {
+    /// The keys that the answer makes invalid: the request's own, and those of `Location` and `Content-Location` on the same
+    /// host.
+    pub fn invalidated_keys(&self, group: &Group) -> Vec<Bytes> {
+        let Some((host, target)) = self.target(group) else { return Vec::new() };
+        let target = Target { authorities: self.authorities, path: &target };
+        let paths = freshness::invalidated_by(self.method, self.status, &target, self.fields);
+        let mut keys: Vec<Bytes> = Vec::with_capacity(paths.len());
+        // The first path is the request's own, whose key is known.
+        for (index, path) in paths.iter().enumerate() {
+            let key = if index == 0 { Some(self.key.clone()) } else { group.keys.key_of(&host, path) };
+            keys.extend(key);
+        }
+        keys
+    }
+
+    /// Host, where it belongs to the key, and origin target of the request.
+    fn target(&self, group: &Group) -> Option<(String, String)> {
+        let (host, target) = group.keys.target_of(self.key)?;
+        let host = host.map(|host| String::from_utf8_lossy(&host).into_owned()).unwrap_or_default();
+        Some((host, String::from_utf8(target.to_vec()).ok()?))
+    }
+}
+
+impl Cache {
+    /// Takes out of this node's memory what the answer to an unsafe request makes invalid; returns how many keys had
+    /// something. From its return on, no request is answered with what an origin said before.
+    pub fn invalidate(&self, group: &Group, passed: &Passed<'_>) -> usize {
+        self.invalidate_keys(group.id, &passed.invalidated_keys(group))
+    }
+
+    /// The same for keys that are known already, which is what another node sends. The order of the steps is the one that
+    /// [`crate::fences`] explains.
+    pub fn invalidate_keys(&self, group: GroupId, keys: &[Bytes]) -> usize {
+        let mut removed = 0;
+        for key in keys {
+            let key = HashedKey::new(group, key);
+            self.fences.raise(key.hash());
+            let _writing = self.slot_writer(&key).lock();
+            removed += usize::from(self.store.remove(&key).is_some());
+            self.remembered.forget(key.hash());
+        }
+        removed
+    }
+
+    /// Begins to store the answer to a `POST` for later `GET`s; `None` when it may not be. To be called after
+    /// [`Cache::invalidate`], which would separate this from what comes after it.
+    pub fn deposit(self: &Arc<Self>, group: &Arc<Group>, passed: &Passed<'_>) -> Option<Deposit> {
+        let received_at = self.now();
+        let (_, target) = passed.target(group)?;
+        let exchange = Exchange {
+            method: passed.method,
+            target: Target { authorities: passed.authorities, path: &target },
+            sent: passed.sent,
+            directives: passed.directives,
+            status: passed.status,
+            received: passed.fields,
+            stores_parts: false,
+            requested_at: passed.requested_at,
+            received_at,
+            jitter: self.jitter(),
+        };
+        let judgement = freshness::judge(&group.rules, &exchange);
+        let length = passed.content_length;
+        if passed.method != "POST" || judgement.storable.is_err() || length? > group.object_bytes_max {
+            return None;
+        }
+        let rule = if group.rules.ignore_vary { VaryRule::None } else { VaryRule::parse(passed.fields) };
+        let names = rule.names();
+        let sent = passed.sent.without(|name| !names.iter().any(|listed| listed.eq_ignore_ascii_case(name)));
+        let variant = rule.variant_key(passed.sent)?;
+        let fields = freshness::fields_to_store(&group.rules, &judgement.directives, passed.fields, received_at);
+        let validators = StoredValidators::of(&fields, received_at.wall_seconds);
+        let dated = passed.fields.contains("date");
+        let charge = self.ledger.reserve(length? as usize)?;
+        let entry = Entry {
+            id: self.next_entry_id(),
+            status: passed.status,
+            fields,
+            freshness: judgement.freshness,
+            validators: if dated { validators } else { validators.with_date_of_ours() },
+            sent,
+            body: Body::default(),
+            charge: self.ledger.charge(0),
+        };
+        Some(Deposit {
+            cache: self.clone(),
+            group: group.clone(),
+            flight: self.flight_of_key(group, passed.key),
+            shelf: Shelf { role: self.role_of_origin_answers(passed.key), rule, variant },
+            entry,
+            kept: Vec::new(),
+            left_bytes: length?,
+            charge,
+        })
+    }
+}
+
+/// A response whose body goes by, to be stored when it is whole. Dropping it stores nothing.
+pub struct Deposit {
+    cache: Arc<Cache>,
+    group: Arc<Group>,
+    flight: FlightKey,
+    shelf: Shelf,
+    /// All but the body.
+    entry: Entry,
+    kept: Vec<Bytes>,
+    left_bytes: u64,
+    charge: Charge,
+}
+
+impl Deposit {
+    /// Takes the next bytes; says whether it still makes sense to go on.
+    pub fn push(&mut self, bytes: &[u8]) -> bool {
+        let Some(left_bytes) = self.left_bytes.checked_sub(bytes.len() as u64) else {
+            // More than declared: never again will nothing be left.
+            self.left_bytes = u64::MAX;
+            return false;
+        };
+        self.left_bytes = left_bytes;
+        self.kept.push(Bytes::copy_from_slice(bytes));
+        true
+    }
+
+    /// The body has ended as its framing says. Stores it, if that is what was declared and nothing was invalidated since.
+    pub fn finish(self) {
+        let Deposit { cache, group, flight, shelf, entry, kept, left_bytes, mut charge } = self;
+        if left_bytes > 0 {
+            return;
+        }
+        let body = Body::gather(&kept);
+        charge.resize(Entry::charged_bytes(&entry.fields, &entry.sent, &body));
+        cache.insert(&group, &flight, shelf, Entry { body, charge, ..entry });
+    }
+}
