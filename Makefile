@@ -4,6 +4,7 @@
 #   make test     all tests
 #   make check    formatting, lints, documentation; warnings are errors
 #   make bench    the figures of benches/README.md
+#   make compare  beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
 #   make release  the program as it is deployed: target/release/groupcache-proxy
 #
 # Every target first looks for the tools that it needs, one by one. As root it installs the missing ones (Debian);
@@ -31,11 +32,16 @@ check: check-tools
 bench: bench-tools
 	$(CARGO) bench --locked
 
+# Variables that are given become options of the script, which installs the other servers itself.
+compare: compare-tools release
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
+option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
+
 release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools:
+build-tools check-tools test-tools bench-tools compare-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench release build-tools check-tools test-tools bench-tools
+.PHONY: help demo test check bench compare release build-tools check-tools test-tools bench-tools compare-tools

@@ -10,7 +10,8 @@
 //! counted. Every cache counts the object and its key, none its bookkeeping, and none takes an object larger than a
 //! quarter of itself, which is the store's rule.
 
-mod support;
+#[path = "support/random.rs"]
+mod random;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -23,7 +24,7 @@ use groupcache_proxy::memory::{Charge, Ledger, allocated_bytes};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::store::promote::Popularity;
 use groupcache_proxy::store::{Eviction, Role, Settings, Store, Stored};
-use support::{Random, Zipf};
+use random::{Random, Zipf};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

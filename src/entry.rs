@@ -38,7 +38,7 @@ pub struct Entry {
 impl Entry {
     /// What an entry of these parts takes of memory, as the allocator gives it.
     pub fn charged_bytes(fields: &Fields, sent: &Fields, body: &Body) -> usize {
-        let handles = if body.segments().len() > 1 { body.segments().len() * size_of::<Bytes>() } else { 0 };
+        let handles = if body.segments().len() > 1 { size_of_val(body.segments()) } else { 0 };
         let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
         allocated_bytes(ARC_BYTES + size_of::<Entry>())
             + shared_bytes(fields.len())

@@ -600,14 +600,25 @@ impl Filling {
                 None => self.group.stats.not_stored.increment("partial"),
             },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            _ if head.status < 500 && self.request.method == Method::Get => match (&self.basis, head.status) {
-                // What is said of a range does not replace a whole.
-                (_, 206 | 416) | (Basis::Nothing | Basis::Complete(_), _) => {}
-                (Basis::Confirm(old), _) => self.cache.remove_entry(&self.group, &self.request.key, old),
-            },
+            _ if head.status < 500 => self.supersede(&head),
             _ => {}
         }
         fill.finish();
+    }
+
+    /// There is a newer answer, which is not stored here: what it supersedes goes.
+    fn supersede(&self, head: &Head) {
+        let (Basis::Confirm(old) | Basis::Complete(old)) = &self.basis else { return };
+        let superseded = match (&head.owner, &self.basis) {
+            // What an owner sends comes of an entry; if that is another one than ours was made of, ours is outdated.
+            (Some(_), _) => head.id != old.id,
+            // RFC 9111 section 4.3.3; but what an origin says of a range does not replace a whole.
+            (None, Basis::Confirm(_)) => self.request.method == Method::Get && !matches!(head.status, 206 | 416),
+            (None, _) => false,
+        };
+        if superseded {
+            self.cache.remove_entry(&self.group, &self.request.key, old);
+        }
     }
 
     /// The entry of a response that has arrived; `None` when a part is not what it says.

@@ -1,7 +1,10 @@
 //! One node and fleets of five in memory: no socket, scripted origins, gates instead of waiting.
 
 mod fleet;
+mod invalidation;
 mod node;
+mod parts;
+mod same;
 
 use std::sync::atomic::AtomicBool;
 
@@ -61,6 +64,27 @@ impl Node {
         told(self.cache.get(&self.group, request).await).await
     }
 
+    /// Outcome, `fwd` and `fwd-status` of an answer, and what its client sees.
+    async fn ask_fully(&self, request: &Request) -> String {
+        let answer = self.cache.get(&self.group, request).await;
+        let outcome = answer.outcome.as_str();
+        let report = &answer.report;
+        let status = report.forward_status.map(|status| format!(" after {status}")).unwrap_or_default();
+        let forward = report.forward.map(|word| format!(" {word}")).unwrap_or_default();
+        let seen = seen(request, answer).await;
+        let place = seen.fields.iter().find(|(name, _)| name == "content-range");
+        let place = place.map(|(_, value)| format!(" [{value}]")).unwrap_or_default();
+        let body = seen.body.unwrap_or_else(|| "none".to_owned());
+        format!("{outcome}{forward}{status}: {}{place} {body}", seen.status)
+    }
+
+    /// Waits until nothing is in flight: an entry comes into the store after the last byte has been read.
+    async fn settle(&self) {
+        while self.cache.flights.count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// The counters that say who did what.
     fn counters(&self) -> String {
         let stats = &self.group.stats;
@@ -88,6 +112,73 @@ fn get(key: &str, forwarded: &[(&str, &str)]) -> Request {
         directives: RequestDirectives::default(),
         range: None,
     }
+}
+
+/// A `GET` for ranges, with an `If-Range` unless it is empty.
+fn get_range(key: &str, range: &str, if_range: &str) -> Request {
+    let fields = match if_range {
+        "" => Fields::empty(),
+        value => Fields::from_pairs([("If-Range", value)]).unwrap(),
+    };
+    let range = RangeAsked {
+        set: RangeSet::parse_value(format!("bytes={range}").as_bytes()).unwrap(),
+        if_range: IfRange::parse(&fields),
+        if_range_value: fields.get("if-range").map(Bytes::copy_from_slice),
+    };
+    Request { range: Some(range), ..get(key, &[]) }
+}
+
+/// What a client of this answer sees, by the rules of the response writer: out of a whole response the one range is cut.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    status: u16,
+    /// In lower case and sorted, without `Age`.
+    fields: Vec<(String, String)>,
+    body: Option<String>,
+}
+
+async fn seen(request: &Request, answer: Answer) -> Seen {
+    let text = |chunks: &[Bytes]| String::from_utf8_lossy(&chunks.concat()).into_owned();
+    let (status, fields, part, length, body) = match answer.payload {
+        Payload::Entry(entry) => {
+            let part = request.part_of(&entry);
+            assert!(entry.body.is_whole() || part.is_some(), "an incomplete entry answers nothing but a range");
+            let chunks = match part {
+                Some(part) => entry.body.slice(part).expect("a range that it holds"),
+                None => entry.body.segments().to_vec(),
+            };
+            (entry.status, entry.fields.clone(), part, Some(entry.body.len()), Some(text(&chunks)))
+        }
+        Payload::Stream(head, mut reader) => {
+            let part = request.part(head.status, &head.fields, &head.validators, head.content_length);
+            let mut chunks = Vec::new();
+            let end = loop {
+                match reader.chunk().await {
+                    Ok(Some(chunk)) => chunks.push(chunk),
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                }
+            };
+            let all = text(&chunks);
+            let body = end.then(|| {
+                part.map_or(all.clone(), |part| all[part.first as usize..][..part.length() as usize].to_owned())
+            });
+            (head.status, head.fields.clone(), part, head.content_length, body)
+        }
+        Payload::Pass(reason) => panic!("passes: {reason}"),
+        Payload::Failure { status, .. } => return Seen { status, fields: Vec::new(), body: None },
+    };
+    let mut fields: Vec<(String, String)> = fields
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned()))
+        .filter(|(name, _)| name != "age")
+        .collect();
+    if let Some(range) = part {
+        fields.push(("content-range".to_owned(), ContentRange::Part { range, length }.to_string()));
+    }
+    fields.sort();
+    let body = body.filter(|_| request.method == Method::Get);
+    Seen { status: if part.is_some() { 206 } else { status }, fields, body }
 }
 
 async fn told(answer: Answer) -> String {

@@ -816,7 +816,7 @@ fn every_example_works_as_shipped() {
         names.push(path.file_name().unwrap().to_string_lossy().into_owned());
     }
     names.sort();
-    assert_eq!(names, ["fleet.yaml", "go-ring.yaml", "origin.yaml", "proxy.yaml", "tls.yaml"]);
+    assert_eq!(names, ["fleet.yaml", "go-ring.yaml", "origin.yaml", "proxy.yaml", "rfc9111.yaml", "tls.yaml"]);
 }
 
 /// The comments of `conf/proxy.yaml` show keys; with the comment signs removed they must be correct as well.

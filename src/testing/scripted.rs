@@ -165,11 +165,6 @@ impl Scripted {
         let _ = self.seen.subscribe().wait_for(|seen| count(seen, target) >= times).await;
     }
 
-    /// How many answers were dropped before their end.
-    pub fn abandoned(&self) -> usize {
-        self.seen.borrow().abandoned
-    }
-
     /// Waits until so many answers were dropped before their end.
     pub async fn wait_abandoned(&self, times: usize) {
         let _ = self.seen.subscribe().wait_for(|seen| seen.abandoned >= times).await;

@@ -21,19 +21,21 @@ const LAYERS: &[(&str, &str)] = &[
     ("leaves", "clock config fields key memory ring samples stats"),
 ];
 
-/// Which modules may name pingora: five places besides the composition, so that its upgrades stay at the edges.
+/// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
 const KNOW_PINGORA: &[(&str, &str)] = &[
     ("src/server", "composition: listeners and services"),
+    ("src/admin/", "composition: hands an upgraded connection on"),
     ("src/edge/", "edge towards clients"),
     ("src/peer/", "edge towards peers"),
     ("src/origin/", "edge towards origins"),
     ("src/config/check/tls.rs", "a key fits its certificate by the same TLS library that will use them"),
 ];
 
-/// Longer files than [`LINES_MAX`], each with its reason.
+/// Longer files than [`LINES_MAX`] without the tests at their end, each with its reason.
 const LONG_FILES: &[(&str, &str)] = &[
     ("src/config/tests.rs", "one table row per mistake that a file can have"),
     ("src/freshness/tests.rs", "one table row per rule of RFC 9111"),
+    ("src/edge/tests.rs", "conversations written out byte by byte"),
 ];
 
 /// Files of `tests/it` that pause, each with its reason. The others order events instead.
@@ -100,7 +102,7 @@ fn files_stay_readable() {
     let mut long = Vec::new();
     for folder in ["src", "tests", "benches"] {
         for file in files(folder, "rs") {
-            let lines = read(&file).lines().count();
+            let lines = read(&file).lines().take_while(|line| *line != "mod tests {").count();
             if lines > LINES_MAX {
                 long.push((relative(&file), lines));
             }

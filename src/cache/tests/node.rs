@@ -14,6 +14,16 @@ async fn a_miss_is_loaded_once_and_then_hit() {
 }
 
 #[tokio::test]
+async fn a_body_that_only_the_connections_end_ends_is_passed_on_and_never_stored() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "perhaps all").close_delimited());
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "miss 200 perhaps all");
+    assert_eq!(node.ask("a").await, "miss 200 perhaps all");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
+#[tokio::test]
 async fn a_thousand_readers_share_one_fill_and_read_while_it_runs() {
     let (origin, gate) = (Scripted::new(), Gate::new());
     origin.on("/a", Script::head(200, &[FRESH], Some(6)).chunk("one").hold(&gate).chunk("two"));

@@ -1,0 +1,291 @@
+//! One node, an owner and a node that owns nothing answer alike, whatever is asked and whatever the origin does meanwhile.
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+use crate::freshness::{Rules, format_http_date};
+
+/// One thing that happens.
+#[derive(Clone)]
+enum Step {
+    Ask {
+        key: usize,
+        method: Method,
+        range: Option<&'static str>,
+        if_range: bool,
+        gzip: bool,
+        directives: RequestDirectives,
+    },
+    Advance(u64),
+    Change(usize),
+    Behave(Behaviour),
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Step::Ask { key, method, range, if_range, gzip, directives } => write!(
+                formatter,
+                "{} {} range {} if-range {if_range} gzip {gzip} {directives}",
+                method.as_str(),
+                KEYS[*key].0,
+                range.unwrap_or("-")
+            ),
+            Step::Advance(seconds) => write!(formatter, "{seconds} s later"),
+            Step::Change(key) => write!(formatter, "{} changes", KEYS[*key].0),
+            Step::Behave(behaviour) => write!(formatter, "the origin: {behaviour:?}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Behaviour {
+    Well,
+    Fails,
+    Unreachable,
+    IgnoresRanges,
+    IgnoresConditions,
+}
+
+/// What the keys are like: fields beside date and validators.
+const KEYS: [(&str, &[(&str, &str)], Validator); 7] = [
+    ("tagged", &[("Cache-Control", "max-age=60")], Validator::Tag),
+    ("dated", &[("Cache-Control", "max-age=30, stale-while-revalidate=20")], Validator::Date),
+    ("varying", &[("Cache-Control", "max-age=60"), ("Vary", "Accept-Encoding")], Validator::Tag),
+    ("bare", &[("Cache-Control", "max-age=20, stale-if-error=10")], Validator::None),
+    ("unstored", &[("Cache-Control", "no-store")], Validator::Tag),
+    ("strict", &[("Cache-Control", "max-age=10, must-revalidate")], Validator::Tag),
+    ("checked", &[("Cache-Control", "no-cache")], Validator::Tag),
+];
+
+#[derive(Clone, Copy)]
+enum Validator {
+    None,
+    Tag,
+    Date,
+}
+
+/// An origin whose answers follow from the time, the versions of its resources, and the question.
+struct Resources {
+    clock: Arc<ManualClock>,
+    state: Mutex<([u64; KEYS.len()], Behaviour)>,
+}
+
+impl Resources {
+    fn tag(key: usize, version: u64, gzip: bool) -> String {
+        format!("\"{}-{version}-{gzip}\"", KEYS[key].0)
+    }
+
+    /// A second per version, so that a change always shows; long before the time of the test, so that dates are strong.
+    fn changed(version: u64) -> String {
+        format_http_date(1_700_000_000 + version as i64)
+    }
+
+    fn answer(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        let (versions, behaviour) = *self.state.lock();
+        let key = KEYS.iter().position(|(name, ..)| ask.key == name.as_bytes()).unwrap();
+        let (name, fields, validator) = KEYS[key];
+        let gzip = ask.fields.get("accept-encoding") == Some(b"gzip") && name == "varying";
+        let date = format_http_date(self.clock.now().wall_seconds);
+        let mut fields: Vec<(String, String)> =
+            fields.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        fields.push(("Date".into(), date));
+        fields.push(("X-Version".into(), versions[key].to_string()));
+        let (tag, changed) = (Self::tag(key, versions[key], gzip), Self::changed(versions[key]));
+        match validator {
+            Validator::None => {}
+            Validator::Tag => fields.push(("ETag".into(), tag.clone())),
+            Validator::Date => fields.push(("Last-Modified".into(), changed.clone())),
+        }
+        let body = Bytes::from(format!("{name} {} {gzip}: 0123456789", versions[key]));
+        let (status, body, length) = match behaviour {
+            Behaviour::Unreachable => return Err(FetchError::unreachable("down")),
+            Behaviour::Fails => {
+                fields = vec![("Date".into(), fields.iter().find(|(name, _)| name == "Date").unwrap().1.clone())];
+                (500, Bytes::from("oops"), 4)
+            }
+            _ => {
+                let validator = match validator {
+                    Validator::None => None,
+                    Validator::Tag => Some(("if-none-match", tag)),
+                    Validator::Date => Some(("if-modified-since", changed)),
+                };
+                let is = |name: &str, value: &str| ask.fields.get(name) == Some(value.as_bytes());
+                let confirmed = validator.as_ref().is_some_and(|(name, value)| is(name, value));
+                let range = ask.fields.get("range").and_then(RangeSet::parse_value);
+                let applies = !ask.fields.contains("if-range")
+                    || validator.as_ref().is_some_and(|(_, value)| is("if-range", value));
+                let length = body.len() as u64;
+                match range.filter(|_| applies && ask.method == Method::Get).map(|range| range.resolve(length)) {
+                    _ if confirmed && behaviour != Behaviour::IgnoresConditions => (304, Bytes::new(), 0),
+                    Some(Resolved::Single(part)) if behaviour != Behaviour::IgnoresRanges => {
+                        let place = ContentRange::Part { range: part, length: Some(length) };
+                        fields.push(("Content-Range".into(), place.to_string()));
+                        (206, body.slice(part.first as usize..=part.last as usize), part.length())
+                    }
+                    _ => (200, body, length),
+                }
+            }
+        };
+        Ok(Fetched {
+            status,
+            fields: Fields::from_pairs(fields).unwrap(),
+            content_length: (status != 304).then_some(length),
+            close_delimited: false,
+            hop: None,
+            body: Box::new(ReadyBody::new((ask.method == Method::Get).then_some(body))),
+        })
+    }
+}
+
+#[async_trait]
+impl Source for Resources {
+    async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.answer(ask)
+    }
+}
+
+/// A node or a fleet with an origin of its own, asked at one place.
+struct Side {
+    name: &'static str,
+    nodes: Vec<Arc<Node>>,
+    origin: Arc<Resources>,
+    /// Which node is asked for a key.
+    asked: fn(&Node, usize, &[u8]) -> usize,
+}
+
+impl Side {
+    fn new(name: &'static str, size: usize, asked: fn(&Node, usize, &[u8]) -> usize) -> Self {
+        let origin = Arc::new(Resources {
+            clock: Arc::new(ManualClock::new(1_800_000_000)),
+            state: Mutex::new(([0; KEYS.len()], Behaviour::Well)),
+        });
+        let rules = || Rules { jitter_percent: 0.0, honour_request_directives: true, ..Rules::default() };
+        let nodes: Vec<_> = (0..size)
+            .map(|index| {
+                let mut node = Node::with(&Scripted::new(), rules(), index as u64 + 1);
+                Arc::get_mut(&mut node.group).unwrap().source = origin.clone();
+                Arc::new(node)
+            })
+            .collect();
+        let peers: Vec<_> = (0..size).map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
+        for (index, node) in nodes.iter().enumerate().filter(|_| size > 1) {
+            let ring = Ring::new(RingKind::Groupcache, 50, &peers);
+            let links = nodes.iter().enumerate().map(|(peer, to)| {
+                let link = Link { to: to.clone(), cut: Arc::default() };
+                (peer != index).then(|| Arc::new(link) as Arc<dyn Source>)
+            });
+            node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
+        }
+        Side { name, nodes, origin, asked }
+    }
+
+    /// What a client sees; what the cache has no part in comes from the origin.
+    async fn ask(&self, request: &Request) -> Seen {
+        let node = &self.nodes[(self.asked)(&self.nodes[0], self.nodes.len(), &request.key)];
+        let mut answer = node.cache.get(&node.group, request).await;
+        if let Payload::Pass(_) = answer.payload {
+            let (reader, fill) = node.cache.flights.alone(node.cache.flight_of_key(&node.group, &request.key));
+            node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, fill);
+            let Ok(Landed::Streaming(head)) = reader.head().await else { return Seen::nothing() };
+            answer = Answer::from_stream(head, reader, "bypass", false);
+        }
+        let seen = seen(request, answer).await;
+        for node in &self.nodes {
+            node.settle().await;
+        }
+        seen
+    }
+
+    fn step(&self, step: &Step) {
+        match *step {
+            Step::Ask { .. } => {}
+            Step::Advance(seconds) => {
+                let by = Duration::from_secs(seconds);
+                self.nodes
+                    .iter()
+                    .map(|node| &node.clock)
+                    .chain([&self.origin.clock])
+                    .for_each(|clock| clock.advance(by));
+            }
+            Step::Change(key) => self.origin.state.lock().0[key] += 1,
+            Step::Behave(behaviour) => self.origin.state.lock().1 = behaviour,
+        }
+    }
+}
+
+impl Seen {
+    fn nothing() -> Self {
+        Seen { status: 502, fields: Vec::new(), body: None }
+    }
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let range = prop::option::weighted(
+        0.5,
+        prop::sample::select(vec!["0-3", "2-5", "0-9", "4-", "-3", "5-5", "1-2,4-5", "0-", "90-"]),
+    );
+    let directives = prop_oneof![
+        8 => Just(RequestDirectives::default()),
+        1 => Just(RequestDirectives { no_cache: true, ..Default::default() }),
+        1 => Just(RequestDirectives { max_age: Some(15), ..Default::default() }),
+        1 => Just(RequestDirectives { min_fresh: Some(25), ..Default::default() }),
+        1 => Just(RequestDirectives { max_stale: Some(crate::freshness::MaxStale::Seconds(15)), ..Default::default() }),
+    ];
+    let head = prop::bool::weighted(0.15);
+    let ask = (0..KEYS.len(), head, range, prop::bool::weighted(0.2), any::<bool>(), directives).prop_map(
+        |(key, head, range, if_range, gzip, directives)| {
+            let method = if head { Method::Head } else { Method::Get };
+            Step::Ask { key, method, range: range.filter(|_| !head), if_range, gzip, directives }
+        },
+    );
+    let behaviour = prop::sample::select(vec![
+        Behaviour::Well,
+        Behaviour::Well,
+        Behaviour::Well,
+        Behaviour::Fails,
+        Behaviour::Unreachable,
+        Behaviour::IgnoresRanges,
+        Behaviour::IgnoresConditions,
+    ]);
+    prop_oneof![
+        12 => ask,
+        2 => (1u64..70).prop_map(Step::Advance),
+        1 => (0..KEYS.len()).prop_map(Step::Change),
+        1 => behaviour.prop_map(Step::Behave),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn a_fleet_answers_as_a_node_does(steps in prop::collection::vec(any_step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let owner = |node: &Node, size: usize, key: &[u8]| node.cache.fleet.load().owner_index(key).unwrap_or(size - 1);
+            let other = |node: &Node, size: usize, key: &[u8]| (node.cache.fleet.load().owner_index(key).unwrap() + 1) % size;
+            let sides = [Side::new("node", 1, |_, _, _| 0), Side::new("owner", 3, owner), Side::new("other", 3, other)];
+            for (index, step) in steps.iter().enumerate() {
+                sides.iter().for_each(|side| side.step(step));
+                let &Step::Ask { key, method, range, if_range, gzip, directives } = step else { continue };
+                let forwarded: &[(&str, &str)] = if gzip { &[("Accept-Encoding", "gzip")] } else { &[] };
+                let version = sides[0].origin.state.lock().0[key];
+                let validator = match KEYS[key].2 {
+                    Validator::Date => Resources::changed(version),
+                    _ => Resources::tag(key, version, gzip && KEYS[key].0 == "varying"),
+                };
+                let range = range.and_then(|range| {
+                    get_range("", range, if if_range { &validator } else { "" }).range
+                });
+                let request = Request { method, range, directives, ..get(KEYS[key].0, forwarded) };
+                let expected = sides[0].ask(&request).await;
+                for side in &sides[1..] {
+                    let seen = side.ask(&request).await;
+                    prop_assert_eq!(&seen, &expected, "{} differs from a node at step {}: {:?}", side.name, index, step);
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
