@@ -24,7 +24,6 @@ const LAYERS: &[(&str, &str)] = &[
 /// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
 const KNOW_PINGORA: &[(&str, &str)] = &[
     ("src/server", "composition: listeners and services"),
-    ("src/admin/", "composition: hands an upgraded connection on"),
     ("src/edge/", "edge towards clients"),
     ("src/peer/", "edge towards peers"),
     ("src/origin/", "edge towards origins"),
