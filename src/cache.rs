@@ -27,6 +27,7 @@ use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
@@ -160,7 +161,7 @@ pub enum Payload {
     Entry(Arc<Entry>),
     /// A response that is arriving: its head is known, its body is read as it comes. To a request for a range it may be a
     /// whole 200, out of which the range is cut, or a 206 that goes as it is.
-    Stream(Arc<Head>, FillReader<Landed>),
+    Stream(Arc<Head>, Following),
     /// The cache has no part in this: the client's own request goes to the pass-through lane. The word says why.
     Pass(&'static str),
     /// No answer could be had.
@@ -391,7 +392,9 @@ impl Cache {
             true => Route::Here,
             false => Route::Fleet,
         };
-        self.answer(group, request, route).await
+        // The look-up was counted by `find_fresh`, which every client's request comes from.
+        let found = self.store.peek(&HashedKey::new(group.id, &request.key));
+        self.answer(group, request, route, found).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -412,14 +415,16 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
     ) -> Result<Fetched, FetchError> {
-        let mut answer = self.answer(group, request, Route::Here).await;
+        let found = self.store.find(&HashedKey::new(group.id, &request.key));
+        let mut answer = self.answer(group, request, Route::Here, found).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
-            let (reader, fill) =
-                self.flights.alone(self.flight_key(group, request, Route::Here, VariantKey::default()));
-            self.spawn_fill(group, request.clone(), Basis::Nothing, fill);
+            let reader = self.open_alone(group, request.clone(), Route::Here);
             answer = match reader.head().await {
-                Ok(Landed::Streaming(head)) => Answer::from_stream(head, reader, "bypass", false),
+                Ok(Landed::Streaming(head)) => {
+                    let reader = self.following(group, request, Route::Here, head, reader);
+                    Answer::from_stream(reader, "bypass", false)
+                }
                 Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
@@ -427,10 +432,16 @@ impl Cache {
         self.for_peer(request, answer)
     }
 
-    async fn answer(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route) -> Answer {
+    async fn answer(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        found: Option<(Arc<Slot>, Role)>,
+    ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
-        let miss = match self.lookup(group, &key, request, now) {
+        let miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 group.stats.cache_hits.increment();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
@@ -507,7 +518,8 @@ impl Cache {
             return None;
         }
         group.stats.loads_collapsed.increment();
-        Some(Answer::from_stream(head, reader, miss.forward, true))
+        let reader = self.following(group, request, route, head, reader);
+        Some(Answer::from_stream(reader, miss.forward, true))
     }
 
     /// Joins or opens flights until one brings an answer that this request may have.
@@ -574,13 +586,15 @@ impl Cache {
                         return answer;
                     }
                     if causer {
-                        return Answer::from_stream(head, reader, miss.forward, false);
+                        let reader = self.following(group, request, route, head, reader);
+                        return Answer::from_stream(reader, miss.forward, false);
                     }
                     let Some(ours) = head.rule.variant_key(&request.forwarded).filter(|_| head.shareable) else {
                         return Answer::pass("not-shareable");
                     };
                     if ours == head.variant {
-                        return Answer::from_stream(head, reader, miss.forward, true);
+                        let reader = self.following(group, request, route, head, reader);
+                        return Answer::from_stream(reader, miss.forward, true);
                     }
                     variant = ours;
                 }
@@ -612,22 +626,6 @@ impl Cache {
         }
     }
 
-    fn lookup(&self, group: &Group, key: &HashedKey<'_>, request: &Request, now: Now) -> Lookup {
-        let Some((slot, role)) = self.store.find(key) else {
-            return Lookup::Absent("uri-miss");
-        };
-        let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
-            return Lookup::Absent("vary-miss");
-        };
-        if !request.is_answered_by(&entry) {
-            return Lookup::Incomplete(entry);
-        }
-        match entry.freshness.verdict(&group.rules, &request.directives, now) {
-            Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-            verdict => Lookup::Stale(Hit { entry, role }, verdict),
-        }
-    }
-
     /// The variant by what is known of the key's `Vary`; the empty one while nothing is known.
     fn variant_of(&self, group: &Group, request: &Request) -> VariantKey {
         let slot = self.store.peek(&HashedKey::new(group.id, &request.key));
@@ -649,6 +647,31 @@ impl Cache {
         let fence = self.fences.of(KeyHash::of(group.id, key));
         let kind = FlightKind::Whole(VariantKey::default());
         FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, fence }
+    }
+
+    /// Opens a flight that this request shares with nobody.
+    pub(crate) fn open_alone(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: Request,
+        route: Route,
+    ) -> FillReader<Landed> {
+        let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
+        self.spawn_fill(group, request, Basis::Nothing, fill);
+        reader
+    }
+
+    /// The body of `head` for this request.
+    fn following(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        head: Arc<Head>,
+        reader: FillReader<Landed>,
+    ) -> Following {
+        let (cache, group, request) = (self.clone(), group.clone(), request.clone());
+        Following::new(head, reader, Alone { cache, group, request, route })
     }
 
     fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
@@ -763,6 +786,23 @@ fn as_part(fetched: &mut Fetched, part: ByteRange, length: Option<u64>) {
     fetched.content_length = Some(part.length());
 }
 
+/// What memory holds for the request in what it found under the key.
+fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
+    let Some((slot, role)) = found else {
+        return Lookup::Absent("uri-miss");
+    };
+    let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
+        return Lookup::Absent("vary-miss");
+    };
+    if !request.is_answered_by(&entry) {
+        return Lookup::Incomplete(entry);
+    }
+    match entry.freshness.verdict(&group.rules, &request.directives, now) {
+        Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
+        verdict => Lookup::Stale(Hit { entry, role }, verdict),
+    }
+}
+
 fn detail_of(role: Role) -> Option<&'static str> {
     match role {
         Role::Main => None,
@@ -775,7 +815,8 @@ impl Answer {
         Answer { outcome, payload: Payload::Entry(entry), report: Report { detail, ..Report::default() } }
     }
 
-    fn from_stream(head: Arc<Head>, reader: FillReader<Landed>, forward: &'static str, collapsed: bool) -> Self {
+    fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
+        let head = reader.head().clone();
         let report = Report {
             forward: Some(forward),
             forward_status: None,
@@ -810,7 +851,7 @@ impl Answer {
 }
 
 /// The body of a flight, read on behalf of a peer.
-struct StreamedBody(FillReader<Landed>);
+struct StreamedBody(Following);
 
 #[async_trait]
 impl BodyStream for StreamedBody {

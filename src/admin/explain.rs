@@ -213,7 +213,8 @@ mod tests {
             ("path=/a&other=1", Err(())),
         ] {
             let question = Question::parse(query.as_bytes());
-            let found = question.map(|question| (String::from_utf8(question.target).unwrap(), question.fields.iter().count()));
+            let found =
+                question.map(|question| (String::from_utf8(question.target).unwrap(), question.fields.iter().count()));
             assert_eq!(found.map_err(|_| ()), expected.map(|(target, fields)| (target.to_owned(), fields)), "{query}");
         }
     }

@@ -196,7 +196,7 @@ async fn told(answer: Answer) -> String {
     }
 }
 
-async fn read(mut reader: FillReader<Landed>) -> Result<String, ReadError> {
+async fn read(mut reader: Following) -> Result<String, ReadError> {
     let mut body = Vec::new();
     while let Some(chunk) = reader.chunk().await? {
         body.extend_from_slice(&chunk);

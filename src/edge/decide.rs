@@ -253,6 +253,7 @@ fn pass(
     };
     Decision::Pass(Box::new(PassFacts {
         site: site.clone(),
+        key: Bytes::copy_from_slice(key),
         target,
         received_target: Bytes::copy_from_slice(head.target),
         reason,

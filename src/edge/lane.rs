@@ -33,9 +33,8 @@ use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
 use super::response::{Body, Cutter, FieldRules, Framing, Http1Head, Response};
 use super::sites::Site;
 use super::{Edge, Finished, LogFacts};
-use crate::cache::Landed;
 use crate::fields::Fields;
-use crate::flight::FillReader;
+use crate::following::Following;
 use crate::semantics::forward::is_of_connection_or_fill;
 use crate::stats::Outcome;
 
@@ -566,7 +565,7 @@ impl Streamed {
     async fn send(
         &self,
         connection: &mut Connection,
-        reader: &mut FillReader<Landed>,
+        reader: &mut Following,
         mut cutter: Cutter,
         pace: &mut Pace,
     ) -> Sent {

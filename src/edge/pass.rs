@@ -24,9 +24,10 @@ use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
 use crate::fields::Fields;
-use crate::freshness::SURROGATE_CAPABILITY;
+use crate::freshness::{SURROGATE_CAPABILITY, is_safe};
+use crate::invalidate::{Deposit, Passed};
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
-use crate::semantics::forward::stays_inside;
+use crate::semantics::forward::{Credentials, stays_inside};
 use crate::stats::Outcome;
 
 /// Where the requests of one group go when they pass.
@@ -83,6 +84,8 @@ impl Default for PassTimeouts {
 pub struct PassFacts {
     /// The group.
     pub site: Arc<Site>,
+    /// The key that a `GET` of the same target has.
+    pub key: Bytes,
     /// Path and query for the origin, behind its own base path.
     pub target: Bytes,
     /// Target as received, for the log.
@@ -109,6 +112,43 @@ impl Pass {
     pub fn new(edge: Arc<Edge>) -> Self {
         Pass { edge }
     }
+
+    /// What the answer to an unsafe request does to the cache, before the client sees its head.
+    fn tell_cache(&self, session: &Session, response: &ResponseHeader, passing: &mut Passing) -> Result<()> {
+        let facts = passing.facts()?;
+        let request = session.req_header();
+        let host = passing.peer_fields.as_ref().and_then(|(_, host)| host.as_deref()).unwrap_or_default();
+        let client_host = String::from_utf8_lossy(host_of(request));
+        let fields = end_to_end(&response.headers);
+        let content_length = response.headers.get(http::header::CONTENT_LENGTH);
+        let group = &facts.site.group;
+        let asked = end_to_end(&request.headers);
+        // Variants are told apart by what a later GET would send; the credentials decide whether anything is shared.
+        let sent = group.forward.forwarded(&asked, Credentials { authorization: true, cookies: false });
+        let passed = Passed {
+            key: &facts.key,
+            authorities: &[host, &client_host],
+            method: request.method.as_str(),
+            directives: group.directives(&asked),
+            sent: &sent,
+            status: response.status.as_u16(),
+            fields: &fields,
+            content_length: content_length.and_then(|length| length.to_str().ok()?.parse().ok()),
+            requested_at: facts.started,
+        };
+        self.edge.cache.invalidate(group, &passed);
+        // What was said to one client's cookie is not for others.
+        if group.cached && !asked.contains("cookie") {
+            passing.deposit = self.edge.cache.deposit(group, &passed);
+        }
+        Ok(())
+    }
+}
+
+/// A header section without its framing; what belongs to the connection is left out when it is stored.
+fn end_to_end(headers: &http::HeaderMap) -> Fields {
+    let kept = headers.iter().filter(|(name, _)| **name != http::header::CONTENT_LENGTH);
+    Fields::from_pairs(kept.map(|(name, value)| (name.as_str(), value.as_bytes()))).unwrap_or_default()
 }
 
 /// The state of one request.
@@ -119,6 +159,8 @@ pub struct Passing {
     body_bytes: u64,
     body_since: Option<tokio::time::Instant>,
     failure: Cow<'static, str>,
+    /// The answer to a `POST` on its way into the store.
+    deposit: Option<Deposit>,
 }
 
 #[async_trait]
@@ -133,6 +175,7 @@ impl ProxyHttp for Pass {
             body_bytes: 0,
             body_since: None,
             failure: Cow::Borrowed(""),
+            deposit: None,
         }
     }
 
@@ -225,7 +268,7 @@ impl ProxyHttp for Pass {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         passing: &mut Passing,
     ) -> Result<()> {
@@ -234,7 +277,27 @@ impl ProxyHttp for Pass {
             passing.failure = Cow::Borrowed("the origin changed the protocol");
             return Error::e_explain(ErrorType::HTTPStatus(502), "the origin changed the protocol");
         }
+        if !response.status.is_informational() && !is_safe(session.req_header().method.as_str()) {
+            self.tell_cache(session, response, passing)?;
+        }
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        passing: &mut Passing,
+    ) -> Result<Option<Duration>> {
+        let Some(mut deposit) = passing.deposit.take() else { return Ok(None) };
+        let goes_on = body.as_ref().is_none_or(|bytes| deposit.push(bytes));
+        match (goes_on, end_of_stream) {
+            (true, true) => deposit.finish(),
+            (true, false) => passing.deposit = Some(deposit),
+            (false, _) => {}
+        }
+        Ok(None)
     }
 
     async fn response_filter(

@@ -12,14 +12,14 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use super::request_head::{Method, RequestHead, Seen};
-use crate::cache::{Answer, Head, Landed, Payload, Report};
+use crate::cache::{Answer, Head, Payload, Report};
 use crate::clock::Now;
 use crate::entry::Entry;
 use crate::fields::Fields;
-use crate::flight::FillReader;
+use crate::following::Following;
 use crate::freshness::{Freshness, format_http_date};
 use crate::semantics::cache_status::{Cache as StatusOf, CacheStatus, ForwardReason, Handling};
-use crate::semantics::multipart::{Multipart, slice_chunks};
+use crate::semantics::multipart::Multipart;
 use crate::semantics::preconditions::{self, Preconditions, is_conditional_name};
 use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -76,7 +76,7 @@ pub struct Response {
 /// Where head and body come from.
 enum Content {
     Entry(Arc<Entry>),
-    Stream(Arc<Head>, FillReader<Landed>),
+    Stream(Arc<Head>, Following),
     /// An answer of our own: plain text, and fields beside the usual ones.
     Own(Fields, Bytes),
 }
@@ -98,7 +98,7 @@ pub enum Body<'a> {
     /// Bytes in memory, in order; they are shared, not copied.
     Segments(Cow<'a, [Bytes]>),
     /// Bytes that arrive: read them and pass them through the cutter.
-    Stream(&'a mut FillReader<Landed>, Cutter),
+    Stream(&'a mut Following, Cutter),
 }
 
 /// How the end of a body is told to a client of HTTP/1.
@@ -474,8 +474,8 @@ fn boundary() -> String {
 }
 
 fn cut(body: &crate::entry::Body, range: ByteRange) -> Vec<Bytes> {
-    // A selection is made for the length of this body.
-    slice_chunks(body.segments(), range).unwrap_or_default()
+    // A selection is made for the length of this body, and of an incomplete one the cache gives out only what it holds.
+    body.slice(range).unwrap_or_default()
 }
 
 /// Takes the wanted parts out of a body that streams by.
@@ -932,7 +932,7 @@ mod tests {
     }
 
     fn stream_of(content_length: Option<u64>, chunks: &[&'static str], wanted: &Wanted) -> Response {
-        let flights = Flights::<u8, Landed>::new(4);
+        let flights = Flights::<u8, crate::cache::Landed>::new(4);
         let Joined::Opened(reader, fill) = flights.join(&0) else { panic!("a flight is open") };
         let head = Arc::new(Head {
             status: 200,
@@ -949,7 +949,7 @@ mod tests {
             stored: false,
             owner: None,
         });
-        fill.begin(Landed::Streaming(head.clone()), Keep::Whole);
+        fill.begin(crate::cache::Landed::Streaming(head.clone()), Keep::Whole);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             for chunk in chunks {
@@ -957,7 +957,7 @@ mod tests {
             }
         });
         fill.finish();
-        let payload = Payload::Stream(head, reader);
+        let payload = Payload::Stream(head.clone(), Following::of_flight(head, reader));
         let answer = Answer { outcome: Outcome::Miss, payload, report: Report::default() };
         Response::of_answer(answer, wanted, NOW).ok().unwrap()
     }

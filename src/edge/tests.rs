@@ -874,6 +874,20 @@ async fn a_request_that_passes_is_one_request_and_the_lane_goes_on() {
 }
 
 #[tokio::test]
+async fn an_unsafe_request_that_passes_invalidates_what_is_stored() {
+    let origin = RawOrigin::start().await;
+    let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
+    node.origin.on("/a", Script::status(200, &[FRESH], "body"));
+    let mut client = node.connect();
+    for (method, asked) in [("GET", 1), ("GET", 1), ("OPTIONS", 1), ("POST", 1), ("GET", 2), ("DELETE", 2), ("GET", 3)]
+    {
+        client.send(&format!("{method} /t/a HTTP/1.1\r\nHost: h\r\n\r\n")).await;
+        assert!(client.answer().await.starts_with("HTTP/1.1 200 "), "{method}");
+        assert_eq!(node.origin.asked("/a"), asked, "{method}");
+    }
+}
+
+#[tokio::test]
 async fn what_passes_of_get_and_why() {
     let origin = RawOrigin::start().await;
     let node = Node::with(Setup { pass_to: Some(origin.address), cookies_pass: true, ..Setup::default() });

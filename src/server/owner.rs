@@ -5,11 +5,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use pingora::protocols::Stream;
+use tokio::sync::watch;
 
 use crate::cache::{Cache, Request};
+use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
+use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, Owner};
 use crate::server::groups::Groups;
+use crate::server::node::Node;
 use crate::source::{Ask, FetchError, Fetched, Method};
 
 /// Answers peers from the cache of this node.
@@ -37,5 +42,25 @@ impl Owner for CacheOwner {
 
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
         self.groups.load().find(group)?.ask(&key, Method::Get, Fields::empty())
+    }
+}
+
+/// A peer's connection, from its upgrade to the end of this node.
+pub struct Conversation {
+    peers: Arc<PeerServer>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Conversation {
+    /// A conversation with `node`.
+    pub fn of(node: &Node) -> Self {
+        Conversation { peers: node.peers.clone(), stop: node.lifecycle.stop_watch() }
+    }
+}
+
+#[async_trait]
+impl UpgradedConnection for Conversation {
+    async fn run(self: Box<Self>, stream: Stream, read: Bytes) {
+        self.peers.serve(stream, read, self.stop).await;
     }
 }

@@ -1,6 +1,7 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![allow(clippy::disallowed_methods, reason = "these tests wait for other processes, which no test clock moves")]
 
 mod kit;
 

@@ -13,9 +13,9 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill"),
-    ("what decisions stand on", "slot"),
-    ("mechanism and data", "entry group fleet flight remembered store"),
+    ("decisions", "cache+fill+invalidate"),
+    ("what decisions stand on", "parts slot"),
+    ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness semantics logging"),
     ("leaves", "clock config fields key memory ring samples stats"),
@@ -28,6 +28,7 @@ const KNOW_PINGORA: &[(&str, &str)] = &[
     ("src/edge/", "edge towards clients"),
     ("src/peer/", "edge towards peers"),
     ("src/origin/", "edge towards origins"),
+    ("src/cli/client.rs", "commands ask nodes through the connector, certificates included"),
     ("src/config/check/tls.rs", "a key fits its certificate by the same TLS library that will use them"),
 ];
 
@@ -41,8 +42,7 @@ const LONG_FILES: &[(&str, &str)] = &[
 /// Files of `tests/it` that pause, each with its reason. The others order events instead.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
-    ("tests/it/kit/node.rs", "waits for another process to listen and to end"),
-    ("tests/it/shutdown.rs", "waits for another process to stop listening"),
+    ("tests/it/kit/node.rs", "waits for another process to be ready, to write a line, or to end"),
 ];
 
 const LINES_MAX: usize = 900;

@@ -307,3 +307,41 @@ async fn only_if_cached_asks_nobody() {
     assert_eq!(node.ask_with(&Request { directives, ..get("a", &[]) }).await, "error 504");
     assert!(origin.asks().is_empty());
 }
+
+#[tokio::test]
+async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
+    for (tag, expected) in [("\"strong\"", Ok(5 << 20)), ("W/\"weak\"", Err(()))] {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        let fields = &[FRESH, ("ETag", tag)];
+        let mut script = Script::new().hold(&gate).then_head(200, fields, Some(5 << 20));
+        for _ in 0..5 {
+            script = script.chunk(vec![b'x'; 1 << 20]);
+        }
+        origin.on("/a", script);
+        let node = Arc::new(Node::new(&origin));
+        let ask = || {
+            let node = node.clone();
+            tokio::spawn(async move { node.get("a").await })
+        };
+        let fast = ask();
+        origin.arrived("/a", 1).await;
+        let slow = ask();
+        while node.group.stats.loads_collapsed.value() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        // The rest, as an origin answers a range.
+        let part = &[FRESH, ("ETag", tag), ("Content-Range", "bytes 1048576-5242879/5242880")];
+        origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+        let read = read(slow).await.map(|rest| rest.len() + (1 << 20)).map_err(|_| ());
+        assert_eq!(read, expected, "{tag}");
+        if expected.is_ok() {
+            let asked = origin.asks().pop().unwrap().fields;
+            assert_eq!(asked.get("range"), Some(&b"bytes=1048576-"[..]));
+            assert_eq!(asked.get("if-range"), Some(tag.as_bytes()));
+        }
+    }
+}

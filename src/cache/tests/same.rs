@@ -189,7 +189,8 @@ impl Side {
             let (reader, fill) = node.cache.flights.alone(node.cache.flight_of_key(&node.group, &request.key));
             node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, fill);
             let Ok(Landed::Streaming(head)) = reader.head().await else { return Seen::nothing() };
-            answer = Answer::from_stream(head, reader, "bypass", false);
+            let reader = node.cache.following(&node.group, request, Route::Here, head, reader);
+            answer = Answer::from_stream(reader, "bypass", false);
         }
         let seen = seen(request, answer).await;
         for node in &self.nodes {
@@ -258,7 +259,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn a_fleet_answers_as_a_node_does(steps in prop::collection::vec(any_step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

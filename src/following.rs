@@ -1,0 +1,103 @@
+//! The body of an answer that is arriving: read from its flight, or alone after falling out of the flight's window.
+//!
+//! A body that is not stored has a window, and the window follows the fastest reader. Who falls out goes on in a flight of
+//! its own that asks for the rest, by `Range` and `If-Range` (RFC 9110 section 13.1.5). That needs a strong validator: without
+//! one nobody can tell whether the rest belongs to the same body, and the answer breaks off.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cache::{Cache, Head, Landed, RangeAsked, Request, Route};
+use crate::flight::{FillReader, ReadError};
+use crate::group::Group;
+use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet};
+use crate::source::Method;
+
+/// Reads one answer's body to its end.
+pub struct Following {
+    reader: FillReader<Landed>,
+    /// Bytes of the body that came before `reader`'s first.
+    before: u64,
+    head: Arc<Head>,
+    alone: Option<Alone>,
+}
+
+/// What is needed to ask for the rest.
+pub(crate) struct Alone {
+    pub cache: Arc<Cache>,
+    pub group: Arc<Group>,
+    pub request: Request,
+    pub route: Route,
+}
+
+impl Following {
+    pub(crate) fn new(head: Arc<Head>, reader: FillReader<Landed>, alone: Alone) -> Self {
+        Following { reader, before: 0, head, alone: Some(alone) }
+    }
+
+    /// The body of a flight without a cache behind it.
+    #[cfg(test)]
+    pub(crate) fn of_flight(head: Arc<Head>, reader: FillReader<Landed>) -> Self {
+        Following { reader, before: 0, head, alone: None }
+    }
+
+    /// The head that this is the body of.
+    pub fn head(&self) -> &Arc<Head> {
+        &self.head
+    }
+
+    /// As [`FillReader::read`].
+    ///
+    /// # Errors
+    /// As there; [`ReadError::FellBehind`] only when the rest could not be had.
+    pub async fn read(&mut self, chunks: &mut Vec<Bytes>, bytes_max: u64) -> Result<bool, ReadError> {
+        loop {
+            match self.reader.read(chunks, bytes_max).await {
+                Err(ReadError::FellBehind { offset }) => {
+                    let offset = self.before.saturating_add(offset);
+                    let rest = match &self.alone {
+                        Some(alone) => alone.rest(&self.head, offset).await,
+                        None => None,
+                    };
+                    self.reader = rest.ok_or(ReadError::FellBehind { offset })?;
+                    self.before = offset;
+                }
+                read => return read,
+            }
+        }
+    }
+
+    /// As [`FillReader::chunk`].
+    ///
+    /// # Errors
+    /// As [`Following::read`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let mut chunks = Vec::with_capacity(1);
+        self.read(&mut chunks, 1).await?;
+        Ok(chunks.pop())
+    }
+}
+
+impl Alone {
+    /// A reader of the body from `offset` on; `None` when that cannot be had for certain.
+    async fn rest(&self, body_of: &Head, offset: u64) -> Option<FillReader<Landed>> {
+        if body_of.status != 200 || self.request.method != Method::Get || self.request.range.is_some() {
+            return None;
+        }
+        let tag = body_of.validators.in_block(&body_of.fields).entity_tag?;
+        let value = body_of.fields.get("etag").filter(|_| !tag.is_weak())?;
+        let range = RangeAsked {
+            set: RangeSet::parse_value(format!("bytes={offset}-").as_bytes())?,
+            if_range: IfRange::EntityTag(value.into()),
+            if_range_value: Some(Bytes::copy_from_slice(value)),
+        };
+        let request = Request { range: Some(range), ..self.request.clone() };
+        let reader = self.cache.open_alone(&self.group, request, self.route);
+        let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
+        let place = head.fields.get("content-range").and_then(ContentRange::parse);
+        let begins_here =
+            matches!(place, Some(ContentRange::Part { range: ByteRange { first, .. }, .. }) if first == offset);
+        (head.status == 206 && begins_here).then_some(reader)
+    }
+}
