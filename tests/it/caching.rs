@@ -39,7 +39,8 @@ fn asked(nginx: &Nginx, what: &str) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_come_through_unchanged_and_nginx_is_asked_once_for_each() {
     let Some(nginx) = Nginx::start() else { return };
-    let files = [("empty.txt", 0), ("one.jpg", 1), ("page.html", 4096), ("large.jpg", 700_001), ("huge.bin", 5_000_000)];
+    let files =
+        [("empty.txt", 0), ("one.jpg", 1), ("page.html", 4096), ("large.jpg", 700_001), ("huge.bin", 5_000_000)];
     for (name, length) in files {
         nginx.write(name, bytes(length));
     }
@@ -188,7 +189,12 @@ async fn a_killed_nginx_is_a_clear_error_for_new_keys_and_none_for_known_ones() 
     drop(nginx);
     for node in &fleet.nodes {
         let answer = node.get("/new.txt").await;
-        assert_eq!((answer.status(), &*answer.text()), (502, "502 the origin cannot be reached\n"), "{}", answer.head.text);
+        assert_eq!(
+            (answer.status(), &*answer.text()),
+            (502, "502 the origin cannot be reached\n"),
+            "{}",
+            answer.head.text
+        );
         assert!(!answer.head.text.contains("127.0.0.1"), "an address of the inside: {}", answer.head.text);
     }
     let stale = async |node: &Node| {

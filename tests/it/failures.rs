@@ -37,7 +37,11 @@ async fn a_lying_origin_is_seen_by_who_asked_and_nothing_of_it_is_stored() {
         ("stalls", Reply::ok("0123456789").hold_after(4, &never), "200 0123 broken"),
         ("bad-chunk", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n"), "200 ab broken"),
         ("no-http", raw("hello, I am no web server\r\n\r\n"), "502 502 the origin's answer is malformed"),
-        ("two-lengths", raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"), "502 502 the origin"),
+        (
+            "two-lengths",
+            raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"),
+            "502 502 the origin",
+        ),
         ("bad-length", raw("HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc"), "502 502 the origin"),
         ("closes", Reply::raw("").close(), "502 502 the origin"),
         ("silent", Reply::ok("late").hold(&never), "504 504 the origin"),
@@ -95,7 +99,10 @@ async fn everybody_who_waits_for_a_body_sees_it_break() {
     let origin = Origin::start().await;
     let half = Gate::new();
     let body = vec![b'x'; 50_000];
-    origin.on("/a", Reply::ok(body).header("Cache-Control", "max-age=600").hold_after(20_000, &half).truncate_after(30_000));
+    origin.on(
+        "/a",
+        Reply::ok(body).header("Cache-Control", "max-age=600").hold_after(20_000, &half).truncate_after(30_000),
+    );
     let fleet = Fleet::start(3, &setup(&origin).more("threads: 2")).await;
     let mut waiting = Vec::new();
     for number in 0..12 {
@@ -152,10 +159,8 @@ async fn one_failure_answers_all_who_waited_for_it() {
         client.ask("/down").await;
         waiting.push(client);
     }
-    crate::kit::poll::until("thirty wait", async || {
-        fleet.sum("gets").await - fleet.sum("server_requests").await == 30
-    })
-    .await;
+    crate::kit::poll::until("thirty wait", async || fleet.sum("gets").await - fleet.sum("server_requests").await == 30)
+        .await;
     held.open();
     for client in &mut waiting {
         let answer = client.answer().await;
