@@ -6,6 +6,7 @@
 mod kit;
 
 mod admin;
+mod bad_input;
 mod caching;
 mod commands;
 mod crowds;
@@ -21,3 +22,4 @@ mod shutdown;
 mod thumbnails;
 mod tidy;
 mod tls;
+mod wire;
