@@ -29,7 +29,12 @@ fn a_wrong_configuration_starts_nothing_and_every_mistake_has_its_line() {
         ),
         (
             "groups:\n  - name: a\n    origin: ftp://127.0.0.1\n  - name: a\n    origin: http://127.0.0.1:9\n    directory: .\n",
-            &["proxy.yaml:3:13: groups[0].origin", "proxy.yaml:4:11: groups[1].name", "proxy.yaml:"],
+            &[
+                "proxy.yaml:3:13: groups[0].origin",
+                "proxy.yaml:4:5: groups[1].match",
+                "proxy.yaml:4:11: groups[1].name",
+                "proxy.yaml:6:16: groups[1].directory",
+            ],
         ),
         (
             "listen: [{ address: nowhere }]\ngroups: [{ name: health, directory: not-there }]\n",
@@ -41,7 +46,7 @@ fn a_wrong_configuration_starts_nothing_and_every_mistake_has_its_line() {
         ),
         (
             "fleet:\n  peers: ['http://10.0.0.4:8082', 'http://10.0.0.5:8082']\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
-            &["proxy.yaml:"],
+            &["proxy.yaml:2:3: fleet.secret"],
         ),
         (
             "fleet: { peers: ['http://10.0.0.4:8082'], secret: short }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",

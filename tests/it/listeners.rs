@@ -168,7 +168,7 @@ async fn uploads_pass_through_while_they_come_and_so_do_their_answers() {
             assert_eq!(head.field("connection"), Some("close"), "{place} {method}");
             assert!(client.is_closed().await);
         }
-        // Of known length, and the connection goes on with a cached request.
+        // Of known length, in one piece.
         let mut client = connect(place).await;
         let upload = vec![b'u'; 300_000];
         let lines = format!("Host: one.example\r\nContent-Length: {}", upload.len());

@@ -18,6 +18,7 @@ mod go;
 mod listeners;
 mod origin;
 mod reload;
+mod sharing;
 mod shutdown;
 mod thumbnails;
 mod tidy;
