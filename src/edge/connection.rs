@@ -287,6 +287,8 @@ impl Connection {
                     Poll::Ready(Ok(written)) => {
                         pace.progress(written as u64);
                         if written == bytes && last {
+                            // Also when flushing has to wait: what is written must not be written once more then.
+                            cursor = Cursor { index: segments.len() + 2, offset: 0 };
                             break;
                         }
                         cursor.advance(written, head, segments, tail);

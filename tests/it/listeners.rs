@@ -11,6 +11,7 @@ use crate::kit::client::{Client, Framing, within};
 use crate::kit::echo::{Echo, body_of};
 use crate::kit::node::{Node, Setup};
 use crate::kit::origin::{Gate, Origin, Reply};
+use crate::kit::poll;
 use crate::kit::tls::{self, Certificate, Http2Client};
 
 /// A node whose one listener speaks TLS under two names.
@@ -290,4 +291,43 @@ async fn a_pass_that_cannot_reach_the_origin_is_a_clear_error() {
     assert_eq!((answer.status(), &*answer.text()), (502, "502 the origin cannot be reached\n"), "{}", answer.head.text);
     assert!(!answer.head.text.contains("127.0.0.1"), "{}", answer.head.text);
     assert_eq!(node.group("all").await["client"]["error"], 1);
+}
+
+/// Small answers wait in the connection's buffer, and the socket is full when they are to leave it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_gets_each_answer_once() {
+    let origin = Origin::start().await;
+    let body = |name: &str| name.repeat(2000);
+    for name in ["a", "b"] {
+        origin.on(&format!("/{name}"), Reply::ok(body(name)).header("Cache-Control", "max-age=600"));
+    }
+    let node = Setup::group(&format!("origin: '{}'", origin.url())).start();
+    let stream = within(tokio::net::TcpStream::connect(node.address)).await.expect("a connection");
+    let (reading, mut writing) = stream.into_split();
+    let sending = tokio::spawn(async move {
+        let pair = "GET /a HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\n";
+        let requests = pair.repeat(4000);
+        within(tokio::io::AsyncWriteExt::write_all(&mut writing, requests.as_bytes())).await.expect("sending");
+        writing
+    });
+    // More than sockets hold: the node answers until nothing more fits.
+    let mut answered = 0;
+    poll::until("the node waits for the client", async || {
+        let before = std::mem::replace(&mut answered, node.group("all").await["client"]["hit"].as_u64().unwrap_or(0));
+        answered > 0 && answered == before
+    })
+    .await;
+    assert!(answered < 8000, "everything fitted into the sockets");
+    let (_, nobody) = tokio::io::duplex(1);
+    let mut client = Client::over(tokio::io::join(reading, nobody));
+    for number in 0..8000 {
+        let name = ["a", "b"][number % 2];
+        let answer = client.answer().await;
+        assert!(answer.status() == 200 && answer.text() == body(name), "answer {number}: {}", answer.head.text);
+    }
+    let mut writing = within(sending).await.expect("sending");
+    let last = b"GET /c HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    within(tokio::io::AsyncWriteExt::write_all(&mut writing, last)).await.expect("sending");
+    assert_eq!(client.answer().await.status(), 404);
+    assert!(client.is_closed().await);
 }
