@@ -93,11 +93,6 @@ fn bytes(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 + index / 251 + seed) as u8).collect()
 }
 
-/// Requests of clients that the caches have seen begin, in the whole fleet.
-async fn asked_by_clients(fleet: &Fleet) -> u64 {
-    fleet.sum("gets").await - fleet.sum("server_requests").await
-}
-
 fn addresses(fleet: &Fleet) -> Vec<std::net::SocketAddr> {
     fleet.nodes.iter().map(|node| node.address).collect()
 }
@@ -112,7 +107,7 @@ async fn two_thousand_clients_of_three_nodes_cost_the_origin_one_request_and_rea
     let fleet = Fleet::start(3, &Setup::group(&format!("origin: '{}'", origin.url()))).await;
 
     let crowd = Crowd::ask(&addresses(&fleet), 2000, "/cold", |_| "").await;
-    poll::until("2,000 requests wait", async || asked_by_clients(&fleet).await == 2000).await;
+    poll::until("2,000 requests wait", async || fleet.asked_by_clients().await == 2000).await;
     slow.open();
     // All of them have a head and a first byte, and the origin still holds three quarters back.
     let begun = crowd.begin().await;
@@ -139,7 +134,7 @@ async fn two_kinds_of_clients_cost_the_origin_one_request_for_each_variant() {
     let wants_gzip = |number: usize| number / 3 % 2 == 1;
     let lines = |number: usize| if number / 3 % 2 == 1 { "Accept-Encoding: gzip\r\n" } else { "" };
     let crowd = Crowd::ask(&addresses(&fleet), 2000, "/cold", lines).await;
-    poll::until("2,000 requests wait", async || asked_by_clients(&fleet).await == 2000).await;
+    poll::until("2,000 requests wait", async || fleet.asked_by_clients().await == 2000).await;
     slow.open();
     let begun = crowd.begin().await;
     for (number, client) in begun.iter().enumerate() {

@@ -158,8 +158,7 @@ async fn one_failure_answers_all_who_waited_for_it() {
         client.ask("/down").await;
         waiting.push(client);
     }
-    crate::kit::poll::until("thirty wait", async || fleet.sum("gets").await - fleet.sum("server_requests").await == 30)
-        .await;
+    crate::kit::poll::until("thirty wait", async || fleet.asked_by_clients().await == 30).await;
     held.open();
     for client in &mut waiting {
         let answer = client.answer().await;

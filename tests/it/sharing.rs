@@ -27,10 +27,7 @@ async fn answers_of_a_crowd(
         client.ask_with(target, &lines(number)).await;
         waiting.push(client);
     }
-    poll::until("everybody asks", async || {
-        fleet.sum("gets").await - fleet.sum("server_requests").await >= count as u64
-    })
-    .await;
+    poll::until("everybody asks", async || fleet.asked_by_clients().await >= count as u64).await;
     gate.open();
     let mut answers = Vec::new();
     for client in &mut waiting {

@@ -40,6 +40,18 @@ impl Fleet {
         self.nodes.iter().position(|node| node.url() == owner).expect("the owner is a node")
     }
 
+    /// Requests of clients that the caches of the group `all` have seen begin.
+    pub async fn asked_by_clients(&self) -> u64 {
+        let mut sum = 0;
+        for node in &self.nodes {
+            // Of one moment: `gets` counts questions of peers, too.
+            let group = node.group("all").await;
+            let counter = |name: &str| group[name].as_u64().expect("a counter");
+            sum += counter("gets").saturating_sub(counter("server_requests"));
+        }
+        sum
+    }
+
     /// Sum of a counter of the group `all` over the nodes that live.
     pub async fn sum(&self, counter: &str) -> u64 {
         let mut sum = 0;

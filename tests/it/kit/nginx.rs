@@ -1,11 +1,12 @@
 //! Debian's nginx as a real origin: files of a temporary folder, `ETag`, ranges, `gzip` with `Vary`, and on request TLS with
 //! HTTP/2. One process without workers, so that killing it by its id ends all of it; it ends when the [`Nginx`] is dropped.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 
@@ -91,6 +92,14 @@ impl Nginx {
         std::fs::write(self.folder.path().join("files").join(name), content).expect("writing a file");
     }
 
+    /// The same, for a file that was changed an hour ago: its date is a strong validator (RFC 9110 section 8.8.2.2).
+    pub fn write_old(&self, name: &str, content: impl AsRef<[u8]>) {
+        self.write(name, content);
+        let file = std::fs::File::options().write(true).open(self.folder.path().join("files").join(name));
+        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        file.and_then(|file| file.set_modified(an_hour_ago)).expect("setting the time of a file");
+    }
+
     /// Deletes a file below the document root.
     pub fn delete(&self, name: &str) {
         std::fs::remove_file(self.folder.path().join("files").join(name)).expect("deleting a file");
@@ -98,6 +107,11 @@ impl Nginx {
 
     /// Requests so far, one `METHOD TARGET PROTOCOL STATUS CONNECTION` each.
     pub fn log(&self) -> Vec<String> {
+        // A line is written right behind its answer, by the one process there is: when that answers something later, it has
+        // been written.
+        let mut later = TcpStream::connect(self.plain).expect("nginx listens");
+        later.write_all(b"GET /-/later HTTP/1.0\r\n\r\n").expect("asking nginx");
+        later.read_to_end(&mut Vec::new()).expect("nginx answers");
         let text = std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
@@ -143,6 +157,7 @@ http {{
     listen {plain}; listen {tls} ssl http2;
     ssl_certificate {folder_name}/cert.pem; ssl_certificate_key {folder_name}/key.pem;
     root {folder_name}/files;
+    location = /-/later {{ access_log off; return 204; }}
   }}
 }}
 "
