@@ -467,7 +467,10 @@ impl Filling {
         // Read before the question was sent, hence certainly not later than the owner's own reading.
         let freshness = Freshness::from_hop(&hop.freshness, asked_at, copied);
         let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
-        if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
+        // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
+        if hop.storable {
+            self.cache.remembered.forget(key.hash());
+        } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
         let head = Head {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use groupcache_proxy::memory::Ledger;
 use groupcache_proxy::peer::client::{ClientSettings, NativePeer};
 use groupcache_proxy::peer::dial::Dial;
 use groupcache_proxy::peer::handshake::Secrets;
+use groupcache_proxy::peer::link::PeerLink;
 use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
@@ -68,7 +70,9 @@ impl Node {
         let settings = ClientSettings { runtime: Some(runtime.handle().clone()), ..ClientSettings::default() };
         let peer = NativePeer::new(local, Box::new(Pipe { server: owner.peer_server() }), settings);
         let ring = Ring::new(RingKind::Balanced, REPLICAS_DEFAULT, &[RingPeer::new("http://10.0.0.1:8082")]);
-        node.edge.cache.set_fleet(Fleet::new(ring, vec![Some(Arc::new(peer))], |key| Some(key.into())));
+        node.edge
+            .cache
+            .set_fleet(Fleet::new(ring, vec![Some(Arc::new(PeerLink::native(peer)))], |key| Some(key.into())));
         node
     }
 
@@ -127,7 +131,7 @@ impl Node {
         let shutdown = self.shutdown.subscribe();
         let rest = runtime.block_on(self.lane.process_new(stream, &shutdown));
         assert!(rest.is_none());
-        written.load(std::sync::atomic::Ordering::Relaxed)
+        written.load(Ordering::Relaxed)
     }
 }
 
@@ -263,36 +267,48 @@ impl Endpoints for NoEndpoints {
     }
 }
 
-/// A client in memory. As on a real connection, every request is waited for once; what is written is only counted.
+/// A client in memory that sends a request once the answer before it has begun to arrive. As on a real connection, every
+/// request is waited for once; what is written is only counted.
 #[derive(Debug)]
 struct Repeated {
     request: &'static [u8],
     left: u64,
+    /// How much of the present request has been read.
+    offset: usize,
+    answered: bool,
     waited: bool,
-    written: Arc<std::sync::atomic::AtomicU64>,
+    written: Arc<AtomicU64>,
 }
 
 impl Repeated {
-    fn new(request: &'static [u8], count: u64, written: Arc<std::sync::atomic::AtomicU64>) -> Self {
-        Repeated { request, left: count, waited: false, written }
+    fn new(request: &'static [u8], count: u64, written: Arc<AtomicU64>) -> Self {
+        Repeated { request, left: count, offset: 0, answered: true, waited: false, written }
     }
 
     fn take(&self, bytes: usize) -> Poll<io::Result<usize>> {
-        self.written.fetch_add(bytes as u64, std::sync::atomic::Ordering::Relaxed);
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
         Poll::Ready(Ok(bytes))
     }
 }
 
 impl AsyncRead for Repeated {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.waited, true) {
+        if !self.answered {
+            // Whoever waits for the answer is woken by its source.
+            return Poll::Pending;
+        }
+        if self.offset == 0 && !std::mem::replace(&mut self.waited, true) {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.waited = false;
         if self.left > 0 {
-            self.left -= 1;
-            out.put_slice(self.request);
+            let end = self.request.len().min(self.offset + out.remaining());
+            out.put_slice(&self.request[self.offset..end]);
+            self.offset = end % self.request.len();
+            if self.offset == 0 {
+                self.left -= 1;
+                (self.answered, self.waited) = (false, false);
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -315,7 +331,8 @@ impl AsyncWrite for Repeated {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.answered = true;
         Poll::Ready(Ok(()))
     }
 

@@ -6,11 +6,21 @@
 mod kit;
 
 mod admin;
+mod bad_input;
+mod caching;
 mod commands;
+mod crowds;
 mod directory;
+mod equal;
+mod failures;
 mod fleet;
+mod go;
+mod listeners;
 mod origin;
 mod reload;
+mod sharing;
 mod shutdown;
+mod thumbnails;
 mod tidy;
 mod tls;
+mod wire;
