@@ -45,12 +45,12 @@ fn a_wrong_configuration_starts_nothing_and_every_mistake_has_its_line() {
             ],
         ),
         (
-            "fleet:\n  peers: ['http://10.0.0.4:8082', 'http://10.0.0.5:8082']\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
+            "fleet:\n  peers: ['http://192.0.2.4:8082', 'http://192.0.2.5:8082']\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
             &["proxy.yaml:2:3: fleet.secret"],
         ),
         (
-            "fleet: { peers: ['http://10.0.0.4:8082'], secret: short }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
-            &["proxy.yaml:1:51: fleet.secret"],
+            "fleet: { peers: ['http://192.0.2.4:8082'], secret: short }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",
+            &["proxy.yaml:1:52: fleet.secret"],
         ),
         (
             "admin: { token: '${NOT_SET_ANYWHERE}' }\ngroups: [{ name: a, origin: 'http://127.0.0.1:9' }]\n",

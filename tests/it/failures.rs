@@ -132,8 +132,7 @@ async fn a_dead_origin_is_an_error_at_once_and_a_returned_one_is_used() {
     let since = Instant::now();
     assert_eq!(seen(node.address, "/b").await, "502 502 the origin cannot be reached");
     assert!(since.elapsed() < Duration::from_secs(5));
-    let log = node.log();
-    assert!(log.contains("the origin could not be asked"), "{log}");
+    node.wait_for_log("the origin could not be asked");
     // Somebody else at its address.
     let Ok(listener) = tokio::net::TcpListener::bind(address).await else { return };
     let answering = tokio::spawn(async move {
