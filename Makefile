@@ -1,12 +1,13 @@
 # What to do here; `make` alone prints this list.
 #
-#   make demo     a fleet of three on this machine, with sample pictures; Ctrl-C stops it
-#   make test     all tests
-#   make check    formatting, lints, documentation; warnings are errors
-#   make bench    the figures of benches/README.md
-#   make instructions  compares instruction counts with the recorded ones
-#   make compare  beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
-#   make release  the program as it is deployed: target/release/groupcache-proxy
+#   make demo         a fleet of three on this machine, with sample pictures; Ctrl-C stops it
+#   make test         all tests
+#   make check        formatting, lints, documentation; warnings are errors
+#   make bench        the figures of benches/README.md
+#   make instructions compares instruction counts with the recorded ones
+#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
+#   make release      the program as it is deployed: target/release/groupcache-proxy
 #
 # Every target first looks for the tools that it needs, one by one. As root it installs the missing ones (Debian);
 # otherwise it names them in one line.
@@ -42,11 +43,16 @@ compare: compare-tools release
 	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
+conformance: conformance-tools
+	$(CARGO) build --locked
+	node tests/conformance/run.mjs
+
 release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools compare-tools:
+build-tools check-tools test-tools bench-tools compare-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench instructions compare release build-tools check-tools test-tools bench-tools compare-tools
+.PHONY: help demo test check bench instructions compare conformance release \
+	build-tools check-tools test-tools bench-tools compare-tools conformance-tools

@@ -60,8 +60,8 @@
 //!
 //! Much of this is the absence of something, which no single place in the code shows.
 //!
-//! - **No module below the edges names pingora.** Only [`edge`], [`peer`], [`origin`], the composition, and one check of
-//!   certificates in [`config`] do. (Test: `tests/it/tidy.rs`, as for the order of modules below.)
+//! - **No module below the edges names pingora.** Only [`edge`], [`peer`], [`origin`], the composition, the commands' client,
+//!   and one check of certificates in [`config`] do. (Test: `tests/it/tidy.rs`, as for the order of modules below.)
 //! - **Nothing waits while a lock is held.** Locks cover a look and a change of fields; waking, sending and evicting come
 //!   after. (Lint: `await_holding_lock`.)
 //! - **No system clock below the edges.** Time is a parameter ([`clock::Now`]); [`clock`] is its only reader. Between
@@ -73,6 +73,7 @@
 //!   Until then every reader sees a break as a break.
 //! - **A peer's silence never fails a request that the origin could answer.** The next node on the ring is asked, and in
 //!   the end this one loads.
+//! - **What an invalidation removed does not come back.** A fill that began before it stores nothing ([`fences`]).
 //! - **What may not be shared is given to nobody but the request that caused it.** Readers that joined before go on alone.
 //! - **Every byte alive is charged once**, by the block that holds it, until its last holder lets go ([`memory`]).
 //! - **What comes from outside never panics**: clients, peers, origins and files bring errors. (Lints: `unwrap_used`,
@@ -88,9 +89,9 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] | **read these first**: every decision about a request |
-//! | [`slot`] | the variants under one key |
-//! | [`entry`], [`group`], [`fleet`], [`flight`], [`remembered`], [`store`] | what the decision works with |
+//! | [`cache`] + [`fill`] + [`invalidate`] | **read these first**: every decision about a request |
+//! | [`slot`], [`parts`] | the variants under one key; what is known of a response in pieces |
+//! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
 //! | [`freshness`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; the log |
 //! | [`clock`], [`config`], [`fields`], [`key`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |

@@ -4,7 +4,7 @@
 //! bind the listeners ── ledger, store, cache ── groups ── fleet ── edge ── endpoints ── pingora's Server ── signals ── end
 //! ```
 //!
-//! **Runtimes.** pingora gives every service a runtime of its own. There is one service here, [`Serving`], for all listeners;
+//! **Runtimes.** pingora gives every service a runtime of its own. There is one service here, `Serving`, for all listeners;
 //! connections, fills, conversations with peers, probes and samples therefore share one runtime with `threads` threads, and
 //! a connection to an origin never outlives or changes the runtime that it belongs to. Threads steal work from one another:
 //! a fill that arrives in bursts must not wait behind the thread whose connection asked for it. Signals are taken on

@@ -11,19 +11,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora::protocols::Stream;
-use tokio::sync::watch;
 
 use crate::admin::access::{Caller, Denied, may_ask_as_go_peer, may_read, may_upgrade};
-use crate::edge::endpoints::{
-    EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX, UpgradedConnection,
-};
+use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
 use crate::peer::go::answer_go;
 use crate::peer::handshake::is_upgrade;
-use crate::peer::server::PeerServer;
 use crate::server::node::Node;
-use crate::server::owner::CacheOwner;
+use crate::server::owner::{CacheOwner, Conversation};
 use crate::server::shutdown::State;
 
 /// The endpoints of a node.
@@ -41,7 +36,9 @@ impl Admin {
 
     async fn answer(&self, request: &EndpointRequest) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
-        let name = path.strip_prefix(PREFIX).unwrap_or_default();
+        let Some(name) = path.strip_prefix(PREFIX) else {
+            return self.answer_go_peer(request, path).await;
+        };
         match name {
             b"health" | b"ready" if !is_read(request) => method_not_allowed(),
             // The process is alive if it can say so.
@@ -81,8 +78,8 @@ impl Admin {
         if let Err(denied) = may_upgrade(has_secret, &self.caller(request)) {
             return self.deny(denied);
         }
-        let conversation = Conversation { peers: self.node.peers.clone(), stop: self.node.lifecycle.stop_watch() };
-        EndpointAnswer::Upgrade(Fields::empty(), Box::new(conversation))
+        // The protocol itself says 101.
+        EndpointAnswer::Upgrade(Fields::empty(), Box::new(Conversation::of(&self.node)))
     }
 
     async fn answer_go_peer(&self, request: &EndpointRequest, path: &[u8]) -> EndpointAnswer {
@@ -149,19 +146,6 @@ impl Endpoints for Admin {
 
     async fn handle(&self, request: EndpointRequest, _: Bytes) -> EndpointAnswer {
         self.answer(&request).await
-    }
-}
-
-/// A peer's connection.
-struct Conversation {
-    peers: Arc<PeerServer>,
-    stop: watch::Receiver<bool>,
-}
-
-#[async_trait]
-impl UpgradedConnection for Conversation {
-    async fn run(self: Box<Self>, stream: Stream, read: Bytes) {
-        self.peers.serve(stream, read, self.stop).await;
     }
 }
 

@@ -4,13 +4,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use pingora::connectors::{ConnectorOptions, TransportConnector};
-use pingora::protocols::Stream;
-use pingora::upstreams::peer::HttpPeer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Failure, NodeArguments};
 use crate::config::{Config, SystemEnvironment};
+use crate::peer::dial::{Dial, PeerAddress, TcpDial, connector};
 
 /// A node's base URL, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +117,21 @@ pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<R
 }
 
 async fn ask(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, String> {
-    let mut stream = connect(node).await?;
+    if node.tls {
+        let address = PeerAddress::parse(&node.to_string())?;
+        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, target, token).await;
+    }
+    // Tries all addresses of a name: "localhost" has two, and a node listens on one of them.
+    let stream = tokio::net::TcpStream::connect((node.host.as_str(), node.port)).await;
+    converse(stream.map_err(|error| error.to_string())?, node, target, token).await
+}
+
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    node: &NodeUrl,
+    target: &str,
+    token: Option<&str>,
+) -> Result<Reply, String> {
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!(
         "GET {target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}Connection: close\r\n\r\n",
@@ -132,21 +144,6 @@ async fn ask(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply,
     // A TLS peer that closes without saying so is an error of the stream; the length tells whether all is here.
     let read = stream.take(REPLY_BYTES_MAX).read_to_end(&mut received).await;
     parse(&received).ok_or_else(|| read.err().map_or_else(|| "it does not speak HTTP".to_owned(), wrong))
-}
-
-async fn connect(node: &NodeUrl) -> Result<Stream, String> {
-    let found = tokio::net::lookup_host((node.host.as_str(), node.port)).await;
-    let addresses = found.map_err(|error| error.to_string())?;
-    let connector = TransportConnector::new(Some(ConnectorOptions::new(0)));
-    let mut reason = "no address".to_owned();
-    for address in addresses {
-        let peer = HttpPeer::new(address, node.tls, if node.tls { node.host.clone() } else { String::new() });
-        match connector.new_stream(&peer).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => reason = error.etype().as_str().to_owned(),
-        }
-    }
-    Err(reason)
 }
 
 fn parse(received: &[u8]) -> Option<Reply> {

@@ -211,7 +211,7 @@ pub fn is_of_connection_or_fill(name: &str) -> bool {
     NEVER_FORWARDED.iter().any(|never| name.eq_ignore_ascii_case(never))
 }
 
-const NEVER_FORWARDED: [&str; 20] = [
+const NEVER_FORWARDED: [&str; 21] = [
     "connection",
     "content-length",
     "expect",
@@ -228,6 +228,7 @@ const NEVER_FORWARDED: [&str; 20] = [
     "proxy-authorization",
     "proxy-connection",
     "range",
+    "surrogate-capability",
     "te",
     "trailer",
     "transfer-encoding",

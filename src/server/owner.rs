@@ -5,11 +5,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use pingora::protocols::Stream;
+use tokio::sync::watch;
 
 use crate::cache::{Cache, Request};
+use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
+use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, Owner};
 use crate::server::groups::Groups;
+use crate::server::node::Node;
 use crate::source::{Ask, FetchError, Fetched, Method};
 
 /// Answers peers from the cache of this node.
@@ -35,7 +40,45 @@ impl Owner for CacheOwner {
         self.cache.get_as_owner(&group, &request).await
     }
 
+    async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
+        let group = self.groups.load().find(&ask.group).cloned();
+        Ok(group.and_then(|group| self.cache.peek(&group, &Request::from_ask(&group, &ask))))
+    }
+
+    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
+        // Of a group that this node does not know it has nothing.
+        if let Some(group) = self.groups.load().find(&ask.group) {
+            self.cache.invalidate_keys(group.id, &[ask.key]);
+        }
+        Ok(())
+    }
+
+    async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        let Some(group) = self.groups.load().find(&ask.group).cloned() else { return Ok(()) };
+        self.cache.take_over(&group, &ask, context.asker).await
+    }
+
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
         self.groups.load().find(group)?.ask(&key, Method::Get, Fields::empty())
+    }
+}
+
+/// A peer's connection, from its upgrade to the end of this node.
+pub struct Conversation {
+    peers: Arc<PeerServer>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Conversation {
+    /// A conversation with `node`.
+    pub fn of(node: &Node) -> Self {
+        Conversation { peers: node.peers.clone(), stop: node.lifecycle.stop_watch() }
+    }
+}
+
+#[async_trait]
+impl UpgradedConnection for Conversation {
+    async fn run(self: Box<Self>, stream: Stream, read: Bytes) {
+        self.peers.serve(stream, read, self.stop).await;
     }
 }

@@ -1,15 +1,26 @@
 //! Integration tests: one binary, real sockets on loopback, no fixed ports, no sleeps.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![allow(clippy::disallowed_methods, reason = "these tests wait for other processes, which no test clock moves")]
 
 mod kit;
 
 mod admin;
+mod bad_input;
+mod caching;
 mod commands;
+mod crowds;
 mod directory;
+mod equal;
+mod failures;
 mod fleet;
+mod go;
+mod listeners;
 mod origin;
 mod reload;
+mod sharing;
 mod shutdown;
+mod thumbnails;
 mod tidy;
 mod tls;
+mod wire;

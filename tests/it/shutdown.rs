@@ -1,11 +1,13 @@
 //! The end of a node: what is in flight finishes, and nothing waits for longer than it must.
 
 use std::os::unix::process::ExitStatusExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::kit::client::{Client, PATIENCE};
 use crate::kit::fleet::Fleet;
-use crate::kit::node::{Setup, signal};
+use crate::kit::node::{Setup, end_of};
 use crate::kit::origin::{Gate, Origin, Reply};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,17 +101,7 @@ async fn a_node_ends_with_its_input() {
         .spawn()
         .expect("the program can be executed");
     drop(child.stdin.take());
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        match child.try_wait().expect("the state of the process") {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                signal(child.id(), "KILL");
-                panic!("the node outlives its input");
-            }
-            None => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    };
+    let status = end_of(&mut child).await;
     assert_eq!(status.code(), Some(0));
 }
 

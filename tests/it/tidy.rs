@@ -13,9 +13,9 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill"),
-    ("what decisions stand on", "slot"),
-    ("mechanism and data", "entry group fleet flight remembered store"),
+    ("decisions", "cache+fill+following+invalidate"),
+    ("what decisions stand on", "parts slot"),
+    ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness semantics logging"),
     ("leaves", "clock config fields key memory ring samples stats"),
@@ -24,7 +24,6 @@ const LAYERS: &[(&str, &str)] = &[
 /// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
 const KNOW_PINGORA: &[(&str, &str)] = &[
     ("src/server", "composition: listeners and services"),
-    ("src/admin/", "composition: hands an upgraded connection on"),
     ("src/edge/", "edge towards clients"),
     ("src/peer/", "edge towards peers"),
     ("src/origin/", "edge towards origins"),
@@ -41,8 +40,10 @@ const LONG_FILES: &[(&str, &str)] = &[
 /// Files of `tests/it` that pause, each with its reason. The others order events instead.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
-    ("tests/it/kit/node.rs", "waits for another process to listen and to end"),
-    ("tests/it/shutdown.rs", "waits for another process to stop listening"),
+    ("tests/it/kit/go.rs", "waits for another process to listen"),
+    ("tests/it/kit/node.rs", "waits for another process to be ready, to write a line, or to end"),
+    ("tests/it/kit/poll.rs", "waits for what another process can only be asked for"),
+    ("tests/it/crowds.rs", "lets the time pass in which a slow origin must not count as a silent owner"),
 ];
 
 const LINES_MAX: usize = 900;

@@ -270,6 +270,22 @@ async fn a_body_beyond_the_limit_streams_through_and_is_not_stored() {
     }
 }
 
+/// The suite's surrogate-max-age-me-target and surrogate-fresh-cc-nostore.
+#[tokio::test]
+async fn an_origin_can_address_this_cache_by_the_name_that_it_was_told() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[], "first"));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask("a").await, "miss 200 first");
+    let told = origin.asks()[0].fields.get("surrogate-capability").map(<[u8]>::to_vec).unwrap();
+    let (name, _) = std::str::from_utf8(&told).unwrap().split_once('=').unwrap();
+    let for_us = format!("max-age=60;{name}");
+    let response = [("Cache-Control", "no-store"), ("Surrogate-Control", for_us.as_str())];
+    origin.on("/a", Script::status(200, &response, "second"));
+    assert_eq!(node.ask("a").await, "miss 200 second");
+    assert_eq!(node.ask("a").await, "hit 200 second");
+}
+
 #[tokio::test]
 async fn head_never_becomes_get_and_is_not_stored() {
     let origin = Scripted::new();

@@ -4,14 +4,19 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// One connection.
 pub struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Transport>,
     received: Vec<u8>,
 }
+
+/// What bytes come and go over.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// The head of an answer.
 #[derive(Clone, Debug)]
@@ -49,7 +54,12 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Client {
         let stream = within(TcpStream::connect(address)).await.expect("a connection");
         stream.set_nodelay(true).expect("a socket option");
-        Client { stream, received: Vec::new() }
+        Client::over(stream)
+    }
+
+    /// A client on a connection that is there already.
+    pub fn over(stream: impl Transport + 'static) -> Client {
+        Client { stream: Box::new(stream), received: Vec::new() }
     }
 
     /// Sends these bytes.

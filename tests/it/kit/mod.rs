@@ -3,8 +3,12 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod echo;
 pub mod fleet;
+pub mod go;
 pub mod h2;
 pub mod nginx;
 pub mod node;
 pub mod origin;
+pub mod poll;
+pub mod tls;

@@ -35,7 +35,6 @@ impl Nginx {
         panic!("nginx does not start: see its messages above");
     }
 
-    #[allow(clippy::disallowed_methods, reason = "waits for another process, which no test clock moves")]
     fn try_start(program: &Path) -> Option<Nginx> {
         let folder = TempDir::new().expect("a temporary folder");
         let root = folder.path().join("files");

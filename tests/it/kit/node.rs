@@ -5,10 +5,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::client::{self, Client, PATIENCE};
 
@@ -227,14 +228,7 @@ impl Node {
 
     /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the state of the process") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the node does not end: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        end_of(&mut self.child).await
     }
 
     /// The folder of the configuration.
@@ -249,6 +243,21 @@ impl Drop for Node {
         if std::thread::panicking() {
             eprintln!("log of the node on {}:\n{}", self.address, self.log());
         }
+    }
+}
+
+/// Waits for the end of a process; one that does not end is killed.
+pub async fn end_of(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("the state of the process") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("the process does not end");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
