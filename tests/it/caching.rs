@@ -39,7 +39,8 @@ fn asked(nginx: &Nginx, what: &str) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_come_through_unchanged_and_nginx_is_asked_once_for_each() {
     let Some(nginx) = Nginx::start() else { return };
-    let files = [("empty.txt", 0), ("one.jpg", 1), ("page.html", 4096), ("large.jpg", 700_001), ("huge.bin", 5_000_000)];
+    let files =
+        [("empty.txt", 0), ("one.jpg", 1), ("page.html", 4096), ("large.jpg", 700_001), ("huge.bin", 5_000_000)];
     for (name, length) in files {
         nginx.write(name, bytes(length));
     }

@@ -20,7 +20,12 @@ struct Begun {
 
 impl Crowd {
     /// So many clients, spread over the nodes; each sends a `GET` with the lines that belong to its number.
-    async fn ask(nodes: &[std::net::SocketAddr], count: usize, target: &str, lines: fn(usize) -> &'static str) -> Crowd {
+    async fn ask(
+        nodes: &[std::net::SocketAddr],
+        count: usize,
+        target: &str,
+        lines: fn(usize) -> &'static str,
+    ) -> Crowd {
         let asking: Vec<_> = (0..count)
             .map(|number| {
                 let (address, target) = (nodes[number % nodes.len()], target.to_owned());
@@ -217,7 +222,8 @@ async fn a_slow_origin_is_not_a_silent_owner() {
     let origin = Origin::start().await;
     let slow = Gate::new();
     origin.on("/slow", Reply::ok("late").header("Cache-Control", "max-age=600").hold(&slow));
-    let fleet = Fleet::with(3, &Setup::group(&format!("origin: '{}'", origin.url())), "timeouts: { silence: 1s }").await;
+    let fleet =
+        Fleet::with(3, &Setup::group(&format!("origin: '{}'", origin.url())), "timeouts: { silence: 1s }").await;
     let crowd = Crowd::ask(&addresses(&fleet), 6, "/slow", |_| "").await;
     within(origin.arrived("/slow", 1)).await;
     // Time itself is what is tested here: three times the silence that a peer may keep.

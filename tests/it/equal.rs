@@ -27,7 +27,9 @@ fn fields(head: &Head) -> Vec<String> {
     let lines = head.text.lines().skip(1).filter(|line| !line.is_empty());
     let mut fields: Vec<String> = lines
         .filter(|line| !OWN.iter().any(|own| line.split(':').next().is_some_and(|name| name.eq_ignore_ascii_case(own))))
-        .map(|line| line.split_once(':').map_or(line.to_owned(), |(name, value)| format!("{}:{value}", name.to_lowercase())))
+        .map(|line| {
+            line.split_once(':').map_or(line.to_owned(), |(name, value)| format!("{}:{value}", name.to_lowercase()))
+        })
         .collect();
     fields.sort();
     fields
@@ -63,7 +65,12 @@ async fn one_node_an_owner_and_the_others_answer_alike() {
         ("vary-all", fresh(Reply::ok("unique").header("Vary", "*"))),
         ("silent", Reply::ok("no word about freshness").header("X-Other", "kept")),
         ("twice", fresh(Reply::ok("two lines").header("X-A", "1").header("X-A", "2").header("X-B", ""))),
-        ("tags", fresh(Reply::ok("inside").header("Surrogate-Key", "a b").header("Connection", "x-hop").header("X-Hop", "1"))),
+        (
+            "tags",
+            fresh(
+                Reply::ok("inside").header("Surrogate-Key", "a b").header("Connection", "x-hop").header("X-Hop", "1"),
+            ),
+        ),
         ("interim", fresh(Reply::ok("final").interim(2))),
         ("old", fresh(Reply::ok("from HTTP/1.0").http10())),
         ("large", fresh(Reply::ok("x".repeat(300_000)).etag("\"l\"").ranges())),
@@ -106,7 +113,11 @@ async fn one_node_an_owner_and_the_others_answer_alike() {
             for (place, index) in ["owner", "next", "last"].into_iter().zip(order) {
                 let got = seen(&fleet.nodes[index], &request).await;
                 if mask_boundary(&got) != mask_boundary(&expected) {
-                    differing.push(format!("{request:?} at the {place}:\n--- {}\n+++ {}", short(&expected), short(&got)));
+                    differing.push(format!(
+                        "{request:?} at the {place}:\n--- {}\n+++ {}",
+                        short(&expected),
+                        short(&got)
+                    ));
                 }
             }
         }

@@ -95,7 +95,10 @@ async fn everybody_who_waits_for_a_body_sees_it_break() {
     let origin = Origin::start().await;
     let half = Gate::new();
     let body = vec![b'x'; 50_000];
-    origin.on("/a", Reply::ok(body).header("Cache-Control", "max-age=600").hold_after(20_000, &half).truncate_after(30_000));
+    origin.on(
+        "/a",
+        Reply::ok(body).header("Cache-Control", "max-age=600").hold_after(20_000, &half).truncate_after(30_000),
+    );
     let fleet = Fleet::start(3, &setup(&origin).more("threads: 2")).await;
     let mut waiting = Vec::new();
     for number in 0..12 {
@@ -152,10 +155,8 @@ async fn one_failure_answers_all_who_waited_for_it() {
         client.ask("/down").await;
         waiting.push(client);
     }
-    crate::kit::poll::until("thirty wait", async || {
-        fleet.sum("gets").await - fleet.sum("server_requests").await == 30
-    })
-    .await;
+    crate::kit::poll::until("thirty wait", async || fleet.sum("gets").await - fleet.sum("server_requests").await == 30)
+        .await;
     held.open();
     for client in &mut waiting {
         let answer = client.answer().await;

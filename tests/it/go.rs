@@ -29,7 +29,9 @@ impl Ring4 {
         let go = |index: usize| GoNode::start(addresses[index], &urls, "thumbnails", origin);
         let go = [go(0)?, go(2)?];
         let peers: Vec<String> = urls.iter().map(|url| format!("'{url}'")).collect();
-        let group = format!("[{{ name: thumbnails, match: {{ path: / }}, origin: '{origin}', freshness: {{ default: 600s }} }}]");
+        let group = format!(
+            "[{{ name: thumbnails, match: {{ path: / }}, origin: '{origin}', freshness: {{ default: 600s }} }}]"
+        );
         let starting = [1, 3].map(|index: usize| {
             let setup = Setup::groups(&group);
             let fleet =

@@ -164,7 +164,9 @@ async fn uploads_pass_through_while_they_come_and_so_do_their_answers() {
         // The same connection goes on with a cached request, and an upload of known length.
         assert_eq!(client.get("/a").await.body, body_of("/a"));
         let upload = vec![b'u'; 300_000];
-        client.send(format!("PUT /upload HTTP/1.1\r\nHost: one.example\r\nContent-Length: {}\r\n\r\n", upload.len())).await;
+        client
+            .send(format!("PUT /upload HTTP/1.1\r\nHost: one.example\r\nContent-Length: {}\r\n\r\n", upload.len()))
+            .await;
         client.send(&upload).await;
         assert!(client.answer().await.body == upload, "{place}");
     }

@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+invalidate"),
+    ("decisions", "cache+fill+following+invalidate"),
     ("what decisions stand on", "parts slot"),
     ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
@@ -24,11 +24,9 @@ const LAYERS: &[(&str, &str)] = &[
 /// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
 const KNOW_PINGORA: &[(&str, &str)] = &[
     ("src/server", "composition: listeners and services"),
-    ("src/admin/", "composition: hands an upgraded connection on"),
     ("src/edge/", "edge towards clients"),
     ("src/peer/", "edge towards peers"),
     ("src/origin/", "edge towards origins"),
-    ("src/cli/client.rs", "commands ask nodes through the connector, certificates included"),
     ("src/config/check/tls.rs", "a key fits its certificate by the same TLS library that will use them"),
 ];
 
