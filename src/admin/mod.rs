@@ -36,7 +36,9 @@ impl Admin {
 
     async fn answer(&self, request: &EndpointRequest) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
-        let name = path.strip_prefix(PREFIX).unwrap_or_default();
+        let Some(name) = path.strip_prefix(PREFIX) else {
+            return self.answer_go_peer(request, path).await;
+        };
         match name {
             b"health" | b"ready" if !is_read(request) => method_not_allowed(),
             // The process is alive if it can say so.

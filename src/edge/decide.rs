@@ -140,10 +140,13 @@ fn decide_within(
     if head.path().starts_with(endpoints::PREFIX) {
         return endpoint(head, client, now);
     }
+    let sites = edge.sites.load();
+    if client.roles.peers && sites.is_go_question(head.path()) {
+        return endpoint(head, client, now);
+    }
     if !client.roles.clients {
         return refuse(Refusal::new(404, "not_for_clients", "not found"));
     }
-    let sites = edge.sites.load();
     let site = match sites.route(head.authority.as_ref(), head.path(), head.query(), &mut scratch.key) {
         Ok(site) => site,
         Err(no_route) => return refuse(no_group(no_route)),

@@ -62,7 +62,7 @@ impl RoleTable {
 pub struct EndpointRequest {
     /// Method, as received.
     pub method: String,
-    /// Target as received; begins with [`PREFIX`].
+    /// Target as received; begins with [`PREFIX`], or with the path below which Go peers ask.
     pub target: Bytes,
     /// `Host`; empty only in HTTP/1.0.
     pub host: Bytes,

@@ -72,6 +72,8 @@ impl Site {
 pub struct Sites {
     router: Router,
     sites: Vec<Arc<Site>>,
+    /// Where Go peers ask, when that is not below [`PREFIX`](super::endpoints::PREFIX).
+    go_base_path: Option<Box<[u8]>>,
 }
 
 impl Sites {
@@ -81,7 +83,19 @@ impl Sites {
     /// Two groups match the same, or a path cannot be matched.
     pub fn new(sites: impl IntoIterator<Item = (MatchRule, Arc<Site>)>) -> Result<Self, RouterError> {
         let (rules, sites): (Vec<_>, Vec<_>) = sites.into_iter().unzip();
-        Ok(Sites { router: Router::new(&rules)?, sites })
+        Ok(Sites { router: Router::new(&rules)?, sites, go_base_path: None })
+    }
+
+    /// The same with the path below which Go peers ask (`fleet.go.base_path`), on a Go ring.
+    pub fn with_go_base_path(self, base_path: &str) -> Self {
+        let elsewhere = base_path.as_bytes() != super::endpoints::PREFIX;
+        Sites { go_base_path: elsewhere.then(|| base_path.as_bytes().into()), ..self }
+    }
+
+    /// Whether a path is a Go peer's question and no client's.
+    #[inline]
+    pub fn is_go_question(&self, path: &[u8]) -> bool {
+        self.go_base_path.as_ref().is_some_and(|base_path| path.starts_with(base_path))
     }
 
     /// Finds the group of a target and writes the key into `key`.

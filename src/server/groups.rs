@@ -157,6 +157,10 @@ pub fn build(config: &Config, registry: &mut Registry) -> Result<Groups, GroupEr
         list.push(Served { group, origin });
     }
     let sites = Sites::new(sites).map_err(|error| GroupError { group: "all".into(), reason: error.to_string() })?;
+    let sites = match config.fleet.as_ref().filter(|fleet| fleet.ring.is_go()) {
+        Some(fleet) => sites.with_go_base_path(&fleet.go.base_path),
+        None => sites,
+    };
     let eviction = match config.eviction {
         config::Eviction::S3Fifo => store::Eviction::S3Fifo,
         config::Eviction::Lru => store::Eviction::Lru,

@@ -189,7 +189,12 @@ async fn a_killed_nginx_is_a_clear_error_for_new_keys_and_none_for_known_ones() 
     drop(nginx);
     for node in &fleet.nodes {
         let answer = node.get("/new.txt").await;
-        assert_eq!((answer.status(), &*answer.text()), (502, "the origin cannot be reached\n"), "{}", answer.head.text);
+        assert_eq!(
+            (answer.status(), &*answer.text()),
+            (502, "502 the origin cannot be reached\n"),
+            "{}",
+            answer.head.text
+        );
         assert!(!answer.head.text.contains("127.0.0.1"), "an address of the inside: {}", answer.head.text);
     }
     let stale = async |node: &Node| {

@@ -103,23 +103,32 @@ async fn one_node_an_owner_and_the_others_answer_alike() {
         ("GET", ""),
     ];
     let mut differing = Vec::new();
-    for (name, _) in &replies {
-        let target = format!("/{name}");
-        let owner = fleet.owner_of(&target).await;
-        let order = [owner, (owner + 1) % 3, (owner + 2) % 3];
+    let mut compare = async |place: &str, index: usize, target: &str| {
         for (method, lines) in variations {
             let request = format!("{method} {target} HTTP/1.1\r\nHost: test.example\r\n{lines}\r\n");
-            let expected = seen(&alone, &request).await;
-            for (place, index) in ["owner", "next", "last"].into_iter().zip(order) {
-                let got = seen(&fleet.nodes[index], &request).await;
-                if mask_boundary(&got) != mask_boundary(&expected) {
-                    differing.push(format!(
-                        "{request:?} at the {place}:\n--- {}\n+++ {}",
-                        short(&expected),
-                        short(&got)
-                    ));
-                }
+            let expected = mask_boundary(&seen(&alone, &request).await);
+            let got = mask_boundary(&seen(&fleet.nodes[index], &request).await);
+            if got != expected {
+                differing.push(format!("{request:?} at the {place}:\n--- {}\n+++ {}", short(&expected), short(&got)));
             }
+        }
+    };
+    for (name, reply) in &replies {
+        // Each place with a target of its own, cold at first on both sides.
+        for (place, offset) in [("owner", 0), ("next", 1), ("last", 2)] {
+            let target = format!("/{name}?{place}");
+            origin.on(&target, reply.clone());
+            let owner = fleet.owner_of(&target).await;
+            compare(place, (owner + offset) % 3, &target).await;
+        }
+        // And one target for all places, asked of each in turn.
+        let target = format!("/{name}");
+        let request = format!("GET {target} HTTP/1.1\r\nHost: test.example\r\n\r\n");
+        for node in fleet.nodes.iter().chain([&alone]) {
+            seen(node, &request).await;
+        }
+        for index in 0..3 {
+            compare("shared target", index, &target).await;
         }
     }
     assert!(differing.is_empty(), "{} answers differ:\n{}", differing.len(), differing.join("\n\n"));

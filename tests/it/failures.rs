@@ -36,11 +36,15 @@ async fn a_lying_origin_is_seen_by_who_asked_and_nothing_of_it_is_stored() {
         ("no-last-chunk", Reply::ok("0123456789").chunked(5).truncate_after(10), "200 0123456789 broken"),
         ("stalls", Reply::ok("0123456789").hold_after(4, &never), "200 0123 broken"),
         ("bad-chunk", raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n"), "200 ab broken"),
-        ("no-http", raw("hello, I am no web server\r\n\r\n"), "502 the origin broke off"),
-        ("two-lengths", raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"), "502 the origin"),
-        ("bad-length", raw("HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc"), "502 the origin"),
-        ("closes", Reply::raw("").close(), "502 the origin broke off"),
-        ("silent", Reply::ok("late").hold(&never), "504 the origin"),
+        ("no-http", raw("hello, I am no web server\r\n\r\n"), "502 502 the origin's answer is malformed"),
+        (
+            "two-lengths",
+            raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc"),
+            "502 502 the origin",
+        ),
+        ("bad-length", raw("HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc"), "502 502 the origin"),
+        ("closes", Reply::raw("").close(), "502 502 the origin"),
+        ("silent", Reply::ok("late").hold(&never), "504 504 the origin"),
     ];
     for (name, reply, _) in &cases {
         origin.on(&format!("/{name}"), reply.clone().header("Cache-Control", "max-age=600"));
@@ -126,7 +130,7 @@ async fn a_dead_origin_is_an_error_at_once_and_a_returned_one_is_used() {
     let address = origin.address();
     within(origin.kill()).await;
     let since = Instant::now();
-    assert_eq!(seen(node.address, "/b").await, "502 the origin cannot be reached");
+    assert_eq!(seen(node.address, "/b").await, "502 502 the origin cannot be reached");
     assert!(since.elapsed() < Duration::from_secs(5));
     let log = node.log();
     assert!(log.contains("the origin could not be asked"), "{log}");
