@@ -744,7 +744,7 @@ impl Cache {
 }
 
 /// What a peer gets of a stored entry; of a satisfiable single range only that part.
-fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
+pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
     let hop = Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,

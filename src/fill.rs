@@ -369,6 +369,13 @@ impl Filling {
         entry
     }
 
+    /// Stores what another node has for a key that this node owns.
+    pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
+        let Some(hop) = fetched.hop.clone() else { return };
+        let received = self.receive_copy(fetched, hop, asked_at, Copied::No, Some(Role::Main));
+        self.stream(fill, received).await;
+    }
+
     /// Everything that follows from the head.
     fn receive(&self, fetched: Fetched, asked_at: Now) -> Received {
         match fetched.hop.clone() {
@@ -442,20 +449,30 @@ impl Filling {
     }
 
     fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
+        let key = HashedKey::new(self.group.id, &self.request.key);
+        // What this node loaded itself in another's stead lies in the store already.
+        let taken_over = hop.entry.incarnation == self.cache.incarnation();
+        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
+        self.receive_copy(fetched, hop, asked_at, Copied::Hot, deserved.then_some(Role::Hot))
+    }
+
+    /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
+    fn receive_copy(&self, fetched: Fetched, hop: Hop, asked_at: Now, copied: Copied, role: Option<Role>) -> Received {
         let now = self.cache.now();
         let key = HashedKey::new(self.group.id, &self.request.key);
+        let taken_over = hop.entry.incarnation == self.cache.incarnation();
         let rule = self.rule_of(&fetched.fields);
         // The variant is decided by what the owner sent the origin; we sent the owner the same.
         let variant = rule.variant_key(&hop.sent).unwrap_or_default();
         // Read before the question was sent, hence certainly not later than the owner's own reading.
-        let freshness = Freshness::from_hop(&hop.freshness, asked_at, Copied::Hot);
+        let freshness = Freshness::from_hop(&hop.freshness, asked_at, copied);
         let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
-        if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
+        // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
+        if hop.storable {
+            self.cache.remembered.forget(key.hash());
+        } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
-        // What this node loaded itself in another's stead lies in the store already.
-        let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, now);
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -474,7 +491,7 @@ impl Filling {
                 ttl_seconds: hop.storable.then(|| hop.freshness.remaining_milliseconds.div_euclid(1000)),
             }),
         };
-        self.admit(fetched, head, storable, deserved.then_some(Role::Hot))
+        self.admit(fetched, head, storable, role)
     }
 
     /// Reserves memory for what is to be stored; without it the body streams through.

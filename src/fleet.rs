@@ -2,17 +2,44 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use crate::ring::Ring;
-use crate::source::Source;
+use crate::source::{Ask, FetchError, Fetched, Source};
 
 /// A node's view of its fleet at one moment. A fill keeps the view it started with.
 pub struct Fleet {
     ring: Option<Ring>,
     /// By the ring's index; `None` is this node itself.
-    peers: Vec<Option<Arc<dyn Source>>>,
+    peers: Vec<Option<Arc<dyn Peer>>>,
     ring_id: String,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
+}
+
+/// What a node wants of another one beside answers.
+#[async_trait]
+pub trait Peer: Source {
+    /// Makes it forget what it has for the key of `ask`, and store nothing of what was fetched before.
+    ///
+    /// # Errors
+    /// Whether it has forgotten is not known.
+    async fn forget(&self, ask: &Ask) -> Result<(), FetchError>;
+
+    /// Lets it, if it is the key's owner, take what this node has for `ask`.
+    ///
+    /// # Errors
+    /// It was not taken.
+    async fn offer(&self, ask: &Ask) -> Result<(), FetchError>;
+
+    /// What it has in memory for `ask`.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError>;
+
+    /// The random number of its present life, where it is known.
+    fn incarnation(&self) -> Option<u64>;
 }
 
 /// Who is asked next for a key.
@@ -34,7 +61,7 @@ impl Fleet {
     /// node owns nothing). `ring_key` gives the bytes by which the ring knows a key.
     pub fn new(
         ring: Ring,
-        peers: Vec<Option<Arc<dyn Source>>>,
+        peers: Vec<Option<Arc<dyn Peer>>>,
         ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
     ) -> Self {
         let ring_id = ring.id().to_string();
@@ -70,6 +97,16 @@ impl Fleet {
         }
         steps.push(Step::Here);
         steps
+    }
+
+    /// The key's owner; `None` where that is this node.
+    pub fn owner(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        self.peers[self.owner_index(key)?].as_ref()
+    }
+
+    /// All other nodes.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<dyn Peer>> {
+        self.peers.iter().flatten()
     }
 
     /// The ring, where there is one.

@@ -6,18 +6,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 
-use crate::cache::{Cache, FlightKey};
+use crate::cache::{Cache, FlightKey, Landed, Request, entry_for_peer};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
-use crate::fill::Shelf;
-use crate::freshness::{self, Exchange, RequestDirectives, Target};
+use crate::fill::{Basis, Filling, Shelf};
+use crate::fleet::{Fleet, Peer};
+use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Charge;
+use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
+use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::store::Role;
 
 /// An exchange with the origin that did not go through a fill.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +92,76 @@ impl Cache {
         removed
     }
 
+    /// [`Cache::invalidate_keys`] on all nodes that can be reached; returns how many keys this one had something of. Each
+    /// peer is waited for no longer than it may be silent, and told even if nobody waits for this any more.
+    pub async fn invalidate_everywhere(self: &Arc<Self>, group: &Arc<Group>, keys: Vec<Bytes>) -> usize {
+        let removed = self.invalidate_keys(group.id, &keys);
+        let fleet = self.fleet.load_full();
+        if !keys.is_empty() && fleet.peers().next().is_some() {
+            let telling = tokio::spawn(self.clone().tell_peers(group.clone(), fleet, keys));
+            // It ends early only with the runtime.
+            let _ = telling.await;
+        }
+        removed
+    }
+
+    /// The owner of a key goes first: what another node fetches after its own turn then comes from an owner that has forgotten.
+    /// This node, which had its turn before, may have fetched from the owner meanwhile, and so takes a second one.
+    async fn tell_peers(self: Arc<Self>, group: Arc<Group>, fleet: Arc<Fleet>, keys: Vec<Bytes>) {
+        for owners_turn in [true, false] {
+            let mut told = JoinSet::new();
+            for key in &keys {
+                let Some(ask) = group.ask(key, Method::Get, Fields::empty()) else { continue };
+                let owner = fleet.owner(key);
+                let is_owner = |peer: &&Arc<dyn Peer>| owner.is_some_and(|owner| Arc::ptr_eq(owner, peer));
+                for peer in fleet.peers().filter(|peer| is_owner(peer) == owners_turn) {
+                    let (peer, ask) = (peer.clone(), ask.clone());
+                    told.spawn(async move {
+                        if let Err(error) = peer.forget(&ask).await {
+                            tracing::debug!(group = %ask.group, %error, "a peer was not told of an invalidation");
+                        }
+                    });
+                }
+            }
+            while told.join_next().await.is_some() {}
+        }
+        self.invalidate_keys(group.id, &keys);
+    }
+
+    /// What this node has in memory for a peer's question.
+    pub fn peek(&self, group: &Group, request: &Request) -> Option<Fetched> {
+        let now = self.now();
+        let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
+        let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
+        let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
+        fresh.then(|| entry_for_peer(entry, request, true, now))
+    }
+
+    /// Takes over what the node in its life `from` has for a key that this node owns; what this node has already it keeps.
+    ///
+    /// # Errors
+    /// That node did not answer.
+    pub async fn take_over(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, from: u64) -> Result<(), FetchError> {
+        let fleet = self.fleet.load_full();
+        let request = Request::from_ask(group, ask);
+        let Some(peer) = fleet.peers().find(|peer| peer.incarnation() == Some(from)) else { return Ok(()) };
+        if !fleet.owns(&ask.key) || self.peek(group, &request).is_some() {
+            return Ok(());
+        }
+        // The fence is read before the question: an invalidation from now on keeps the answer out.
+        let (mut reader, fill) = self.flights.alone(self.flight_of_key(group, &ask.key));
+        let asked_at = self.now();
+        let Some(fetched) = peer.peek(ask).await? else { return Ok(()) };
+        let filling = Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing };
+        let reading = async {
+            if let Ok(Landed::Streaming(_)) = reader.head().await {
+                while let Ok(Some(_)) = reader.chunk().await {}
+            }
+        };
+        tokio::join!(filling.take_over(fill, fetched, asked_at), reading);
+        Ok(())
+    }
+
     /// Begins to store the answer to a `POST` for later `GET`s; `None` when it may not be. To be called after
     /// [`Cache::invalidate`], which would separate this from what comes after it.
     pub fn deposit(self: &Arc<Self>, group: &Arc<Group>, passed: &Passed<'_>) -> Option<Deposit> {
@@ -114,6 +189,7 @@ impl Cache {
         let sent = passed.sent.without(|name| !names.iter().any(|listed| listed.eq_ignore_ascii_case(name)));
         let variant = rule.variant_key(passed.sent)?;
         let fields = freshness::fields_to_store(&group.rules, &judgement.directives, passed.fields, received_at);
+        let fields = fields.without(stays_inside);
         let validators = StoredValidators::of(&fields, received_at.wall_seconds);
         let dated = passed.fields.contains("date");
         let charge = self.ledger.reserve(length? as usize)?;
@@ -166,7 +242,8 @@ impl Deposit {
         true
     }
 
-    /// The body has ended as its framing says. Stores it, if that is what was declared and nothing was invalidated since.
+    /// The body has ended as its framing says. Stores it, if that is what was declared and nothing was invalidated since. To
+    /// be called inside a runtime: where another node owns the key, it is told to come and take it.
     pub fn finish(self) {
         let Deposit { cache, group, flight, shelf, entry, kept, left_bytes, mut charge } = self;
         if left_bytes > 0 {
@@ -174,6 +251,14 @@ impl Deposit {
         }
         let body = Body::gather(&kept);
         charge.resize(Entry::charged_bytes(&entry.fields, &entry.sent, &body));
+        let (role, sent) = (shelf.role, entry.sent.clone());
         cache.insert(&group, &flight, shelf, Entry { body, charge, ..entry });
+        let Some(ask) = group.ask(&flight.key, Method::Get, sent).filter(|_| role == Role::Hot) else { return };
+        let Some(owner) = cache.fleet.load().owner(&flight.key).cloned() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = owner.offer(&ask).await {
+                tracing::debug!(group = %ask.group, %error, "the owner of a deposit did not take it");
+            }
+        });
     }
 }

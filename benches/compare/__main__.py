@@ -20,6 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
+# Nothing is written beside the sources.
+sys.dont_write_bytecode = True
+
 import report
 from cases import CASES, PEERS, Missing
 from contestants import PROJECT, Origin, check_packages, find_program

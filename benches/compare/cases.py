@@ -111,7 +111,7 @@ class Hop(Case):
         servers = [server for server in shared if isinstance(server, NginxCache)]
         # What the asked node may not keep has to be asked for again.
         for owner, asked in (
-            (Ours(setting, "groupcache-proxy owner"), lambda peer: Ours(setting, "groupcache-proxy hop", [peer], "1KiB")),
+            (Ours(setting, "groupcache-proxy owner", owner=True), lambda peer: Ours(setting, "groupcache-proxy hop", [peer], "1KiB")),
             (GoGroupcache(setting, "Go owner"), lambda peer: GoGroupcache(setting, "Go groupcache hop", [peer], 0)),
         ):
             if type(owner) not in self.contestants:
@@ -180,7 +180,7 @@ class FirstByte(Case):
         setting.origin = SlowOrigin(port)
         wait_for(port)
         try:
-            owner = Ours(setting, "groupcache-proxy behind the hop")
+            owner = Ours(setting, "groupcache-proxy behind the hop", owner=True)
             candidates = [
                 Ours(setting, "groupcache-proxy waiters"), owner,
                 Ours(setting, "groupcache-proxy over a hop", [owner.address()]),

@@ -394,17 +394,17 @@ class GoGroupcache(Contestant):
 
 
 class Ours(Contestant):
-    """This project; `peers` are the nodes that may own keys, itself not necessarily among them."""
+    """This project; `peers` are the nodes that may own keys, itself not necessarily among them, or `owner=True` itself alone."""
 
     name = "groupcache-proxy"
     tls = True
 
-    def __init__(self, setting, label=None, peers=None, max_object="32MiB", memory=None, origin_port=None):
+    def __init__(self, setting, label=None, peers=None, max_object="32MiB", memory=None, owner=False):
         super().__init__(setting, label)
         self.program = str(setting.binary)
         self.package = "cargo build --release"
         self.admin_port = free_port()
-        self.peers, self.max_object, self.memory, self.origin_port = peers, max_object, memory, origin_port
+        self.peers, self.max_object, self.memory = [self.address()] if owner else peers, max_object, memory
 
     def address(self):
         return f"http://127.0.0.1:{self.port}"
@@ -427,7 +427,7 @@ log: {{ level: warn, access: none }}
 {fleet}groups:
   - name: bench
     match: {{ path: / }}
-    origin: http://127.0.0.1:{self.origin_port or self.setting.origin.port}
+    origin: http://127.0.0.1:{self.setting.origin.port}
     max_object: {self.max_object}
 """)
         return [self.program, "run", "--config", str(self.folder / "proxy.yaml")]

@@ -23,6 +23,12 @@ def ratios(result, label):
     return [mine["rate"] / its["rate"] for mine, its in zip(ours, theirs) if its["rate"]]
 
 
+def cost(rounds):
+    """Median processor time of a request in microseconds, in user space and in the kernel."""
+    parts = [[measured[part] for measured in rounds if part in measured] for part in ("user_us", "system_us")]
+    return tuple(map(median, parts)) if all(parts) else None
+
+
 def figure(value):
     if value >= 10000:
         return f"{value / 1000:,.1f} k"
@@ -35,24 +41,26 @@ def case_table(result):
     lines = [
         f"### {result['title']} (`{result['case']}`)",
         "",
-        f"| server | {result['unit']} | least to most | ours : theirs | rounds we lead | user, system µs each | remarks |",
-        "|---|---|---|---|---|---|---|",
+        f"| server | {result['unit']} | least to most | ours : theirs | rounds we lead | processor µs each (user + kernel) | theirs : ours | remarks |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for label, rounds in result["rounds"].items():
         values = rates(rounds)
         compared = [] if label == ours else ratios(result, label)
         leads = sum(ratio > 1 if result["higher_is_better"] else ratio < 1 for ratio in compared)
-        cost = [median(measured[part] for measured in rounds if part in measured) if any(part in measured for measured in rounds) else None for part in ("user_us", "system_us")]
+        spent, ours_spent = cost(rounds), cost(result["rounds"].get(ours, []))
+        processor = f"{spent[0]:.1f} + {spent[1]:.1f}" if spent else ""
+        saved = f"{sum(spent) / sum(ours_spent):.2f}" if compared and spent and ours_spent and sum(ours_spent) else ""
         errors = sum(measured["errors"] for measured in rounds)
         notes = [f"{errors} errors"] if errors else []
         notes += [rounds[-1]["note"]] if "note" in rounds[-1] else []
         lines.append(
             f"| {label} | {figure(median(values))} | {figure(min(values))} to {figure(max(values))} "
             f"| {f'{median(compared):.2f}' if compared else ''} | {f'{leads} of {len(compared)}' if compared else ''} "
-            f"| {f'{cost[0]:.1f}, {cost[1]:.1f}' if None not in cost else ''} | {'; '.join(notes)} |"
+            f"| {processor} | {saved} | {'; '.join(notes)} |"
         )
     for label, reason in result["refusals"].items():
-        lines.append(f"| {label} | | | | | | takes no part: {reason} |")
+        lines.append(f"| {label} | | | | | | | takes no part: {reason} |")
     return "\n".join(lines)
 
 

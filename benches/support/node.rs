@@ -30,6 +30,7 @@ use groupcache_proxy::memory::Ledger;
 use groupcache_proxy::peer::client::{ClientSettings, NativePeer};
 use groupcache_proxy::peer::dial::Dial;
 use groupcache_proxy::peer::handshake::Secrets;
+use groupcache_proxy::peer::link::PeerLink;
 use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
@@ -69,7 +70,9 @@ impl Node {
         let settings = ClientSettings { runtime: Some(runtime.handle().clone()), ..ClientSettings::default() };
         let peer = NativePeer::new(local, Box::new(Pipe { server: owner.peer_server() }), settings);
         let ring = Ring::new(RingKind::Balanced, REPLICAS_DEFAULT, &[RingPeer::new("http://10.0.0.1:8082")]);
-        node.edge.cache.set_fleet(Fleet::new(ring, vec![Some(Arc::new(peer))], |key| Some(key.into())));
+        node.edge
+            .cache
+            .set_fleet(Fleet::new(ring, vec![Some(Arc::new(PeerLink::native(peer)))], |key| Some(key.into())));
         node
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
-use crate::config::{Config, Problems, SystemEnvironment, parse_duration};
+use crate::config::{Config, SystemEnvironment, parse_duration};
 use crate::server::{ConfigFile, Options, StartError};
 
 #[derive(Debug, Args)]
@@ -40,20 +40,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let options = match &arguments.origin {
         Some(origin) => {
             let config =
-                Config::for_origin(origin, arguments.listen.as_deref(), arguments.ttl).map_err(|found| all(&found))?;
+                Config::for_origin(origin, arguments.listen.as_deref(), arguments.ttl).map_err(Failure::bad)?;
             Options { config, sha256: String::new(), file: None, until_input_ends: arguments.until_input_ends }
         }
         None => {
-            let loaded =
-                Config::load(&arguments.config, &SystemEnvironment::default()).map_err(|found| {
-                    match arguments.config.exists() {
-                        true => all(&found),
-                        false => Failure::bad(format!(
-                            "{} is not there; write one with: groupcache-proxy init, or try: groupcache-proxy demo",
-                            arguments.config.display()
-                        )),
-                    }
-                })?;
+            let loaded = match Config::load(&arguments.config, &SystemEnvironment::default()) {
+                Ok(loaded) => loaded,
+                Err(problems) if arguments.config.exists() => {
+                    // Each on a line that begins with its place in the file, as `check` prints them.
+                    eprintln!("{problems}");
+                    return Ok(Exit::Bad);
+                }
+                Err(_) => {
+                    return Err(Failure::bad(format!(
+                        "{} is not there; write one with: groupcache-proxy init, or try: groupcache-proxy demo",
+                        arguments.config.display()
+                    )));
+                }
+            };
             for warning in &loaded.warnings {
                 eprintln!("{warning} (warning)");
             }
@@ -71,11 +75,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         StartError::Group { .. } => Failure::bad(error),
         StartError::Listen(_) | StartError::Fleet(_) | StartError::System(_) => Failure::unable(error),
     })
-}
-
-/// All mistakes, each on a line of its own as `check` prints them.
-fn all(problems: &Problems) -> Failure {
-    Failure::bad(problems)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -113,35 +113,46 @@ impl Pass {
         Pass { edge }
     }
 
-    /// What the answer to an unsafe request does to the cache, before the client sees its head.
-    fn tell_cache(&self, session: &Session, response: &ResponseHeader, passing: &mut Passing) -> Result<()> {
+    /// What the answer to an unsafe request does to the caches of the fleet, before the client sees its head.
+    async fn tell_cache(&self, request: Unsafe, response: &ResponseHeader, passing: &mut Passing) -> Result<()> {
         let facts = passing.facts()?;
-        let request = session.req_header();
         let host = passing.peer_fields.as_ref().and_then(|(_, host)| host.as_deref()).unwrap_or_default();
-        let client_host = String::from_utf8_lossy(host_of(request));
         let fields = end_to_end(&response.headers);
         let content_length = response.headers.get(http::header::CONTENT_LENGTH);
         let group = &facts.site.group;
-        let asked = end_to_end(&request.headers);
         // Variants are told apart by what a later GET would send; the credentials decide whether anything is shared.
-        let sent = group.forward.forwarded(&asked, Credentials { authorization: true, cookies: false });
+        let sent = group.forward.forwarded(&request.fields, Credentials { authorization: true, cookies: false });
         let passed = Passed {
             key: &facts.key,
-            authorities: &[host, &client_host],
+            authorities: &[host, &request.host],
             method: request.method.as_str(),
-            directives: group.directives(&asked),
+            directives: group.directives(&request.fields),
             sent: &sent,
             status: response.status.as_u16(),
             fields: &fields,
             content_length: content_length.and_then(|length| length.to_str().ok()?.parse().ok()),
             requested_at: facts.started,
         };
-        self.edge.cache.invalidate(group, &passed);
+        self.edge.cache.invalidate_everywhere(group, passed.invalidated_keys(group)).await;
         // What was said to one client's cookie is not for others.
-        if group.cached && !asked.contains("cookie") {
+        if group.cached && !request.fields.contains("cookie") {
             passing.deposit = self.edge.cache.deposit(group, &passed);
         }
         Ok(())
+    }
+}
+
+/// What of an unsafe request matters for the cache.
+struct Unsafe {
+    method: http::Method,
+    host: String,
+    fields: Fields,
+}
+
+impl Unsafe {
+    fn of(request: &RequestHeader) -> Self {
+        let host = String::from_utf8_lossy(host_of(request)).into_owned();
+        Unsafe { method: request.method.clone(), host, fields: end_to_end(&request.headers) }
     }
 }
 
@@ -278,7 +289,8 @@ impl ProxyHttp for Pass {
             return Error::e_explain(ErrorType::HTTPStatus(502), "the origin changed the protocol");
         }
         if !response.status.is_informational() && !is_safe(session.req_header().method.as_str()) {
-            self.tell_cache(session, response, passing)?;
+            let request = Unsafe::of(session.req_header());
+            self.tell_cache(request, response, passing).await?;
         }
         Ok(())
     }

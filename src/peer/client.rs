@@ -145,6 +145,26 @@ impl NativePeer {
         self.shared.speaks_go.load(Ordering::Relaxed)
     }
 
+    /// Makes the peer forget a key; waits no longer than for a sign of life.
+    ///
+    /// # Errors
+    /// Whether it has forgotten is not known.
+    pub async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+        let forgotten = self.ask(QuestionKind::Forget, ask, EntryId::default());
+        match tokio::time::timeout(self.shared.settings.timeouts.silence, forgotten).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(FetchError::unreachable("the peer is silent")),
+        }
+    }
+
+    /// Tells the peer that this node has an answer for a key that the peer owns, and waits until it has taken it.
+    ///
+    /// # Errors
+    /// It was not taken.
+    pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
+        self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+    }
+
     async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
         let shared = &self.shared;
         shared.requests.fetch_add(1, Ordering::Relaxed);
@@ -204,6 +224,7 @@ impl Peer for NativePeer {
                 "unknown"
             },
             ring_id: remote.as_ref().map(|remote| remote.ring_id),
+            incarnation: remote.as_ref().map(|remote| remote.incarnation),
             version: remote.map(|remote| remote.software),
             requests: shared.requests.load(Ordering::Relaxed),
             errors: shared.errors.load(Ordering::Relaxed),

@@ -189,6 +189,7 @@ impl Peer for GoPeer {
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             buffered_bytes: 0,
+            incarnation: None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 
+use crate::fleet;
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -80,5 +81,30 @@ impl Peer for PeerLink {
             Some(go) => go.status(),
             None => self.native.status(),
         }
+    }
+}
+
+#[async_trait]
+impl fleet::Peer for PeerLink {
+    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+        match self.go_peer() {
+            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
+            None => self.native.forget(ask).await,
+        }
+    }
+
+    async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
+        match self.go_peer() {
+            Some(_) => Ok(()),
+            None => self.native.offer(ask).await,
+        }
+    }
+
+    async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
+        Peer::peek(self, ask, EntryId::default()).await
+    }
+
+    fn incarnation(&self) -> Option<u64> {
+        self.status().incarnation
     }
 }

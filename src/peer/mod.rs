@@ -74,6 +74,24 @@ pub trait Owner: Send + Sync {
         Ok(None)
     }
 
+    /// Forgets what memory has for the key, and stores nothing of what was fetched before.
+    ///
+    /// # Errors
+    /// [`FetchError::Unreachable`]: nothing was forgotten.
+    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
+        let _ = ask;
+        Err(FetchError::unreachable("this node has nothing to forget"))
+    }
+
+    /// The asker has an answer for a key that this node may own, and gives it to a peek.
+    ///
+    /// # Errors
+    /// [`FetchError::Unreachable`]: it was not taken.
+    async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        let _ = (ask, context);
+        Ok(())
+    }
+
     /// The question behind a bare key, as Go peers ask: which target has this key in this group? `None`: there is no such
     /// group, or it has no such key. Without a group's own rule the target is the key after a slash.
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
@@ -129,6 +147,8 @@ pub struct PeerStatus {
     pub errors: u64,
     /// Bytes of bodies that arrived and were not yet taken by their readers.
     pub buffered_bytes: u64,
+    /// The random number of its life, as it said when it was last connected.
+    pub incarnation: Option<u64>,
 }
 
 /// How it stands with a peer, in one word.

@@ -108,7 +108,7 @@ pub struct Identity {
 /// An [`Ask`] on its way to the owner.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// May the origin be asked, or is it about memory alone?
+    /// What it wants.
     pub kind: QuestionKind,
     /// The question itself.
     pub ask: Ask,
@@ -132,13 +132,17 @@ impl PartialEq for Question {
     }
 }
 
-/// The two questions that peers ask.
+/// What peers ask of one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuestionKind {
     /// Answer from memory or from the origin, never from another peer.
     Load,
     /// Answer from memory only.
     Peek,
+    /// Forget what memory has, and store nothing of what was fetched before; answered with 204.
+    Forget,
+    /// Take over, with a peek, what the asker has and does not own; answered with 204.
+    Offer,
 }
 
 /// The answer up to its body.
@@ -387,6 +391,8 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
         kind: match question.kind {
             QuestionKind::Load => wire::ask::Kind::Load,
             QuestionKind::Peek => wire::ask::Kind::Peek,
+            QuestionKind::Forget => wire::ask::Kind::Forget,
+            QuestionKind::Offer => wire::ask::Kind::Offer,
         }
         .into(),
         method: match ask.method {
@@ -494,6 +500,8 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
     let kind = match wire::ask::Kind::try_from(ask.kind) {
         Ok(wire::ask::Kind::Load) => QuestionKind::Load,
         Ok(wire::ask::Kind::Peek) => QuestionKind::Peek,
+        Ok(wire::ask::Kind::Forget) => QuestionKind::Forget,
+        Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
     let method = match wire::ask::Method::try_from(ask.method) {

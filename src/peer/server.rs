@@ -28,7 +28,7 @@ use crate::peer::protocol::{
     Versions, WINDOW_BYTES_MAX, head_fits,
 };
 use crate::peer::{AskContext, LocalNode, Owner};
-use crate::source::{FetchError, Fetched, Method};
+use crate::source::{FetchError, Fetched, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
 
 /// Limits of the answering side.
@@ -315,6 +315,18 @@ impl PeerServer {
     }
 }
 
+/// The answer to what has no answer.
+fn done() -> Fetched {
+    Fetched {
+        status: 204,
+        fields: Fields::empty(),
+        content_length: Some(0),
+        close_delimited: false,
+        hop: None,
+        body: Box::new(ReadyBody::default()),
+    }
+}
+
 /// One connection's questions.
 struct Conversation {
     outbox: Arc<Outbox>,
@@ -385,6 +397,8 @@ impl Answering {
             match question.kind {
                 QuestionKind::Load => owner.get_as_owner(question.ask, context).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
+                QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
+                QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
             }
         });
         if let Poll::Ready(head) = poll_fn(|task| Poll::Ready(head.as_mut().poll(task))).await {

@@ -16,7 +16,6 @@ use crate::peer::go_client::{GoPeer, GoSettings, http_connector};
 use crate::peer::link::PeerLink;
 use crate::peer::{LocalNode, Peer as _};
 use crate::ring::{Ring, RingKind, RingPeer};
-use crate::source::Source;
 
 /// The members of the fleet as this node sees them; a fleet of one has none.
 #[derive(Default)]
@@ -99,7 +98,8 @@ impl Members {
     /// The view that the cache works with.
     pub fn fleet(&self) -> fleet::Fleet {
         let Some(ring) = &self.ring else { return fleet::Fleet::alone() };
-        let peers = self.list.iter().map(|member| member.link.clone().map(|link| link as Arc<dyn Source>)).collect();
+        let peers =
+            self.list.iter().map(|member| member.link.clone().map(|link| link as Arc<dyn fleet::Peer>)).collect();
         let ring_key: fn(&[u8]) -> Option<Cow<'_, [u8]>> = match ring.kind().is_go() {
             true => |key| go_key(key).map(Cow::Owned),
             false => |key| Some(Cow::Borrowed(key)),

@@ -40,6 +40,24 @@ impl Owner for CacheOwner {
         self.cache.get_as_owner(&group, &request).await
     }
 
+    async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
+        let group = self.groups.load().find(&ask.group).cloned();
+        Ok(group.and_then(|group| self.cache.peek(&group, &Request::from_ask(&group, &ask))))
+    }
+
+    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
+        // Of a group that this node does not know it has nothing.
+        if let Some(group) = self.groups.load().find(&ask.group) {
+            self.cache.invalidate_keys(group.id, &[ask.key]);
+        }
+        Ok(())
+    }
+
+    async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        let Some(group) = self.groups.load().find(&ask.group).cloned() else { return Ok(()) };
+        self.cache.take_over(&group, &ask, context.asker).await
+    }
+
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
         self.groups.load().find(group)?.ask(&key, Method::Get, Fields::empty())
     }

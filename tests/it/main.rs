@@ -6,6 +6,7 @@
 mod kit;
 
 mod admin;
+mod bad_input;
 mod caching;
 mod commands;
 mod crowds;
@@ -17,7 +18,9 @@ mod go;
 mod listeners;
 mod origin;
 mod reload;
+mod sharing;
 mod shutdown;
 mod thumbnails;
 mod tidy;
 mod tls;
+mod wire;
