@@ -155,6 +155,7 @@ pub struct Answer {
 }
 
 /// Where the bytes of an answer come from.
+#[allow(clippy::large_enum_variant, reason = "one lives per request, and a box would be an allocation on every miss")]
 pub enum Payload {
     /// A stored entry. It may be incomplete ([`crate::entry::Body::is_whole`]), but only for a request whose one range it
     /// holds: [`crate::entry::Body::slice`] gives that.

@@ -118,7 +118,7 @@ async fn ten_thousand_keys_have_one_owner_one_value_and_one_load() {
                     let all = number % 10 == 0;
                     let goes_first = number / 10 % 2 == 0;
                     // Between Go nodes a space becomes a plus: only the owner itself has the right value then.
-                    let mangled = (key.contains(&b' ') && !ring.is_ours(key)).then(|| owner_index / 2);
+                    let mangled = (key.contains(&b' ') && !ring.is_ours(key)).then_some(owner_index / 2);
                     for turn in 0..2 {
                         if (turn == 0) == goes_first {
                             let first = mangled.unwrap_or(number / 20 % 2);
