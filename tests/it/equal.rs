@@ -103,23 +103,35 @@ async fn one_node_an_owner_and_the_others_answer_alike() {
         ("GET", ""),
     ];
     let mut differing = Vec::new();
-    let mut compare = async |place: &str, index: usize, target: &str| {
-        for (method, lines) in variations {
-            let request = format!("{method} {target} HTTP/1.1\r\nHost: test.example\r\n{lines}\r\n");
-            let expected = mask_boundary(&seen(&alone, &request).await);
-            let got = mask_boundary(&seen(&fleet.nodes[index], &request).await);
-            if got != expected {
-                differing.push(format!("{request:?} at the {place}:\n--- {}\n+++ {}", short(&expected), short(&got)));
-            }
+    let mut compare = async |place: &str, index: usize, target: &str, (method, lines): (&str, &str)| {
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: test.example\r\n{lines}\r\n");
+        let expected = mask_boundary(&seen(&alone, &request).await);
+        let got = mask_boundary(&seen(&fleet.nodes[index], &request).await);
+        if got != expected {
+            differing.push(format!("{request:?} at the {place}:\n--- {}\n+++ {}", short(&expected), short(&got)));
         }
     };
+    let places = [("owner", 0), ("next", 1), ("last", 2)];
     for (name, reply) in &replies {
-        // Each place with a target of its own, cold at first on both sides.
-        for (place, offset) in [("owner", 0), ("next", 1), ("last", 2)] {
+        // Each place with a target of its own, cold at first on both sides; then all questions about that.
+        for (place, offset) in places {
             let target = format!("/{name}?{place}");
             origin.on(&target, reply.clone());
             let owner = fleet.owner_of(&target).await;
-            compare(place, (owner + offset) % 3, &target).await;
+            for variation in variations {
+                compare(place, (owner + offset) % 3, &target, variation).await;
+            }
+        }
+        // Each question as the first about its target, and once more.
+        for (number, variation) in variations.into_iter().enumerate() {
+            let (place, offset) = places[number % 3];
+            let target = format!("/{name}?first-{number}");
+            origin.on(&target, reply.clone());
+            let owner = fleet.owner_of(&target).await;
+            for _ in 0..2 {
+                compare(place, (owner + offset) % 3, &target, variation).await;
+            }
+            compare(place, (owner + offset) % 3, &target, ("GET", "")).await;
         }
         // And one target for all places, asked of each in turn.
         let target = format!("/{name}");
@@ -128,7 +140,9 @@ async fn one_node_an_owner_and_the_others_answer_alike() {
             seen(node, &request).await;
         }
         for index in 0..3 {
-            compare("shared target", index, &target).await;
+            for variation in variations {
+                compare("shared target", index, &target, variation).await;
+            }
         }
     }
     assert!(differing.is_empty(), "{} answers differ:\n{}", differing.len(), differing.join("\n\n"));
