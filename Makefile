@@ -4,6 +4,7 @@
 #   make test         all tests
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
+#   make instructions compares instruction counts with the recorded ones
 #   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
 #   make release      the program as it is deployed: target/release/groupcache-proxy
@@ -33,6 +34,10 @@ check: check-tools
 bench: bench-tools
 	$(CARGO) bench --locked
 
+# Fails when a count of instructions grew by more than a tenth over benches/instructions.toml.
+instructions: bench-tools
+	$(CARGO) bench --locked --bench instructions
+
 # Variables that are given become options of the script, which installs the other servers itself.
 compare: compare-tools release
 	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
@@ -49,5 +54,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools compare-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench compare conformance release \
+.PHONY: help demo test check bench instructions compare conformance release \
 	build-tools check-tools test-tools bench-tools compare-tools conformance-tools

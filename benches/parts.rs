@@ -1,5 +1,7 @@
 //! Times of the small operations, from the lane with a request to the frames between peers.
 
+#![allow(clippy::panic, clippy::disallowed_methods, reason = "it measures, and ends when something is wrong")]
+
 mod support;
 
 use std::time::Instant;

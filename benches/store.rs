@@ -3,6 +3,13 @@
 //! `cargo bench --bench store` measures these. With `--features compare-engines -- --compare` it prints the store beside
 //! foyer instead: cost of a hit, bytes of bookkeeping per entry, hit ratio on Zipf 1.0.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "it measures, and ends when something is wrong"
+)]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;

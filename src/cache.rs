@@ -155,6 +155,7 @@ pub struct Answer {
 }
 
 /// Where the bytes of an answer come from.
+#[allow(clippy::large_enum_variant, reason = "one lives per request, and a box would be an allocation on every miss")]
 pub enum Payload {
     /// A stored entry. It may be incomplete ([`crate::entry::Body::is_whole`]), but only for a request whose one range it
     /// holds: [`crate::entry::Body::slice`] gives that.
@@ -555,7 +556,11 @@ impl Cache {
                 Some(stale) if let Some(patience) = stale.if_slow => {
                     match tokio::time::timeout(patience, reader.head()).await {
                         Ok(landed) => landed,
-                        Err(_) => return miss.stale_answer(stale, "slow", None),
+                        Err(_) => {
+                            // The slow answer is still wanted: by those who come next.
+                            tokio::spawn(read_to_end(reader));
+                            return miss.stale_answer(stale, "slow", None);
+                        }
                     }
                 }
                 _ => reader.head().await,
@@ -615,14 +620,10 @@ impl Cache {
             ..request.clone()
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
-        if let Joined::Opened(mut reader, fill) = self.flights.join(&flight_key) {
+        if let Joined::Opened(reader, fill) = self.flights.join(&flight_key) {
             self.spawn_fill(group, request, Basis::Confirm(stale.clone()), fill);
             // The refresh has a reader of its own: a fill without readers would end.
-            tokio::spawn(async move {
-                if let Ok(Landed::Streaming(_)) = reader.head().await {
-                    while let Ok(Some(_)) = reader.chunk().await {}
-                }
-            });
+            tokio::spawn(read_to_end(reader));
         }
     }
 
@@ -800,6 +801,13 @@ fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, no
     match entry.freshness.verdict(&group.rules, &request.directives, now) {
         Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
         verdict => Lookup::Stale(Hit { entry, role }, verdict),
+    }
+}
+
+/// A reader for a fill that nobody waits for: without one it would end.
+async fn read_to_end(mut reader: FillReader<Landed>) {
+    if let Ok(Landed::Streaming(_)) = reader.head().await {
+        while let Ok(Some(_)) = reader.chunk().await {}
     }
 }
 

@@ -291,6 +291,13 @@ impl Filling {
         }
         let received_at = self.cache.now();
         let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
+        // A 304 that forbids storing from now on confirms nothing that others may have: the answer itself decides who gets it.
+        if self.judge(Method::Get, stale.status, &updated, asked_at, received_at).storable.is_err() {
+            if !self.speaks_for_itself() {
+                self.cache.remove_entry(&self.group, &self.request.key, stale);
+            }
+            return None;
+        }
         Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), asked_at))
     }
 
@@ -364,6 +371,7 @@ impl Filling {
                 let shelf = Shelf { role, rule, variant };
                 self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone());
             }
+            _ if self.speaks_for_itself() => {}
             _ => self.cache.remove_entry(&self.group, &self.request.key, stored),
         }
         entry
@@ -544,10 +552,15 @@ impl Filling {
     async fn stream(&self, fill: Fill<FlightKey, Landed>, received: Received) {
         let Received { fetched, head, extent, role, mut reservation } = received;
         let head = Arc::new(head);
+        let mut window = None;
         let keep = match reservation {
             Some(_) => Keep::Whole,
             // Shared by those who wait already; a window suffices for it.
-            None => Keep::Window(WINDOW_BYTES),
+            None => {
+                let (window_bytes, charge) = self.window(head.content_length);
+                window = Some(charge);
+                Keep::Window(window_bytes)
+            }
         };
         if !head.shareable {
             fill.close();
@@ -595,7 +608,9 @@ impl Filling {
                     self.group.stats.not_stored.increment("too_large");
                     reservation = None;
                     kept = Vec::new();
-                    fill.narrow(WINDOW_BYTES);
+                    let (window_bytes, charge) = self.window(None);
+                    window = Some(charge);
+                    fill.narrow(window_bytes);
                 } else {
                     kept.push(chunk.clone());
                 }
@@ -607,6 +622,7 @@ impl Filling {
                 }
             }
         }
+        drop(window);
         if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
             return fill.fail(FetchError::broken("fewer bytes than declared"));
         }
@@ -625,6 +641,21 @@ impl Filling {
         fill.finish();
     }
 
+    /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
+    /// it is the least that keeps a transfer going.
+    fn window(&self, content_length: Option<u64>) -> (usize, Charge) {
+        let whole = content_length.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX)).max(1);
+        let bytes = WINDOW_BYTES.min(whole);
+        let ledger = &self.cache.ledger;
+        match ledger.reserve(bytes.saturating_mul(2)) {
+            Some(charge) => (bytes, charge),
+            None => {
+                let least = LEAST_WINDOW_BYTES.min(whole);
+                (least, ledger.charge(least.saturating_mul(2)))
+            }
+        }
+    }
+
     /// There is a newer answer, which is not stored here: what it supersedes goes.
     fn supersede(&self, head: &Head) {
         let (Basis::Confirm(old) | Basis::Complete(old)) = &self.basis else { return };
@@ -635,7 +666,7 @@ impl Filling {
             (None, Basis::Confirm(_)) => self.request.method == Method::Get && !matches!(head.status, 206 | 416),
             (None, _) => false,
         };
-        if superseded {
+        if superseded && !self.speaks_for_itself() {
             self.cache.remove_entry(&self.group, &self.request.key, old);
         }
     }
@@ -682,6 +713,12 @@ impl Filling {
         self.cache.role_of_origin_answers(&self.request.key)
     }
 
+    /// Whether the answer may be what it is because of who asked: it says nothing of what others may have, so that no client
+    /// can push an entry out with credentials that the origin refuses.
+    fn speaks_for_itself(&self) -> bool {
+        self.request.authorization || self.request.directives.no_store
+    }
+
     /// One client's private answer must not switch collapsing off for the rest: only a request without credentials writes
     /// the memory, and never because the origin failed for a moment.
     fn may_remember_uncacheable(&self, status: u16) -> bool {
@@ -694,7 +731,9 @@ impl Filling {
     }
 
     fn remember_failure(&self, fill: &Fill<FlightKey, Landed>, error: &FetchError) {
-        if let (FetchError::Refused { status, .. }, Route::Here) = (error, fill.key().route) {
+        // What failed for one client's HEAD, range or credentials need not fail for a plain GET.
+        let plain = self.request.method == Method::Get && self.request.range.is_none() && !self.speaks_for_itself();
+        if let (FetchError::Refused { status, .. }, Route::Here, true) = (error, fill.key().route, plain) {
             let key = HashedKey::new(self.group.id, &self.request.key);
             let lifetime = self.group.rules.errors;
             self.cache.remembered.remember(key.hash(), Memory::Failed(*status), self.cache.now(), lifetime);
@@ -770,3 +809,6 @@ pub const ABANDONED_GRACE: Duration = Duration::from_secs(1);
 
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// The same when memory is short. Guess: one read of a fast origin.
+const LEAST_WINDOW_BYTES: usize = 64 * 1024;

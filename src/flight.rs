@@ -189,12 +189,13 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
     pub async fn abandoned(&self, grace: Duration) {
         loop {
             let left = self.flight.left_wake.notified();
-            if self.flight.state.lock().readers > 0 {
+            let Some(unread_since) = self.flight.state.lock().unread_since else {
                 left.await;
                 continue;
-            }
-            tokio::time::sleep(grace).await;
-            if self.flight.state.lock().readers == 0 {
+            };
+            // By the moment at which the last reader left and not by that of this call: a writer asks again for each chunk.
+            tokio::time::sleep_until(unread_since + grace).await;
+            if self.flight.state.lock().unread_since == Some(unread_since) {
                 return;
             }
         }
@@ -327,6 +328,9 @@ impl<H> Drop for FillReader<H> {
         let last = {
             let mut state = self.flight.state.lock();
             state.readers -= 1;
+            if state.readers == 0 {
+                state.unread_since = Some(tokio::time::Instant::now());
+            }
             state.readers == 0
         };
         if last {
@@ -357,6 +361,8 @@ struct State<H> {
     fastest: u64,
     window_bytes: Option<u64>,
     readers: usize,
+    /// When the last reader left; `None` while there is one.
+    unread_since: Option<tokio::time::Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -369,7 +375,9 @@ enum Phase {
 
 impl<H> Flight<H> {
     fn first_reader(self: &Arc<Self>) -> FillReader<H> {
-        self.state.lock().readers += 1;
+        let mut state = self.state.lock();
+        state.readers += 1;
+        state.unread_since = None;
         FillReader { flight: self.clone(), offset: 0 }
     }
 
@@ -383,6 +391,7 @@ impl<H> Flight<H> {
             fastest: 0,
             window_bytes: None,
             readers: 0,
+            unread_since: Some(tokio::time::Instant::now()),
         };
         Flight {
             state: Mutex::new(state),
@@ -399,6 +408,7 @@ impl<H> Flight<H> {
             return None;
         }
         state.readers += 1;
+        state.unread_since = None;
         Some(FillReader { flight: self.clone(), offset: 0 })
     }
 }
@@ -587,6 +597,25 @@ mod tests {
         drop(reader);
         fill.abandoned(grace).await;
         assert_eq!(left.elapsed(), grace);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn abandoned_counts_from_the_last_reader_however_often_it_is_asked() {
+        let flights = Flights::new(10);
+        let (reader, fill) = open(&flights, "a");
+        fill.begin(200, Keep::Window(1));
+        drop(reader);
+        let left = tokio::time::Instant::now();
+        let mut drops = 0;
+        loop {
+            tokio::select! {
+                () = fill.abandoned(Duration::from_secs(1)) => break,
+                () = tokio::time::sleep(Duration::from_millis(100)) => drops += 1,
+            }
+            fill.push(Bytes::from_static(b"x")).await;
+        }
+        assert_eq!(left.elapsed(), Duration::from_secs(1), "a dripping source ends too");
+        assert!(drops >= 9);
     }
 
     #[tokio::test]

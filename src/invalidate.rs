@@ -99,8 +99,8 @@ impl Cache {
         let fleet = self.fleet.load_full();
         if !keys.is_empty() && fleet.peers().next().is_some() {
             let telling = tokio::spawn(self.clone().tell_peers(group.clone(), fleet, keys));
-            // It ends early only with the runtime.
-            let _ = telling.await;
+            // The telling goes on if it takes longer than the client is made to wait.
+            let _ = tokio::time::timeout(CLIENT_WAIT_MAX, telling).await;
         }
         removed
     }
@@ -228,6 +228,9 @@ pub struct Deposit {
     left_bytes: u64,
     charge: Charge,
 }
+
+/// How long a client's unsafe request waits for the fleet at the most: the default deadline of a peer.
+const CLIENT_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Deposit {
     /// Takes the next bytes; says whether it still makes sense to go on.

@@ -60,8 +60,8 @@
 //!
 //! Much of this is the absence of something, which no single place in the code shows.
 //!
-//! - **No module below the edges names pingora.** Only [`edge`], [`peer`], [`origin`], the composition, the commands' client,
-//!   and one check of certificates in [`config`] do. (Test: `tests/it/tidy.rs`, as for the order of modules below.)
+//! - **No module below the edges names pingora.** Only [`edge`], [`peer`], [`origin`], [`server`], and one check of
+//!   certificates in [`config`] do. (Test: `tests/it/tidy.rs`, as for the order of modules below.)
 //! - **Nothing waits while a lock is held.** Locks cover a look and a change of fields; waking, sending and evicting come
 //!   after. (Lint: `await_holding_lock`.)
 //! - **No system clock below the edges.** Time is a parameter ([`clock::Now`]); [`clock`] is its only reader. Between
@@ -89,7 +89,7 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`invalidate`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`invalidate`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`] | the variants under one key; what is known of a response in pieces |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |

@@ -44,7 +44,12 @@ class Setting:
         self.certificate = make_certificate(folder)
         self.sizes = sorted({size for case in CASES for size in (case.size, *getattr(case, "sizes", ()))} - {0} | {100})
         self.numbers = 0
+        self.contestants = options.contestants
         self.origin = Origin(self)
+
+    def wants(self, server):
+        """Whether this kind of server was asked for."""
+        return not self.contestants or server.name in self.contestants
 
     def unused_number(self):
         """Where a run of keys that were never asked for may begin."""
@@ -72,7 +77,7 @@ def main():
         setting.origin.start()
         started.append(setting.origin)
         for kind in PEERS:
-            if not any(kind in case.contestants for case in cases) or options.contestants and kind.name not in options.contestants:
+            if not any(kind in case.contestants for case in cases) or not setting.wants(kind):
                 continue
             server = kind(setting)
             try:

@@ -114,7 +114,7 @@ class Hop(Case):
             (Ours(setting, "groupcache-proxy owner", owner=True), lambda peer: Ours(setting, "groupcache-proxy hop", [peer], "1KiB")),
             (GoGroupcache(setting, "Go owner"), lambda peer: GoGroupcache(setting, "Go groupcache hop", [peer], 0)),
         ):
-            if type(owner) not in self.contestants:
+            if type(owner) not in self.contestants or not setting.wants(owner):
                 continue
             try:
                 owner.start()
@@ -186,7 +186,7 @@ class FirstByte(Case):
                 Ours(setting, "groupcache-proxy over a hop", [owner.address()]),
                 NginxCache(setting, "nginx waiters"), HAProxy(setting, "HAProxy waiters"), Varnish(setting, "Varnish waiters"),
             ]
-            for server in candidates:
+            for server in filter(setting.wants, candidates):
                 try:
                     server.start()
                     self.started.append(server)
@@ -259,7 +259,8 @@ class Memory(Case):
         setting = shared[0].setting
         ordinary, setting.cache_bytes = setting.cache_bytes, setting.memory_bytes
         self.ordinary, self.setting = ordinary, setting
-        return [Ours(setting, "groupcache-proxy budget", memory=str(setting.memory_bytes)), Varnish(setting, "Varnish budget"), HAProxy(setting, "HAProxy budget")]
+        servers = [Ours(setting, "groupcache-proxy budget", memory=str(setting.memory_bytes)), Varnish(setting, "Varnish budget"), HAProxy(setting, "HAProxy budget")]
+        return [server for server in servers if setting.wants(server)]
 
     def prepare(self, server):
         pass
@@ -309,8 +310,9 @@ class Idle(Case):
         for kind in (Ours, NginxCache, HAProxy, Varnish):
             server = kind(setting, f"{kind.name} idle")
             try:
-                server.start()
-                self.started.append(server)
+                if setting.wants(server):
+                    server.start()
+                    self.started.append(server)
             except Missing as missing:
                 setting.say(f"{self.name}: without {server.label}: {missing}")
         return self.started
@@ -320,7 +322,8 @@ class Idle(Case):
         opened = []
         try:
             opened = load.idle_connections(server.port, server.path(f"{self.path()}1"), setting.idle_connections)
-            time.sleep(1)
+            # Servers give buffers back after a moment.
+            time.sleep(4)
             grown = server.resident_bytes() - before
         finally:
             for each in opened:
@@ -346,8 +349,9 @@ class Objects(Case):
         for kind in (Ours, NginxCache):
             server = kind(setting, f"{kind.name} objects")
             try:
-                server.start()
-                self.started.append(server)
+                if setting.wants(server):
+                    server.start()
+                    self.started.append(server)
             except Missing as missing:
                 setting.say(f"{self.name}: without {server.label}: {missing}")
         return self.started

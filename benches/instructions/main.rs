@@ -9,6 +9,13 @@
 //! A count is the difference between a long and a short run of this program, divided by the difference in operations: what
 //! the setting up costs does not matter. Counts differ a little between processors (the C library chooses its copies).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "it measures, and ends when something is wrong"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

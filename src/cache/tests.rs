@@ -5,6 +5,7 @@ mod invalidation;
 mod node;
 mod parts;
 mod same;
+mod spread;
 
 use std::sync::atomic::AtomicBool;
 
@@ -206,6 +207,8 @@ async fn read(mut reader: Following) -> Result<String, ReadError> {
 
 /// A way from one node to another that a test can cut.
 struct Link {
+    /// The asker's incarnation.
+    from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
 }
@@ -218,6 +221,30 @@ impl Source for Link {
         }
         let request = Request::from_ask(&self.to.group, ask);
         self.to.cache.get_as_owner(&self.to.group, &request).await
+    }
+}
+
+/// What a node does with peers' questions beside answering is what `server::owner` does.
+#[async_trait]
+impl crate::fleet::Peer for Link {
+    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
+        self.to.cache.invalidate_keys(self.to.group.id, std::slice::from_ref(&ask.key));
+        Ok(())
+    }
+
+    async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
+        self.to.cache.take_over(&self.to.group, ask, self.from).await
+    }
+
+    async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
+        Ok(self.to.cache.peek(&self.to.group, &Request::from_ask(&self.to.group, ask)))
+    }
+
+    fn incarnation(&self) -> Option<u64> {
+        Some(self.to.cache.incarnation())
     }
 }
 
@@ -244,8 +271,8 @@ impl TestFleet {
             let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = seen.iter().map(|&peer| {
-                let link = Link { to: nodes[peer].clone(), cut: down[peer].clone() };
-                (peer != index).then(|| Arc::new(link) as Arc<dyn Source>)
+                let link = Link { from: node.cache.incarnation(), to: nodes[peer].clone(), cut: down[peer].clone() };
+                (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
             node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
         }

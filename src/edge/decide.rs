@@ -47,6 +47,7 @@ impl ClientFacts {
 }
 
 /// What is to be done with a request.
+#[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
 pub enum Decision {
     /// A fresh answer from memory.
     Hit(Response, Arc<Site>),

@@ -2,8 +2,9 @@
 //!
 //! **Who asks, who answers.** The ring gives every key one owner. A node that misses asks the owner ([`Peer::load`]); the
 //! owner answers from memory or from the origin and never asks a third node, so a question crosses at most one hop whatever
-//! the two rings look like. A *peek* ([`Peer::peek`]) is answered from memory alone. The cache is on both ends: it asks
-//! through [`Peer`], and it answers as [`Owner`].
+//! the two rings look like. A *peek* ([`Peer::peek`]) is answered from memory alone. Beside questions a node can tell another
+//! one to *forget* a key, and *offer* an owner what it was given for the owner's key, which the owner then takes by a peek.
+//! The cache is on both ends: it asks through [`Peer`], and it answers as [`Owner`].
 //!
 //! **How they talk.** One connection (or a configured few) leads from each node to each other node, opened with the first
 //! question and kept. [`handshake`] makes strangers peers; [`protocol`] has the messages. A question goes through these

@@ -127,6 +127,16 @@ impl Owner for Script {
         let hit = self.answers.lock().contains_key(std::str::from_utf8(&ask.key).unwrap());
         Ok(hit.then(|| fetched(ReadyBody::new([Bytes::from_static(b"peeked")]))))
     }
+
+    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
+        self.asked.lock().push((ask, AskContext::default()));
+        Ok(())
+    }
+
+    async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        self.asked.lock().push((ask, context));
+        Err(FetchError::unreachable("no place"))
+    }
 }
 
 struct Pair {
@@ -268,6 +278,26 @@ async fn a_peek_finds_or_does_not() {
     pair.script.set("a", Answer::Never);
     let found = pair.peer.peek(&ask("a"), EntryId::default()).await.unwrap().unwrap();
     assert_eq!(read(found).await.unwrap(), b"peeked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_is_told_to_forget_and_offered_an_answer() {
+    let pair = pair();
+    assert_eq!(pair.peer.forget(&ask("a")).await, Ok(()));
+    assert_eq!(pair.peer.offer(&ask("b")).await, Err(FetchError::unreachable("no place")));
+    let asked = pair.script.asked.lock();
+    let asked: Vec<_> = asked.iter().map(|(ask, context)| (&ask.key[..], context.asker)).collect();
+    assert_eq!(asked, [(&b"a"[..], 0), (b"b", 1)]);
+}
+
+/// Who sends an unsafe request waits for this.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_cannot_be_told_to_forget_is_not_waited_for() {
+    let pair = pair();
+    pair.link.cut();
+    let started = tokio::time::Instant::now();
+    assert!(matches!(pair.peer.forget(&ask("a")).await, Err(FetchError::Unreachable(_))));
+    assert!(started.elapsed() <= Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,7 @@ impl ForwardPolicy {
     pub fn forwards(&self, name: &str) -> bool {
         match &self.headers {
             RequestHeaders::Safe => false,
-            RequestHeaders::All => true,
+            RequestHeaders::All => !ABOUT_THE_CLIENT.iter().any(|about| about.eq_ignore_ascii_case(name)),
             RequestHeaders::Named(names) => names.iter().any(|named| named.eq_ignore_ascii_case(name)),
         }
     }
@@ -235,6 +235,11 @@ const NEVER_FORWARDED: [&str; 21] = [
     "upgrade",
 ];
 
+/// What names the client or the site. It is no part of the key, so with `all` one client could choose it for everybody; only
+/// who names such a field gets it.
+const ABOUT_THE_CLIENT: [&str; 5] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+
 /// Fields of an origin that are for caches and stay inside, and those that the writer sets itself; they are left out when
 /// an entry or a head is made.
 pub fn stays_inside(name: &str) -> bool {
@@ -261,6 +266,22 @@ mod tests {
     fn folded(name: &str, lines: &[&str]) -> Option<String> {
         let client = Fields::from_pairs(lines.iter().map(|line| (name, line))).unwrap();
         folding().fold(&client).get_str(name).map(str::to_owned)
+    }
+
+    #[test]
+    fn what_names_the_client_or_the_site_stays_here() {
+        let client = Fields::from_pairs([
+            ("X-Forwarded-Host", "evil.example"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("Forwarded", "host=evil.example"),
+            ("X-Real-IP", "192.0.2.1"),
+            ("X-Kept", "1"),
+        ])
+        .unwrap();
+        let policy = ForwardPolicy { headers: RequestHeaders::All, ..ForwardPolicy::default() };
+        let forwarded = policy.forwarded(&client, Credentials::default());
+        assert_eq!(forwarded.as_bytes().as_ref(), b"X-Kept: 1\r\n");
     }
 
     #[test]
@@ -360,7 +381,7 @@ mod tests {
         assert_eq!(show(RequestHeaders::Safe, true, true), format!("{safe}|Authorization=Bearer x|Cookie=a=b"));
         assert_eq!(
             show(RequestHeaders::All, false, false),
-            "Accept=image/webp, text/html|accept-encoding=gzip|Accept-Language=de|User-Agent=x|X-Forwarded-For=1.2.3.4"
+            "Accept=image/webp, text/html|accept-encoding=gzip|Accept-Language=de|User-Agent=x"
         );
         assert_eq!(
             show(named(&["user-agent", "x-hop", "cookie", "host", "range"]), false, false),

@@ -345,3 +345,85 @@ async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_304_that_forbids_storing_confirms_nothing_for_others() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    origin.on("/a", Script::status(200, &[FRESH, ("ETag", "\"1\"")], "old"));
+    let node = Arc::new(Node::new(&origin));
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    let forbids = &[("Cache-Control", "no-store"), ("ETag", "\"1\"")];
+    origin.on("/a", Script::new().hold(&gate).then_head(304, forbids, Some(0)));
+    let asking = tokio::spawn({
+        let node = node.clone();
+        async move { node.ask("a").await }
+    });
+    origin.arrived("/a", 2).await;
+    origin.on("/a", Script::status(200, forbids, "mine"));
+    gate.open();
+    assert_eq!(asking.await.unwrap(), "miss 200 mine", "asked again without conditions");
+    assert_eq!(node.cache.store.totals().items, 0);
+}
+
+#[tokio::test]
+async fn credentials_that_are_refused_push_nothing_out() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH, ("ETag", "\"1\"")], "old"));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(401, &[], "no"));
+    assert_eq!(node.ask_with(&get("a", &[("Authorization", "Basic bogus")])).await, "miss 401 no");
+    origin.on("/a", Script::status(304, &[FRESH, ("ETag", "\"1\"")], ""));
+    assert_eq!(node.ask("a").await, "revalidated 200 old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_came_too_slowly_is_there_for_the_next() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    origin.on("/a", Script::status(200, &[FRESH], "old"));
+    let slow = Duration::from_millis(300);
+    let rules = crate::freshness::Rules { jitter_percent: 0.0, stale_if_slow: slow, ..Default::default() };
+    let node = Node::with(&origin, rules, 1);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::new().hold(&gate).then_head(200, &[FRESH], Some(3)).chunk("new"));
+    assert_eq!(node.ask("a").await, "stale 200 old");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gate.open();
+    while node.cache.flights.count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.ask("a").await, "hit 200 new");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
+#[tokio::test]
+async fn a_failing_head_says_nothing_of_get() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::fails(FetchError::refused(504, "slow")));
+    let node = Node::new(&origin);
+    assert_eq!(node.ask_with(&Request { method: Method::Head, ..get("a", &[]) }).await, "error 504");
+    origin.on("/a", Script::status(200, &[FRESH], "body"));
+    assert_eq!(node.ask("a").await, "miss 200 body");
+}
+
+#[tokio::test]
+async fn a_body_that_streams_through_counts_while_it_does() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    let private = &[("Cache-Control", "private")];
+    origin.on("/a", Script::head(200, private, Some(5 << 20)).chunk(vec![b'x'; 1 << 20]).hold(&gate).breaks());
+    let node = Node::new(&origin);
+    let before = node.cache.ledger.used();
+    let answer = node.get("a").await;
+    assert!(node.cache.ledger.used() >= before + (1 << 20), "its window is charged");
+    drop(answer);
+    gate.open();
+    let freed = async {
+        while node.cache.ledger.used() != before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the charge ends with the transfer");
+}
