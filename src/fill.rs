@@ -520,6 +520,10 @@ impl Filling {
         if let Err(reason) = storable {
             self.group.stats.not_stored.increment(reason);
         }
+        if self.group.stats.hint_is_due(storable.is_ok()) {
+            let (group, reason) = (&self.group.name, storable.err().unwrap_or_default());
+            tracing::warn!(%group, reason, set = key_to_set(reason), "none of the first hundred answers could be stored");
+        }
         head.stored = reservation.is_some();
         let extent = storable.unwrap_or(Extent::Whole);
         Received { fetched, role: role.filter(|_| head.stored), head, extent, reservation }
@@ -802,6 +806,20 @@ impl Cache {
 /// Whether `stored` came of a fill of the same node that got its answer later.
 fn is_later(stored: &Entry, entry: &Entry) -> bool {
     stored.id.incarnation == entry.id.incarnation && stored.id.fill > entry.id.fill
+}
+
+/// The configuration key that decides about the reason for which answers are not stored.
+fn key_to_set(reason: &str) -> &'static str {
+    match reason {
+        "no_freshness_nor_validator" | "status" => "freshness.default",
+        "set_cookie" => "set_cookie",
+        "vary_any" => "freshness.ignore: [vary]",
+        "no_store" | "private" | "must_understand" => "freshness.ignore: [cache-control]",
+        "too_large" => "max_object",
+        "memory" => "memory",
+        "cache_off" => "cache",
+        _ => "none: see not_stored in the statistics",
+    }
 }
 
 /// How long a fill goes on when nobody reads it.

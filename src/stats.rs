@@ -166,11 +166,24 @@ pub struct GroupStats {
     pub miss_reasons: Tally,
     /// Why a response was not stored.
     pub not_stored: Tally,
+    /// Answers that could not be stored before the first that could; stops counting then.
+    #[serde(skip)]
+    unstored_at_first: AtomicU64,
     #[serde(skip)]
     last_minute: Mutex<VecDeque<(u64, u64)>>,
 }
 
 impl GroupStats {
+    /// Notes whether an answer could be stored. True once: when none of the first hundred could.
+    pub fn hint_is_due(&self, storable: bool) -> bool {
+        if storable {
+            // Far beyond the hundredth: the hint never comes.
+            self.unstored_at_first.store(u64::MAX / 2, Ordering::Relaxed);
+            return false;
+        }
+        self.unstored_at_first.fetch_add(1, Ordering::Relaxed) == 99
+    }
+
     /// Takes a sample of hits and requests; to be called once a second.
     pub fn sample(&self) {
         let mut samples = self.last_minute.lock();
@@ -203,6 +216,14 @@ pub struct NodeStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hint_comes_once_and_only_when_nothing_could_be_stored() {
+        let (never, soon) = (GroupStats::default(), GroupStats::default());
+        assert_eq!((0..300).filter(|_| never.hint_is_due(false)).count(), 1);
+        assert!(!soon.hint_is_due(false) && !soon.hint_is_due(true));
+        assert_eq!((0..300).filter(|_| soon.hint_is_due(false)).count(), 0);
+    }
 
     #[test]
     fn the_last_minute_forgets_what_is_older() {
