@@ -1,9 +1,12 @@
 //! Every counter, what it counts, and how they add up.
 //!
 //! The names of the Go library keep its meanings. After any run, when nothing is in flight:
-//! `gets = client cache requests + server_requests`, `cache_hits = main.hits + hot.hits`,
-//! `loads = loads_deduped + loads_collapsed`, and
+//! `gets = client requests that the cache was asked for + server_requests`, `cache_hits <= main.hits + hot.hits` (memory also
+//! counts what it found stale), `loads = loads_deduped + loads_collapsed`, and
 //! `client.requests = client.hit + client.stale + client.revalidated + client.miss + client.pass + client.error`.
+//!
+//! A node that loads in a dead owner's stead counts the load twice: for the flight that asked the peers, and for the one that
+//! loads here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
