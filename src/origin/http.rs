@@ -205,8 +205,13 @@ impl Inner {
             let Some(index) = choose(&self.upstreams, self.settings.balance, turn, &tried) else { break };
             tried.push(index);
             let upstream = &self.upstreams[index];
+            if !upstream.admits() {
+                outcome = Err(FetchError::unreachable("the origin failed several times in a row"));
+                continue;
+            }
             upstream.count_request();
             outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask).await;
+            upstream.answered(outcome.is_ok());
             if outcome.is_err() {
                 upstream.count_error();
             }
