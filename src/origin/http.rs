@@ -211,7 +211,12 @@ impl Inner {
             }
             upstream.count_request();
             outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask).await;
-            upstream.answered(outcome.is_ok());
+            match &outcome {
+                Ok(_) => upstream.answered(true),
+                Err(FetchError::Unreachable(_) | FetchError::Refused { status: 504, .. }) => upstream.answered(false),
+                // A malformed answer is one: else one bad page, asked for again and again, would close the way to all.
+                Err(_) => {}
+            }
             if outcome.is_err() {
                 upstream.count_error();
             }

@@ -261,6 +261,7 @@ impl Upstream {
         let was_down = self.probed_down.swap(!up, Ordering::Relaxed);
         if up {
             *self.failing_until.lock() = None;
+            self.answered(true);
         }
         match (was_down, up) {
             (true, true) => tracing::info!(origin = %self.url, "origin is up again"),
@@ -390,6 +391,32 @@ mod tests {
         assert!(matches!(upstream.peers().await, Err(FetchError::Unreachable(_))));
         assert_eq!(addresses(&upstream).await, "127.0.0.1:1");
         assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_in_a_row_is_tried_once_in_a_while() {
+        let server = upstream("http://127.0.0.1:1", system_lookup());
+        for _ in 0..2 {
+            for _ in 1..FAILURES_IN_A_ROW {
+                server.answered(false);
+                assert!(server.admits() && server.state() == UpstreamState::Up);
+            }
+            server.answered(true);
+        }
+        for _ in 0..FAILURES_IN_A_ROW {
+            server.answered(false);
+        }
+        for _ in 0..3 {
+            assert_eq!(server.state(), UpstreamState::Broken);
+            assert!(!server.admits());
+            tokio::time::advance(TRIAL_INTERVAL).await;
+            assert!(server.admits(), "a trial");
+            assert!(!server.admits(), "one");
+            server.answered(false);
+        }
+        server.answered(true);
+        assert!(server.admits() && server.admits());
+        assert_eq!(server.state(), UpstreamState::Up);
     }
 
     #[tokio::test(start_paused = true)]
