@@ -401,7 +401,9 @@ impl Answering {
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
                 QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
-                QuestionKind::HoldPermit => owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some),
+                QuestionKind::HoldPermit => {
+                    owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)
+                }
             }
         });
         if let Poll::Ready(head) = poll_fn(|task| Poll::Ready(head.as_mut().poll(task))).await {

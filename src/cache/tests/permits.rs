@@ -83,7 +83,10 @@ async fn who_finds_the_queue_full_or_waits_too_long_gets_503_and_stale_is_better
     assert_eq!(node.ask("old").await, "stale 200 old", "waited in vain");
     crowd.gates[0].open();
     assert_eq!(crowd.requests.join_next().await.unwrap().unwrap().1, "miss 200 head");
-    assert_eq!(node.cache.permits.state("test", limit(1, 1)), GateState { limit: 1, refused: 2, ..GateState::default() });
+    assert_eq!(
+        node.cache.permits.state("test", limit(1, 1)),
+        GateState { limit: 1, refused: 2, ..GateState::default() }
+    );
 }
 
 #[tokio::test(start_paused = true)]

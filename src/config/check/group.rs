@@ -7,7 +7,8 @@ use super::super::section::{Checker, Section};
 use super::super::units::{self, Amount, Expected, duration, duration_above_zero};
 use super::super::values::{
     Cookies, Freshness, Group, GroupSource, HeaderEdit, HeaderEdits, HostPattern, IgnoredHeaders, Matching,
-    NamePattern, OriginHost, OriginTimeouts, Pass, Query, Queue, RequestDirectives, RequestHeaders, SetCookie, Variants,
+    NamePattern, OriginHost, OriginTimeouts, Pass, Query, Queue, RequestDirectives, RequestHeaders, SetCookie,
+    Variants,
 };
 use super::super::yaml::{Entry, Node, Value};
 use super::{origin, text};
