@@ -51,7 +51,7 @@ impl Crowd {
 async fn one_node_lets_so_many_in_and_the_others_in_their_order() {
     let origin = Scripted::new();
     let node = limited_node(&origin, limit(2, 10));
-    let mut crowd = Crowd::new(&origin, &[node.clone()], 5).await;
+    let mut crowd = Crowd::new(&origin, std::slice::from_ref(&node), 5).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(crowd.arrived(), [0, 1], "a permit is kept until the body has ended");
     let state = || node.cache.permits.state("test", limit(2, 10));
@@ -76,7 +76,7 @@ async fn who_finds_the_queue_full_or_waits_too_long_gets_503_and_stale_is_better
     origin.on("/old", Script::status(200, &[("Cache-Control", "max-age=1, stale-if-error=600")], "old"));
     assert_eq!(node.ask("old").await, "miss 200 old");
     node.clock.advance(Duration::from_secs(5));
-    let mut crowd = Crowd::new(&origin, &[node.clone()], 3).await;
+    let mut crowd = Crowd::new(&origin, std::slice::from_ref(&node), 3).await;
     assert_eq!(crowd.requests.join_next().await.unwrap().unwrap(), (2, "error 503".to_owned()), "one may wait");
     assert_eq!(node.ask("old").await, "stale 200 old", "no place in the queue");
     assert_eq!(crowd.requests.join_next().await.unwrap().unwrap(), (1, "error 503".to_owned()), "after ten seconds");
@@ -93,7 +93,7 @@ async fn who_finds_the_queue_full_or_waits_too_long_gets_503_and_stale_is_better
 async fn a_client_that_leaves_the_queue_leaves_its_place() {
     let origin = Scripted::new();
     let node = limited_node(&origin, limit(1, 10));
-    let mut crowd = Crowd::new(&origin, &[node.clone()], 1).await;
+    let mut crowd = Crowd::new(&origin, std::slice::from_ref(&node), 1).await;
     let (_, permits) = (crowd.arrived(), node.cache.permits.clone());
     let waiting = tokio::spawn({
         let (cache, group) = (node.cache.clone(), node.group.clone());
