@@ -14,6 +14,7 @@ mod directory;
 mod equal;
 mod failures;
 mod fleet;
+mod fuzz_corpus;
 mod go;
 mod limits;
 mod listeners;
