@@ -7,6 +7,7 @@
 use async_trait::async_trait;
 
 use crate::fleet;
+use crate::fleet::Health;
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -106,5 +107,13 @@ impl fleet::Peer for PeerLink {
 
     fn incarnation(&self) -> Option<u64> {
         self.status().incarnation
+    }
+
+    fn health(&self) -> Health {
+        match self.go_peer() {
+            // Nothing but questions tells whether it is there.
+            Some(_) => Health::Up,
+            None => self.native.health(),
+        }
     }
 }
