@@ -363,6 +363,11 @@ impl Cache {
         self.warmth.replaced(before, &fleet, self.now());
     }
 
+    /// Whether this node is the key's owner by its present view of the ring.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        self.fleet.load().owns(key)
+    }
+
     /// Reads the clock once for a request.
     pub fn now(&self) -> Now {
         self.clock.now()

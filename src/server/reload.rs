@@ -34,6 +34,8 @@ pub struct Reloader {
     pub clock: Arc<dyn Clock>,
     /// The runtime in which the node serves, as soon as it does: what a reload starts has to run there.
     pub runtime: OnceLock<Handle>,
+    /// Held while members or a configuration are built and applied: what is built rests on what is in effect.
+    pub applying: tokio::sync::Mutex<()>,
 }
 
 /// What a reload did.
@@ -48,29 +50,8 @@ pub struct Applied {
 #[async_trait]
 impl Supervise for Reloader {
     async fn reload(&self) {
-        let Some(path) = &self.path else {
-            return tracing::warn!("nothing to read again: this node was started without a configuration file");
-        };
-        match self.try_reload(path).await {
-            Ok(applied) => {
-                *self.node.last_error.lock() = None;
-                let needs_restart = applied.needs_restart.join(", ");
-                if !needs_restart.is_empty() {
-                    tracing::warn!(keys = %needs_restart, "these keys changed and need a restart");
-                }
-                for group in applied.cleared {
-                    tracing::info!(%group, "entries dropped: the group answers from something else now");
-                }
-                tracing::info!(file = %path.display(), "configuration read again");
-            }
-            Err(lines) => {
-                for line in lines.lines() {
-                    tracing::error!("{line}");
-                }
-                tracing::error!(file = %path.display(), "the old configuration stays in effect");
-                *self.node.last_error.lock() = Some(lines);
-            }
-        }
+        // What went wrong was logged.
+        let _ = self.read_again().await;
     }
 
     fn begin_shutdown(&self) -> ShutdownTimes {
@@ -82,6 +63,41 @@ impl Supervise for Reloader {
 }
 
 impl Reloader {
+    /// Reads the file again and applies it, and logs what came of it.
+    ///
+    /// # Errors
+    /// The lines of `check`; the old configuration stays in effect.
+    pub async fn read_again(&self) -> Result<Applied, String> {
+        let Some(path) = &self.path else {
+            let lines = "nothing to read again: this node was started without a configuration file";
+            tracing::warn!("{lines}");
+            return Err(lines.to_owned());
+        };
+        let _applying = self.applying.lock().await;
+        match self.try_reload(path).await {
+            Ok(applied) => {
+                *self.node.last_error.lock() = None;
+                let needs_restart = applied.needs_restart.join(", ");
+                if !needs_restart.is_empty() {
+                    tracing::warn!(keys = %needs_restart, "these keys changed and need a restart");
+                }
+                for group in &applied.cleared {
+                    tracing::info!(%group, "entries dropped: the group answers from something else now");
+                }
+                tracing::info!(file = %path.display(), "configuration read again");
+                Ok(applied)
+            }
+            Err(lines) => {
+                for line in lines.lines() {
+                    tracing::error!("{line}");
+                }
+                tracing::error!(file = %path.display(), "the old configuration stays in effect");
+                *self.node.last_error.lock() = Some(lines.clone());
+                Err(lines)
+            }
+        }
+    }
+
     /// Everything is built before anything is replaced.
     async fn try_reload(&self, path: &Path) -> Result<Applied, String> {
         let Some(runtime) = self.runtime.get() else { return Err("the node is still starting".to_owned()) };
