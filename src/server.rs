@@ -13,6 +13,7 @@
 pub mod groups;
 pub mod listeners;
 pub mod members;
+pub mod membership;
 pub mod node;
 pub mod pass;
 pub mod reload;
@@ -204,6 +205,7 @@ impl Parts {
             listening,
             started,
             reloader: OnceLock::new(),
+            membership: Arc::default(),
         });
         let edge = Arc::new(Edge {
             cache,
@@ -268,7 +270,9 @@ impl Serving {
         let node = reloader.node.clone();
         node.groups.load().watch_origins();
         node.members.load().connect();
+        node.membership.follow(node.current.load().config.fleet.as_ref(), reloader);
         tokio::spawn(hand_over_when_wanted(node.clone()));
+        tokio::spawn(members::watch_rings(node.clone()));
         tokio::spawn(async move {
             let mut seconds = tokio::time::interval(Duration::from_secs(1));
             loop {
@@ -302,7 +306,11 @@ impl ServiceTrait for Serving {
         let _ = self.parts.reloader.runtime.set(Handle::current());
         self.start_tasks();
         let lifecycle = &self.parts.reloader.node.lifecycle;
-        lifecycle.started();
+        let node = self.parts.reloader.node.clone();
+        tokio::spawn(async move {
+            node.membership.settled().await;
+            node.lifecycle.started();
+        });
         service.start_service(Some(sockets), lifecycle.stop_watch(), listeners_per_fd).await;
     }
 

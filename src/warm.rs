@@ -111,8 +111,7 @@ impl Cache {
 
     /// The peer in its life `incarnation`, of the present fleet or the one before.
     pub(crate) fn peer_in_life(&self, incarnation: u64) -> Option<Arc<dyn Peer>> {
-        let in_fleet =
-            |fleet: &Fleet| fleet.peers().find(|peer| peer.incarnation() == Some(incarnation)).cloned();
+        let in_fleet = |fleet: &Fleet| fleet.peers().find(|peer| peer.incarnation() == Some(incarnation)).cloned();
         in_fleet(&self.fleet.load()).or_else(|| in_fleet(&*self.warmth.previous(self.now())?))
     }
 

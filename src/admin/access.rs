@@ -119,7 +119,10 @@ pub fn may_act(admin: &Admin, caller: &Caller<'_>, host: &[u8]) -> Result<(), De
         return Ok(());
     }
     let json = caller.fields.get("content-type").is_some_and(|value| {
-        value.split(|&byte| byte == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+        value
+            .split(|&byte| byte == b';')
+            .next()
+            .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
     });
     if caller.is_trusted_loopback() && json && is_loopback_host(host) && !caller.fields.contains("origin") {
         return Ok(());

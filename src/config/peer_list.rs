@@ -21,8 +21,9 @@ pub fn parse_peer_list(text: &str) -> Result<Vec<FleetPeer>, Vec<(Position, Stri
             let bytes = word.as_ptr() as usize - line.as_ptr() as usize;
             line.get(..bytes).map_or(1, |before| before.chars().count() + 1)
         };
-        let mut wrong =
-            |word: &str, message: String| problems.push((Position { line: index + 1, column: column_of(word) }, message));
+        let mut wrong = |word: &str, message: String| {
+            problems.push((Position { line: index + 1, column: column_of(word) }, message))
+        };
         let weight = match words.next() {
             None => Some(1),
             Some(word) => {
@@ -51,7 +52,8 @@ pub fn parse_peer_list(text: &str) -> Result<Vec<FleetPeer>, Vec<(Position, Stri
         }
     }
     if peers.is_empty() && problems.is_empty() {
-        problems.push((Position::START, "found no peer, expected at least one URL such as http://10.0.0.4:8082".into()));
+        problems
+            .push((Position::START, "found no peer, expected at least one URL such as http://10.0.0.4:8082".into()));
     }
     if problems.is_empty() { Ok(peers) } else { Err(problems) }
 }

@@ -78,6 +78,8 @@ pub struct Gossip {
     packets: Vec<(SocketAddr, Vec<u8>)>,
     known: BTreeMap<String, Known>,
     told: Option<Vec<Member>>,
+    /// When the list was last looked at: who is watched joins it later.
+    told_at: Duration,
     counts: Counts,
 }
 
@@ -107,6 +109,7 @@ impl Gossip {
             packets: Vec::new(),
             known: BTreeMap::new(),
             told: None,
+            told_at: Duration::ZERO,
             counts: Counts::default(),
         }
     }
@@ -165,9 +168,8 @@ impl Gossip {
 
     /// When [`Gossip::take_time`] is to be called next.
     pub fn next_time(&self) -> Option<Duration> {
-        let watched = self.known.values().filter(|known| !known.lives.is_empty()).map(|known| known.from);
-        let told = self.told_until();
-        let returns = watched.filter(|from| *from > told).min();
+        let watched = self.known.values().filter(|known| !known.lives.is_empty() && known.from > self.told_at);
+        let returns = watched.map(|known| known.from).min();
         self.timers.peek().map(|Reverse(next)| next.at).into_iter().chain(returns).min()
     }
 
@@ -185,6 +187,7 @@ impl Gossip {
 
     /// All members of now, this node included, sorted by URL; `None` while they are those that were told last.
     pub fn take_members(&mut self, now: Duration) -> Option<Vec<Member>> {
+        self.told_at = now;
         let counts = |known: &Known| !known.lives.is_empty() && known.from <= now;
         let mut members: Vec<Member> = (self.known.iter())
             .filter(|(url, known)| counts(known) && **url != self.own.url)
@@ -268,12 +271,6 @@ impl Gossip {
     fn make_room(&mut self, now: Duration) {
         let full = self.known.len() >= MEMBERS_MAX;
         self.known.retain(|_, known| !known.lives.is_empty() || (!full && !known.damping.is_forgiven(now)));
-    }
-
-    /// Until when the list that was told last holds of itself: members that are watched join it later.
-    fn told_until(&self) -> Duration {
-        let told = self.told.iter().flatten();
-        told.filter_map(|member| Some(self.known.get(&member.url)?.from)).max().unwrap_or_default()
     }
 }
 

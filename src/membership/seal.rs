@@ -96,7 +96,11 @@ struct Life {
 enum Standing {
     Believed,
     /// It was sent this number, then; what it said meanwhile waits.
-    Challenged { number: [u8; NUMBER_BYTES], at: Duration, waiting: Vec<Vec<u8>> },
+    Challenged {
+        number: [u8; NUMBER_BYTES],
+        at: Duration,
+        waiting: Vec<Vec<u8>>,
+    },
 }
 
 impl Seal {

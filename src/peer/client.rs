@@ -154,7 +154,9 @@ impl NativePeer {
                 LineState::Up(exchange) if exchange.is_draining() => return Health::Draining,
                 LineState::Up(_) | LineState::Idle | LineState::Connecting => health = Health::Up,
                 // Never yet reached: it may be starting.
-                LineState::Down { refused: false, .. } if !shared.reached.load(Ordering::Relaxed) => health = Health::Up,
+                LineState::Down { refused: false, .. } if !shared.reached.load(Ordering::Relaxed) => {
+                    health = Health::Up
+                }
                 LineState::Down { .. } => {}
             }
         }
@@ -320,7 +322,10 @@ impl Shared {
                     let mut held = pin!(tokio::time::sleep(hold));
                     let mut holding = !hold.is_zero();
                     if holding {
-                        self.set(index, LineState::Down { reason: "back, and watched for a while".into(), refused: false });
+                        self.set(
+                            index,
+                            LineState::Down { reason: "back, and watched for a while".into(), refused: false },
+                        );
                     } else {
                         self.set(index, LineState::Up(exchange.clone()));
                     }

@@ -355,9 +355,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
         }),
         Message::Ping(number) => Kind::Ping(wire::Ping { number: *number }),
         Message::Pong(number) => Kind::Pong(wire::Pong { number: *number }),
-        Message::Status { draining, ring_id } => {
-            Kind::Status(wire::Status { draining: *draining, ring_id: *ring_id })
-        }
+        Message::Status { draining, ring_id } => Kind::Status(wire::Status { draining: *draining, ring_id: *ring_id }),
         Message::Goodbye { reason, text } => Kind::Goodbye(wire::Goodbye {
             reason: match reason {
                 GoodbyeReason::Other => wire::goodbye::Reason::Unspecified,

@@ -15,6 +15,7 @@ use crate::peer::LocalNode;
 use crate::peer::server::PeerServer;
 use crate::server::groups::Groups;
 use crate::server::members::Members;
+use crate::server::membership::Membership;
 use crate::server::reload::Reloader;
 use crate::server::shutdown::Lifecycle;
 use crate::stats::NodeStats;
@@ -43,6 +44,8 @@ pub struct Node {
     pub listening: Vec<Listening>,
     /// When it started.
     pub started: Now,
+    /// The search for members of the fleet.
+    pub membership: Arc<Membership>,
     /// Who can read the configuration again, as soon as all parts are there.
     pub reloader: OnceLock<Weak<Reloader>>,
 }

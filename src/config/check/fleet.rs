@@ -26,7 +26,7 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
     let address_node = section.take("address");
     let address = address_node.and_then(|node| checker.read(node, text::listen_address));
     let self_node = section.take("self");
-    let self_peer = self_node.and_then(|node| checker.read(node, self_peer)).unwrap_or(SelfPeer::Auto);
+    let mut self_peer = self_node.and_then(|node| checker.read(node, self_peer)).unwrap_or(SelfPeer::Auto);
     let ring_node = section.take("ring");
     let ring = ring_node.and_then(|node| checker.read(node, text::word(RINGS))).unwrap_or(Ring::Balanced);
     let peers_position = section.position_of("peers");
@@ -46,8 +46,8 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
     let go = go(checker, &mut section, ring);
 
     // Who finds its peers while it runs cannot know where they are.
-    let all_loopback = peers.iter().all(|peer| peer.address.is_loopback())
-        && matches!(source, PeerSource::List | PeerSource::File(_));
+    let all_loopback =
+        peers.iter().all(|peer| peer.address.is_loopback()) && matches!(source, PeerSource::List | PeerSource::File(_));
     if secrets.as_ref().is_some_and(Vec::is_empty) && !all_loopback {
         let position = secret_node.map_or(section.position, |node| node.position);
         let message = "missing or empty, expected a secret of 16 bytes or more: not every peer is loopback";
@@ -60,7 +60,9 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         checker.problem(position, &section.path_of("address"), message);
     }
     let looked_up = match &source {
-        PeerSource::Dns { url, .. } if url.https => Some(FleetPeer { url: url.to_string(), address: url.clone(), weight: 1 }),
+        PeerSource::Dns { url, .. } if url.https => {
+            Some(FleetPeer { url: url.to_string(), address: url.clone(), weight: 1 })
+        }
         _ => None,
     };
     let https = peers.iter().chain(&looked_up).find(|peer| peer.address.https);
@@ -81,15 +83,23 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         checker.warn(node.position, &node.path, "is not among the peers, byte for byte: this node will own nothing");
     }
     if let PeerSource::Gossip { .. } = &source {
-        let told = matches!(self_peer, SelfPeer::Url(_)) || address.is_some_and(|address| !address.ip().is_unspecified());
-        if !told {
+        // Others hear the URL from this node itself: it has to know it.
+        if let (SelfPeer::Auto, Some(address)) = (&self_peer, address.filter(|address| !address.ip().is_unspecified()))
+        {
+            self_peer = SelfPeer::Url(format!("http{}://{address}", if tls.is_some() { "s" } else { "" }));
+        }
+        if self_peer == SelfPeer::Auto {
             let position = self_node.or(address_node).map_or(section.position, |node| node.position);
             let message = "expected the URL of this node, such as http://10.0.0.4:8082: others hear it by gossip";
             checker.problem(position, &section.path_of("self"), message);
         }
         if ring.is_go() {
             let position = peers_position.unwrap_or(section.position);
-            checker.problem(position, &section.path_of("peers"), "found gossip, which Go nodes do not speak, expected a list");
+            checker.problem(
+                position,
+                &section.path_of("peers"),
+                "found gossip, which Go nodes do not speak, expected a list",
+            );
         }
     }
     section.finish(checker);
@@ -167,7 +177,11 @@ fn found(checker: &mut Checker<'_>, node: &Node, expected: &str) -> (Vec<FleetPe
         source = name.map(|name| PeerSource::Srv { name, lookup });
     }
     if let Some(node) = gossip {
-        let seeds = checker.one_or_list(node, "a list of hosts and ports, such as [10.0.0.5:7946]", text::host_and_port_required);
+        let seeds = checker.one_or_list(
+            node,
+            "a list of hosts and ports, such as [10.0.0.5:7946]",
+            text::host_and_port_required,
+        );
         let address = checker.leaf(&mut section, "address", GOSSIP_ADDRESS, text::listen_address);
         source = Some(PeerSource::Gossip { seeds: seeds.into_iter().map(|(_, seed)| seed).collect(), address });
     }

@@ -233,9 +233,8 @@ pub(in super::super) fn peer_url(text: &str) -> Result<Url, Expected> {
 
 /// A name or address with a port.
 pub(super) fn host_and_port_required(text: &str) -> Result<String, Expected> {
-    let fine = host_and_port(text).is_some_and(|(name, port)| {
-        host(name).is_some() && port.flatten().is_some_and(|port| port != 0)
-    });
+    let fine = host_and_port(text)
+        .is_some_and(|(name, port)| host(name).is_some() && port.flatten().is_some_and(|port| port != 0));
     if fine { Ok(text.to_ascii_lowercase()) } else { Err("a host and a port, such as 10.0.0.5:7946".into()) }
 }
 
