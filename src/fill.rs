@@ -112,7 +112,7 @@ impl Filling {
                     if self.request.method == Method::Head {
                         self.update_by_head(&fill, &fetched, asked_at);
                     }
-                    let received = self.receive(fetched, asked_at);
+                    let received = self.receive(fetched, asked_at, fill.key().route);
                     return self.stream(fill, received).await;
                 }
                 Ok((Brought::Confirmed(entry), _)) => {
@@ -146,6 +146,9 @@ impl Filling {
     /// Asks until somebody answers. The time is that at which the answering question was sent.
     async fn load(&self, route: Route) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
+            if let Some(peeked) = self.peek_at_previous_holder().await {
+                return Ok(peeked);
+            }
             return self.load_from_origin().await;
         }
         let stats = &self.group.stats;
@@ -237,7 +240,7 @@ impl Filling {
     }
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
-    fn ask_peer(&self) -> Result<Ask, FetchError> {
+    pub(crate) fn ask_peer(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
         if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
@@ -387,11 +390,22 @@ impl Filling {
         self.stream(fill, received).await;
     }
 
+    /// Whether there is nothing yet of what the fill is to bring.
+    pub(crate) fn has_nothing(&self) -> bool {
+        matches!(self.basis, Basis::Nothing)
+    }
+
     /// Everything that follows from the head.
-    fn receive(&self, fetched: Fetched, asked_at: Now) -> Received {
-        match fetched.hop.clone() {
-            Some(hop) => self.receive_from_peer(fetched, hop, asked_at),
-            None => self.receive_from_origin(fetched, asked_at),
+    fn receive(&self, fetched: Fetched, asked_at: Now, route: Route) -> Received {
+        match (fetched.hop.clone(), route) {
+            (Some(hop), Route::Fleet) => self.receive_from_peer(fetched, hop, asked_at),
+            // Peeked at the previous holder: it takes the place of the origin's answer.
+            (Some(hop), Route::Here) => {
+                let role = self.role_of_origin_answers();
+                let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
+                self.receive_copy(fetched, hop, asked_at, copied, Some(role))
+            }
+            (None, _) => self.receive_from_origin(fetched, asked_at),
         }
     }
 

@@ -251,6 +251,9 @@ impl crate::fleet::Peer for Link {
     }
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
         Ok(self.to.cache.peek(&self.to.group, &Request::from_ask(&self.to.group, ask)))
     }
 

@@ -40,7 +40,7 @@ pub enum Message {
     Identity(Identity),
     Ping(u64),
     Pong(u64),
-    Status { draining: bool },
+    Status { draining: bool, ring_id: u64 },
     Goodbye { reason: GoodbyeReason, text: Cow<'static, str> },
     Ask(Box<Question>),
     Accepted,
@@ -359,7 +359,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
         }),
         Message::Ping(number) => Kind::Ping(wire::Ping { number: *number }),
         Message::Pong(number) => Kind::Pong(wire::Pong { number: *number }),
-        Message::Status { draining } => Kind::Status(wire::Status { draining: *draining }),
+        Message::Status { draining, ring_id } => Kind::Status(wire::Status { draining: *draining, ring_id: *ring_id }),
         Message::Goodbye { reason, text } => Kind::Goodbye(wire::Goodbye {
             reason: match reason {
                 GoodbyeReason::Other => wire::goodbye::Reason::Unspecified,
@@ -469,7 +469,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
         }),
         Kind::Ping(ping) => Message::Ping(ping.number),
         Kind::Pong(pong) => Message::Pong(pong.number),
-        Kind::Status(status) => Message::Status { draining: status.draining },
+        Kind::Status(status) => Message::Status { draining: status.draining, ring_id: status.ring_id },
         Kind::Goodbye(goodbye) => Message::Goodbye {
             reason: match goodbye.reason() {
                 wire::goodbye::Reason::Unspecified => GoodbyeReason::Other,
