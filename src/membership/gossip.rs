@@ -237,7 +237,8 @@ impl Gossip {
         if rejoined {
             // After a partition all take another life at once, and nobody knows anybody's: words for a former life are not
             // heard, but an introduction to whoever is there is.
-            let places: Vec<SocketAddr> = self.known.values().map(|known| known.address).take(REINTRODUCED_MAX).collect();
+            let places: Vec<SocketAddr> =
+                self.known.values().map(|known| known.address).take(REINTRODUCED_MAX).collect();
             for address in places {
                 let _ = self.foca.announce(Life::whoever(address), &mut self.runtime);
             }

@@ -16,6 +16,7 @@ mod failures;
 mod fleet;
 mod go;
 mod listeners;
+mod membership;
 mod origin;
 mod reload;
 mod sharing;
