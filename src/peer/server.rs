@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{debug, warn};
 
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Closed, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
@@ -237,8 +238,7 @@ impl PeerServer {
                     return Err(self.violation(ProtocolError::Malformed("number of a question")));
                 }
                 self.counters.questions.increment();
-                // What is answered from memory is answered to the end: others live on it when this node is gone.
-                if stopping && question.kind == QuestionKind::Load {
+                if stopping && !question.kind.is_for_memory() {
                     conversation.outbox.push(request, &Message::Failure(Failure::Draining));
                 } else if conversation.open.lock().len() >= self.settings.questions_max {
                     self.counters.rejects.increment("too_many_questions");
@@ -405,6 +405,10 @@ impl Answering {
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
+                QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
+                QuestionKind::HoldPermit => {
+                    owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)
+                }
             }
         });
         if let Poll::Ready(head) = poll_fn(|task| Poll::Ready(head.as_mut().poll(task))).await {

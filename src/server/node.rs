@@ -95,6 +95,7 @@ impl Node {
         let changed = self.lifecycle.drain();
         // Peers hear first: they ask the next on the ring while this node still answers.
         self.local.set_draining(true);
+        self.cache.permits.set_leaving(true);
         self.lifecycle.want_hand_over(true);
         changed
     }
@@ -104,6 +105,7 @@ impl Node {
         let changed = self.lifecycle.undo_drain();
         if changed {
             self.local.set_draining(false);
+            self.cache.permits.set_leaving(false);
         }
         changed
     }

@@ -57,6 +57,7 @@ impl Supervise for Reloader {
     fn begin_shutdown(&self) -> ShutdownTimes {
         // Peers hear first: they ask the next on the ring while this node still answers.
         self.node.local.set_draining(true);
+        self.node.cache.permits.set_leaving(true);
         let membership = self.node.membership.clone();
         let mut stop = self.node.lifecycle.stop_watch();
         tokio::spawn(async move {

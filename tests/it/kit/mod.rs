@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod counters;
 pub mod dns;
 pub mod echo;
 pub mod fleet;
