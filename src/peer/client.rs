@@ -232,8 +232,8 @@ impl NativePeer {
             lines => shared.next_line.fetch_add(1, Ordering::Relaxed) % lines,
         };
         let exchange = shared.exchange(index).await?;
-        // Who leaves loads nothing more, but says what it has, and hears what it must forget.
-        if kind == QuestionKind::Load && exchange.is_draining() {
+        // Who leaves does nothing more for others, but says what it has, and hears what it must forget.
+        if exchange.is_draining() && !kind.is_for_memory() {
             return Err(FetchError::unreachable("draining"));
         }
         let ring_id = shared.node.ring_id();

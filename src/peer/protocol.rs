@@ -149,6 +149,13 @@ pub enum QuestionKind {
     HoldPermit,
 }
 
+impl QuestionKind {
+    /// Whether it is about what is in memory, which a node that leaves still answers: others live on it when it is gone.
+    pub(super) fn is_for_memory(self) -> bool {
+        matches!(self, QuestionKind::Peek | QuestionKind::Forget)
+    }
+}
+
 /// The answer up to its body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {

@@ -238,8 +238,7 @@ impl PeerServer {
                     return Err(self.violation(ProtocolError::Malformed("number of a question")));
                 }
                 self.counters.questions.increment();
-                // What is answered from memory is answered to the end: others live on it when this node is gone.
-                if stopping && question.kind == QuestionKind::Load {
+                if stopping && !question.kind.is_for_memory() {
                     conversation.outbox.push(request, &Message::Failure(Failure::Draining));
                 } else if conversation.open.lock().len() >= self.settings.questions_max {
                     self.counters.rejects.increment("too_many_questions");
