@@ -96,7 +96,9 @@ fn compare(wanted: &str, recording: bool) -> ExitCode {
     }
     if !comparable {
         let recorded_by = recorded_by.unwrap_or_default();
-        println!("NOT CHECKED: the record is of {recorded_by}, this is {compiler}; record all counts anew to check again");
+        println!(
+            "NOT CHECKED: the record is of {recorded_by}, this is {compiler}; record all counts anew to check again"
+        );
         return ExitCode::SUCCESS;
     }
     if grown > 0 {

@@ -16,6 +16,7 @@ mod failures;
 mod fleet;
 mod fuzz_corpus;
 mod go;
+mod limits;
 mod listeners;
 mod origin;
 mod reload;
