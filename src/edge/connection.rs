@@ -18,12 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-<<<<<<< HEAD
-use super::request_head::{Refusal, Scan};
-use super::reset::ClientSocket;
-=======
 use super::request_head::{KnownSection, Lines, Refusal, RequestHead, Scan};
->>>>>>> main
+use super::reset::ClientSocket;
 
 /// How long a client may take, and how much it may send; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
