@@ -757,7 +757,7 @@ impl Cache {
         let Some(limit) = group.limit else { return Ok(None) };
         let cache = self.clone();
         let fleet = move || cache.fleet.load_full();
-        self.permits.take(&group.name, limit, fleet, self.incarnation).await.map(Some)
+        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
     }
 
     /// Grants a permit to the node in its life `asker`.
