@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, FlightKey, Landed, Request, entry_for_peer};
+use crate::cache::{Cache, FlightKey, Landed, Request};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
@@ -16,12 +16,14 @@ use crate::fill::{Basis, Filling, Shelf};
 use crate::fleet::{Fleet, Peer};
 use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
+use crate::hop::entry_for_peer;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Charge;
 use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::stats::Outcome;
 use crate::store::Role;
 
 /// An exchange with the origin that did not go through a fill.
@@ -134,7 +136,7 @@ impl Cache {
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
         let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
-        fresh.then(|| entry_for_peer(entry, request, true, now))
+        fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), now))
     }
 
     /// Takes over what the node in its life `from` has for a key that this node owns; what this node has already it keeps.
@@ -193,8 +195,10 @@ impl Cache {
         let validators = StoredValidators::of(&fields, received_at.wall_seconds);
         let dated = passed.fields.contains("date");
         let charge = self.ledger.reserve(length? as usize)?;
+        let id = self.next_entry_id();
         let entry = Entry {
-            id: self.next_entry_id(),
+            id,
+            body_id: id,
             status: passed.status,
             fields,
             freshness: judgement.freshness,

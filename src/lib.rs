@@ -89,7 +89,7 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`invalidate`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`] | the variants under one key; what is known of a response in pieces |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
@@ -111,6 +111,7 @@ pub mod flight;
 pub mod following;
 pub mod freshness;
 pub mod group;
+pub mod hop;
 pub mod invalidate;
 pub mod key;
 pub mod logging;

@@ -1,6 +1,8 @@
 //! One node and fleets of five in memory: no socket, scripted origins, gates instead of waiting.
 
+mod confirmed;
 mod fleet;
+mod interim;
 mod invalidation;
 mod node;
 mod parts;
@@ -9,11 +11,15 @@ mod spread;
 
 use std::sync::atomic::AtomicBool;
 
+use async_trait::async_trait;
+
 use super::*;
 use crate::clock::ManualClock;
+use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};
-use crate::source::Source;
+use crate::semantics::ranges::ContentRange;
+use crate::source::{BodyStream, ReadyBody, Source};
 use crate::stats::GroupStats;
 use crate::store::Settings;
 use crate::testing::{Gate, Script, Scripted};
@@ -211,16 +217,36 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// Bytes of bodies that came over links to this node.
+    carried: Arc<AtomicU64>,
+}
+
+/// A body that counts what is taken of it.
+struct Carried(Box<dyn BodyStream>, Arc<AtomicU64>);
+
+#[async_trait]
+impl BodyStream for Carried {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let chunk = self.0.chunk().await?;
+        self.1.fetch_add(chunk.as_ref().map_or(0, Bytes::len) as u64, Ordering::SeqCst);
+        Ok(chunk)
+    }
 }
 
 #[async_trait]
 impl Source for Link {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut"));
         }
         let request = Request::from_ask(&self.to.group, ask);
-        self.to.cache.get_as_owner(&self.to.group, &request).await
+        let fetched = self.to.cache.get_as_owner(&self.to.group, &request, aside).await?;
+        assert!(fetched.hop.is_some(), "an owner says what it answers with");
+        Ok(Fetched { body: Box::new(Carried(fetched.body, self.carried.clone())), ..fetched })
     }
 }
 
@@ -252,6 +278,8 @@ impl crate::fleet::Peer for Link {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    /// Bytes of bodies that came over the hop from each.
+    carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
 }
 
@@ -266,17 +294,23 @@ impl TestFleet {
         let rules = || crate::freshness::Rules { jitter_percent: 0.0, ..Default::default() };
         let nodes: Vec<_> = (0..size).map(|index| Arc::new(Node::with(&origin, rules(), index as u64 + 1))).collect();
         let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
+        let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
         for (index, node) in nodes.iter().enumerate() {
             let seen = view(index);
             let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = seen.iter().map(|&peer| {
-                let link = Link { from: node.cache.incarnation(), to: nodes[peer].clone(), cut: down[peer].clone() };
+                let link = Link {
+                    from: node.cache.incarnation(),
+                    to: nodes[peer].clone(),
+                    cut: down[peer].clone(),
+                    carried: carried[peer].clone(),
+                };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
             node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
         }
-        TestFleet { nodes, down, origin }
+        TestFleet { nodes, down, carried, origin }
     }
 
     /// The index of the key's owner, by the first node's view.

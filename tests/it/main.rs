@@ -15,6 +15,7 @@ mod equal;
 mod failures;
 mod fleet;
 mod go;
+mod interim;
 mod listeners;
 mod origin;
 mod reload;
