@@ -39,7 +39,15 @@ impl Node {
     }
 
     fn with(origin: &Scripted, rules: crate::freshness::Rules, incarnation: u64) -> Self {
-        let clock = Arc::new(ManualClock::new(1_800_000_000));
+        Node::with_clock(origin, rules, incarnation, Arc::new(ManualClock::new(1_800_000_000)))
+    }
+
+    fn with_clock(
+        origin: &Scripted,
+        rules: crate::freshness::Rules,
+        incarnation: u64,
+        clock: Arc<ManualClock>,
+    ) -> Self {
         let store = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         let group = Arc::new(Group {
             id: GroupId(0),

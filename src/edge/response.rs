@@ -192,6 +192,12 @@ impl Response {
         }
     }
 
+    /// The same, where the request went to the origin before (RFC 9211 section 2.2).
+    pub fn after_forwarding(mut self, reason: ForwardReason) -> Self {
+        self.report.forward = Some(reason.as_str());
+        self
+    }
+
     /// An answer of our own that is no error, with a body of its own type.
     pub fn small(status: u16, fields: Fields, body: Bytes, head_only: bool) -> Self {
         Response {

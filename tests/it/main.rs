@@ -10,6 +10,7 @@ mod bad_input;
 mod caching;
 mod commands;
 mod crowds;
+mod deposits;
 mod directory;
 mod equal;
 mod failures;
