@@ -112,6 +112,9 @@ async fn a_confirmation_of_another_body_is_no_answer() {
         async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
             self.0.peek(ask).await
         }
+        async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+            self.0.permit(group, purpose).await
+        }
         fn incarnation(&self) -> Option<u64> {
             self.0.incarnation()
         }

@@ -179,7 +179,7 @@ impl Side {
                 let running = 1000 * index as i64;
                 let clock = Arc::new(ManualClock::new(1_800_000_000 + wrong_by[index] - running));
                 clock.advance(Duration::from_secs(running as u64));
-                let mut node = Node::with_clock(&Scripted::new(), rules(), index as u64 + 1, clock);
+                let mut node = Node::with_clock(&Scripted::new(), rules(), index as u64 + 1, None, clock);
                 Arc::get_mut(&mut node.group).unwrap().source = origin.clone();
                 Arc::new(node)
             })
