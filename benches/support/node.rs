@@ -35,7 +35,7 @@ use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
-use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, ReadyBody, Source};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
@@ -165,8 +165,14 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
-    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
-        self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask)).await
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
+        let request = Request::from_ask(&self.group, &ask);
+        self.cache.get_as_owner(&self.group, &request, Aside { have: context.have, interims }).await
     }
 }
 

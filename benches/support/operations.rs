@@ -9,7 +9,9 @@ use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
 use groupcache_proxy::edge::response::{FieldRules, Http1Head, Response, Wanted};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
-use groupcache_proxy::freshness::{Freshness, HopFreshness, RequestDirectives, Rules};
+use groupcache_proxy::freshness::{
+    Exchange, Freshness, HopFreshness, RequestDirectives, ResponseDirectives, Rules, Target, format_http_date,
+};
 use groupcache_proxy::key::{GroupId, HashedKey};
 use groupcache_proxy::memory::{Charge, Ledger};
 use groupcache_proxy::peer::protocol::{self, FRAME_BYTES_MAX, FrameReader, Head, Message, Question, QuestionKind};
@@ -32,7 +34,7 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 17] = [
+pub const OPERATIONS: [Operation; 18] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
@@ -47,6 +49,7 @@ pub const OPERATIONS: [Operation; 17] = [
     Operation { name: "store/find", prepare: store_find },
     Operation { name: "store/insert while another gives way", prepare: store_insert },
     Operation { name: "freshness/verdict", prepare: freshness_verdict },
+    Operation { name: "freshness/verdict, parsing the stored fields", prepare: freshness_verdict_parsing },
     Operation { name: "entry to wire", prepare: entry_to_wire },
     Operation { name: "frames/question and answer of 4 KiB", prepare: frames },
     Operation { name: "flight/64 readers", prepare: flight },
@@ -198,6 +201,44 @@ fn freshness_verdict() -> Run {
     Box::new(move |count| {
         for _ in 0..count {
             black_box(black_box(&freshness).verdict(&rules, &RequestDirectives::default(), black_box(now)));
+        }
+    })
+}
+
+/// What a hit would cost if an entry kept no facts but the header as it was stored, and the times of the exchange.
+fn freshness_verdict_parsing() -> Run {
+    let now = SystemClock.now();
+    let date = format_http_date(now.wall_seconds);
+    let modified = format_http_date(now.wall_seconds - 86_400);
+    let received = Fields::from_pairs([
+        ("Server", "nginx"),
+        ("Date", &date),
+        ("Content-Type", "application/octet-stream"),
+        ("Last-Modified", &modified),
+        ("ETag", "\"691efb40-1000\""),
+        ("Cache-Control", "public, max-age=3600"),
+        ("Accept-Ranges", "bytes"),
+    ]);
+    let received = received.expect("well-formed");
+    let rules = Rules::default();
+    Box::new(move |count| {
+        for _ in 0..count {
+            let received = black_box(&received);
+            let exchange = Exchange {
+                method: "GET",
+                target: Target { authorities: &[], path: "/" },
+                sent: &Fields::empty(),
+                directives: RequestDirectives::default(),
+                status: 200,
+                received,
+                stores_parts: true,
+                requested_at: now,
+                received_at: now,
+                jitter: 0.0,
+            };
+            let directives = ResponseDirectives::parse(&rules, received);
+            let freshness = Freshness::new(&rules, &exchange, &directives);
+            black_box(freshness.verdict(&rules, &RequestDirectives::default(), black_box(now)));
         }
     })
 }

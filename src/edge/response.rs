@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use super::request_head::{Method, RequestHead, Seen};
-use crate::cache::{Answer, Head, Payload, Report};
+use crate::cache::{Answer, Head, OwnerReport, Payload, Report};
 use crate::clock::Now;
 use crate::entry::Entry;
 use crate::fields::Fields;
@@ -201,6 +201,12 @@ impl Response {
             hot: false,
             head_only,
         }
+    }
+
+    /// The same, where the request went to the origin before (RFC 9211 section 2.2).
+    pub fn after_forwarding(mut self, reason: ForwardReason) -> Self {
+        self.report = Some(Box::new(Report { forward: Some(reason.as_str()), ..self.report().clone() }));
+        self
     }
 
     /// An answer of our own that is no error, with a body of its own type.
@@ -419,14 +425,8 @@ impl Response {
         };
         out.line_with("Cache-Status", |value| {
             if let Some(owner) = &report.owner {
-                let forwarded = Handling::Forwarded {
-                    reason: ForwardReason::Miss,
-                    status: None,
-                    stored: owner.ttl_seconds.is_some(),
-                    collapsed: false,
-                };
-                let handling = if owner.hit { Handling::Hit } else { forwarded };
-                CacheStatus { cache: StatusOf::Owner, handling, ttl_seconds: owner.ttl_seconds, detail: None }
+                let ttl_seconds = owner.ttl_seconds;
+                CacheStatus { cache: StatusOf::Owner, handling: handling_of(owner), ttl_seconds, detail: None }
                     .write(value);
                 value.extend_from_slice(b", ");
             }
@@ -784,6 +784,17 @@ impl Decimal {
     }
 }
 
+/// What the owner did. Why it asked the origin travels only as far as its answer tells.
+fn handling_of(owner: &OwnerReport) -> Handling {
+    let forwarded = |reason, status, stored| Handling::Forwarded { reason, status, stored, collapsed: false };
+    match owner {
+        OwnerReport { hit: true, .. } => Handling::Hit,
+        OwnerReport { revalidated: true, .. } => forwarded(ForwardReason::Stale, Some(304), true),
+        OwnerReport { stale: true, .. } => forwarded(ForwardReason::Stale, None, false),
+        _ => forwarded(ForwardReason::Miss, None, owner.ttl_seconds.is_some()),
+    }
+}
+
 fn forward_reason(word: &'static str) -> ForwardReason {
     match word {
         "bypass" => ForwardReason::Bypass,
@@ -835,6 +846,7 @@ mod tests {
         let chunks: Vec<Bytes> = chunks.iter().map(|chunk| Bytes::from_static(chunk.as_bytes())).collect();
         Arc::new(Entry {
             id: EntryId::default(),
+            body_id: EntryId::default(),
             status,
             validators: StoredValidators::of(&fields, NOW.wall_seconds),
             fields,
@@ -1003,7 +1015,7 @@ mod tests {
     #[test]
     fn what_cache_status_says() {
         let report = |forward: Option<&'static str>| Report { forward, ..Report::default() };
-        let owner = |hit, ttl_seconds| Some(crate::cache::OwnerReport { hit, ttl_seconds });
+        let owner = |hit, ttl_seconds| Some(OwnerReport { hit, ttl_seconds, ..OwnerReport::default() });
         for (outcome, report, age_seconds, expected) in [
             (Outcome::Hit, report(None), 0, "groupcache-proxy; hit; ttl=60"),
             (Outcome::Stale, report(None), 90, "groupcache-proxy; hit; ttl=-30"),
@@ -1037,6 +1049,33 @@ mod tests {
                 0,
                 "groupcache-proxy/owner; fwd=miss, groupcache-proxy; fwd=miss",
             ),
+            (
+                Outcome::Stale,
+                Report {
+                    owner: Some(OwnerReport { hit: true, stale: true, ttl_seconds: Some(-5), revalidated: false }),
+                    ..report(Some("uri-miss"))
+                },
+                0,
+                "groupcache-proxy/owner; hit; ttl=-5, groupcache-proxy; fwd=uri-miss",
+            ),
+            (
+                Outcome::Stale,
+                Report {
+                    owner: Some(OwnerReport { hit: false, stale: true, ttl_seconds: Some(-5), revalidated: false }),
+                    ..report(Some("stale"))
+                },
+                0,
+                "groupcache-proxy/owner; fwd=stale; ttl=-5, groupcache-proxy; fwd=stale",
+            ),
+            (
+                Outcome::Miss,
+                Report {
+                    owner: Some(OwnerReport { hit: false, stale: false, ttl_seconds: Some(9), revalidated: true }),
+                    ..report(Some("miss"))
+                },
+                0,
+                "groupcache-proxy/owner; fwd=stale; fwd-status=304; stored; ttl=9, groupcache-proxy; fwd=miss",
+            ),
         ] {
             let response = Response::of_entry(
                 entry_of(200, stored(), &["a"]),
@@ -1061,6 +1100,7 @@ mod tests {
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             validators: StoredValidators::of(&stored(), NOW.wall_seconds),
             id: EntryId::default(),
+            body_id: EntryId::default(),
             rule: VaryRule::None,
             variant: VariantKey::default(),
             sent: Fields::empty(),
