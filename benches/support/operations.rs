@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use groupcache_proxy::clock::{Clock, Now, SystemClock};
 use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
-use groupcache_proxy::edge::response::{FieldRules, Http1Head, Response, Wanted};
+use groupcache_proxy::edge::response::{FieldRules, Response};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
 use groupcache_proxy::freshness::{Freshness, HopFreshness, RequestDirectives, Rules};
@@ -210,13 +210,13 @@ fn entry_to_wire() -> Run {
     let key = HashedKey::new(GROUP, KEY);
     let found = node.edge.cache.find_fresh(&node.group, &key, Fields::empty, &RequestDirectives::default(), now);
     let entry = found.expect("stored").entry;
-    let (rules, wanted, mut out) = (FieldRules::default(), Wanted::default(), Vec::new());
+    let lines = Box::leak(Box::new(lines()));
+    let head = RequestHead::parse(GET, lines).expect("well-formed");
+    let (rules, mut out) = (FieldRules::default(), Vec::new());
     Box::new(move |count| {
         for _ in 0..count {
-            let response = Response::hit(black_box(&entry).clone(), false, &wanted);
-            out.clear();
-            response.write_head(&rules, now, &mut Http1Head(&mut out));
-            Http1Head(&mut out).finish(response.framing(), true, true);
+            let response = Response::hit(black_box(&entry).clone(), false, &head);
+            response.write_http_1(&rules, now, true, true, &mut out);
             black_box(&out);
         }
     })
