@@ -32,9 +32,10 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 17] = [
+pub const OPERATIONS: [Operation; 18] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
+    Operation { name: "lane/hit with other fields each time", prepare: || lane_in_turn([GET, GET_OF_ANOTHER], 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
     Operation { name: "lane/hit 1 MiB", prepare: || lane(GET, 1 << 20) },
     Operation { name: "lane/not modified", prepare: || lane(GET_CONDITIONAL, 4096) },
@@ -53,6 +54,8 @@ pub const OPERATIONS: [Operation; 17] = [
 ];
 
 const GET: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+/// As long as [`GET`], so that both cost the same but for what is known of them.
+const GET_OF_ANOTHER: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.2:8080\r\n\r\n";
 const GET_CONDITIONAL: &[u8] =
     b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nIf-None-Match: \"691efb40-1000\"\r\n\r\n";
 const GET_RANGE: &[u8] =
@@ -82,6 +85,10 @@ fn lane_bare() -> Run {
 }
 
 fn lane(request: &'static [u8], body_bytes: usize) -> Run {
+    lane_in_turn([request; 2], body_bytes)
+}
+
+fn lane_in_turn(requests: [&'static [u8]; 2], body_bytes: usize) -> Run {
     let (runtime, node) = (runtime(), Node::new(body_bytes));
     // The first is a miss, and its entry is in the store only after the fill has ended.
     node.serve(&runtime, GET, 1);
@@ -89,7 +96,7 @@ fn lane(request: &'static [u8], body_bytes: usize) -> Run {
     node.serve(&runtime, GET, 1);
     assert_eq!(node.group.stats.cache_hits.value(), 1);
     Box::new(move |count| {
-        black_box(node.serve(&runtime, request, count));
+        black_box(node.serve_in_turn(&runtime, requests, count));
     })
 }
 
