@@ -540,7 +540,7 @@ impl Selection {
 fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     let validators = entry.validators.in_block(&entry.fields);
     if head.seen.any(Seen::CONDITION) {
-        match preconditions::evaluate_lines(|| head.iter(), entry.status, &validators) {
+        match preconditions::evaluate_lines(|| head.lines(), entry.status, &validators) {
             preconditions::Outcome::NotModified => return Selection::NotModified,
             preconditions::Outcome::PreconditionFailed => return Selection::PreconditionFailed,
             preconditions::Outcome::Proceed => {}
@@ -549,8 +549,8 @@ fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     if !head.seen.any(Seen::RANGE) || entry.status != 200 || head.method == Method::Head {
         return Selection::Whole;
     }
-    let mut ranges = head.iter().filter(|(name, _)| name.len() == 5 && name.eq_ignore_ascii_case("range"));
-    if let (Some((_, value)), None, None) = (ranges.next(), ranges.next(), head.get("if-range"))
+    let mut ranges = head.get_all(b"range");
+    if let (Some(value), None, None) = (ranges.next(), ranges.next(), head.get_all(b"if-range").next())
         && let Some(range) = RangeSet::parse_single(value).and_then(|spec| spec.resolve(entry.body.len()))
     {
         return Selection::Part(range, entry.body.len());
@@ -731,12 +731,36 @@ fn end_of_head(http_11: bool, keep_alive: bool) -> &'static [u8] {
     }
 }
 
+/// Appends a number; those of up to eight digits, which are nearly all, without a loop.
 #[inline]
 fn put_decimal(number: u64, out: &mut Vec<u8>) {
     match number {
         0..10 => out.push(b'0' + number as u8),
+        10..10_000 => put_up_to_four_digits(number as u32, out),
+        10_000..100_000_000 => {
+            let (high, low) = ((number / 10_000) as u32, (number % 10_000) as u32);
+            put_up_to_four_digits(high, out);
+            out.extend_from_slice(&four_digits(low));
+        }
         _ => out.extend_from_slice(Decimal::of(number).as_bytes()),
     }
+}
+
+#[inline]
+fn put_up_to_four_digits(number: u32, out: &mut Vec<u8>) {
+    let digits = four_digits(number);
+    match number {
+        0..10 => out.extend_from_slice(&digits[3..]),
+        10..100 => out.extend_from_slice(&digits[2..]),
+        100..1000 => out.extend_from_slice(&digits[1..]),
+        _ => out.extend_from_slice(&digits),
+    }
+}
+
+#[inline]
+fn four_digits(number: u32) -> [u8; 4] {
+    let digit = |place: u32| b'0' + (number / place % 10) as u8;
+    [digit(1000), digit(100), digit(10), digit(1)]
 }
 
 /// Longer lifetimes are for the general form, which knows the largest integer of a structured field.
@@ -748,8 +772,11 @@ const HEAD_BYTES_BESIDE_FIELDS: usize = 320;
 impl HeadWriter for Http1Head<'_> {
     #[inline]
     fn status(&mut self, status: u16) {
-        if status == 200 {
-            return self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+        match status {
+            200 => return self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+            206 => return self.0.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n"),
+            304 => return self.0.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
+            _ => {}
         }
         self.0.extend_from_slice(b"HTTP/1.1 ");
         self.0.extend_from_slice(Decimal::of(status.into()).as_bytes());
@@ -1018,6 +1045,17 @@ mod tests {
             assert_eq!(line("Content-Type") == "-", matches!(status, 304 | 412 | 416), "{request:?}");
             assert_eq!((line("ETag"), line("Via")), ("\"e\"", "1.1 groupcache-proxy"), "{request:?}");
             assert_eq!(line("Cache-Status"), "groupcache-proxy; hit; ttl=60");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are() {
+        let mut numbers: Vec<u64> = vec![0, 12_345, 65_536, 9_999_999, 10_203_040, u64::MAX];
+        numbers.extend((1..20).map(|digits| 10u64.pow(digits)).flat_map(|power| [power - 1, power, power + 1]));
+        for number in numbers {
+            let mut out = Vec::new();
+            put_decimal(number, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
         }
     }
 

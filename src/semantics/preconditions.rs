@@ -47,7 +47,7 @@ impl Preconditions {
     /// Reads the conditions of a request. A date that cannot be read, or that comes twice, is ignored (RFC 9110
     /// sections 13.1.3 and 13.1.4); a list of tags that cannot be read is there and matches nothing.
     pub fn parse(request: &Fields) -> Self {
-        let conditions = Conditions::of(request.iter());
+        let conditions = Conditions::of(bytes_of(request));
         let request = if conditions.is_empty() { Fields::empty() } else { request.clone() };
         Preconditions { request, conditions }
     }
@@ -58,12 +58,16 @@ impl Preconditions {
     }
 }
 
+fn bytes_of(fields: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fields.iter().map(|(name, value)| (name.as_bytes(), value))
+}
+
 impl Conditions {
-    fn of<'a>(request: impl Iterator<Item = (&'a str, &'a [u8])>) -> Self {
+    fn of<'a>(request: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
         let (mut if_match, mut if_none_match) = (TagCondition::Absent, TagCondition::Absent);
         let (mut if_modified_since, mut if_unmodified_since) = (OnlyValue::Absent, OnlyValue::Absent);
         for (name, value) in request {
-            let is = |candidate: &str| name.eq_ignore_ascii_case(candidate);
+            let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
             match name.len() {
                 8 if is("if-match") => if_match = if_match.and(value),
                 13 if is("if-none-match") => if_none_match = if_none_match.and(value),
@@ -142,11 +146,11 @@ pub fn evaluate(request: &Preconditions, method: &Method, status: u16, response:
     if !(method == Method::GET || method == Method::HEAD) {
         return Outcome::Proceed;
     }
-    evaluate_conditions(&request.conditions, || request.request.iter(), status, response)
+    evaluate_conditions(&request.conditions, || bytes_of(&request.request), status, response)
 }
 
 /// As [`evaluate`], for a `GET` or `HEAD` whose fields `lines` reads from the beginning each time it is called.
-pub fn evaluate_lines<'a, I: Iterator<Item = (&'a str, &'a [u8])>>(
+pub fn evaluate_lines<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     lines: impl Fn() -> I,
     status: u16,
     response: &Validators<'_>,
@@ -154,7 +158,7 @@ pub fn evaluate_lines<'a, I: Iterator<Item = (&'a str, &'a [u8])>>(
     evaluate_conditions(&Conditions::of(lines()), lines, status, response)
 }
 
-fn evaluate_conditions<'a, I: Iterator<Item = (&'a str, &'a [u8])>>(
+fn evaluate_conditions<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     request: &Conditions,
     lines: impl Fn() -> I,
     status: u16,
@@ -165,7 +169,7 @@ fn evaluate_conditions<'a, I: Iterator<Item = (&'a str, &'a [u8])>>(
     }
     let any_listed = |name: &str, matches: &dyn Fn(&EntityTag<'_>, &EntityTag<'_>) -> bool| {
         response.entity_tag.is_some_and(|stored| {
-            let mut values = lines().filter(|(candidate, _)| candidate.eq_ignore_ascii_case(name));
+            let mut values = lines().filter(|(candidate, _)| candidate.eq_ignore_ascii_case(name.as_bytes()));
             values.any(|(_, value)| entity_tags(value).any(|tag| matches(&stored, &tag)))
         })
     };
@@ -197,44 +201,60 @@ fn evaluate_conditions<'a, I: Iterator<Item = (&'a str, &'a [u8])>>(
 /// stays.
 pub fn fields_of_304(stored: &Fields) -> Fields {
     let has_entity_tag = stored.contains("etag");
-    stored.without(|name| is_left_out_of_304(name, || has_entity_tag))
+    stored.without(|name| is_left_out_of_304(name.as_bytes(), has_entity_tag))
 }
 
-/// The same fields, line by line: appends the block of a 304 to `out`.
+/// Appends the block of the same fields to `out`.
 pub fn write_fields_of_304(stored: &Fields, out: &mut Vec<u8>) {
     let block: &[u8] = stored.as_bytes();
-    let has_entity_tag = || stored.contains("etag");
+    let begin = out.len();
     // What has been looked at and is kept, but not yet copied.
     let mut kept_from = 0;
     let mut line_start = 0;
-    while let Some(line) =
-        memchr::memchr(b'\n', &block[line_start..]).map(|end| &block[line_start..line_start + end + 1])
-    {
-        let name = memchr::memchr(b':', line).map_or(&[][..], |colon| &line[..colon]);
-        if std::str::from_utf8(name).is_ok_and(|name| is_left_out_of_304(name, has_entity_tag)) {
+    let mut has_entity_tag = false;
+    // Where `Last-Modified` was copied to before it was known whether there is an `ETag`.
+    let mut doubtful: Option<std::ops::Range<usize>> = None;
+    while let Some(end) = memchr::memchr(b'\n', &block[line_start..]) {
+        let line = &block[line_start..=line_start + end];
+        let name = line.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &line[..colon]);
+        has_entity_tag |= name.eq_ignore_ascii_case(b"etag");
+        let is_doubtful = name.eq_ignore_ascii_case(b"last-modified") && !has_entity_tag;
+        if is_doubtful || is_left_out_of_304(name, has_entity_tag) {
             out.extend_from_slice(&block[kept_from..line_start]);
             kept_from = line_start + line.len();
+        }
+        if is_doubtful {
+            if doubtful.is_some() {
+                // Twice: no origin means that.
+                out.truncate(begin);
+                return out.extend_from_slice(fields_of_304(stored).as_bytes());
+            }
+            doubtful = Some(out.len()..out.len() + line.len());
+            out.extend_from_slice(line);
         }
         line_start += line.len();
     }
     out.extend_from_slice(&block[kept_from..]);
+    if let Some(last_modified) = doubtful.filter(|_| has_entity_tag) {
+        out.drain(last_modified);
+    }
 }
 
 #[inline]
-fn is_left_out_of_304(name: &str, has_entity_tag: impl Fn() -> bool) -> bool {
-    let is = |candidate: &str| name.eq_ignore_ascii_case(candidate);
+fn is_left_out_of_304(name: &[u8], has_entity_tag: bool) -> bool {
+    let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
     match name.len() {
         6 => is("digest"),
         7 => is("trailer"),
         11 if is("repr-digest") => true,
-        13 if is("last-modified") => has_entity_tag(),
+        13 if is("last-modified") => has_entity_tag,
         13 if is("accept-ranges") => true,
         17 if is("transfer-encoding") => true,
         // Policies are about the page as a whole, and a location is asked for by the RFC.
         16 if is("content-location") => false,
         23 if is("content-security-policy") => false,
         35 if is("content-security-policy-report-only") => false,
-        9.. => name.as_bytes()[..8].eq_ignore_ascii_case(b"content-"),
+        9.. => name[..8].eq_ignore_ascii_case(b"content-"),
         _ => false,
     }
 }
