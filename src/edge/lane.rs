@@ -34,7 +34,7 @@ use super::interim::{self, Heard};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
 use super::reset::ClientSocket;
-use super::response::{Body, Cutter, FieldRules, Framing, Response};
+use super::response::{Body, Cutter, FieldRules, Framing, Response, Segments};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::cache::{Answer, Request};
@@ -143,7 +143,7 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head.len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or_default();
+                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
