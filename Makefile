@@ -2,6 +2,8 @@
 #
 #   make demo         a fleet of three on this machine, with sample pictures; Ctrl-C stops it
 #   make test         all tests
+#   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
+#   make simulate-nightly  the same with 10,000 seeds
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
@@ -25,6 +27,15 @@ demo: build-tools
 
 test: test-tools
 	$(CARGO) test --locked
+
+# The whole fleet in one process, one seed one run; see tests/simulate/README.md.
+simulate: build-tools
+	$(CARGO) test --locked $(SIMULATE_PROFILE) --test simulate -- \
+		$(foreach name,SEEDS NODES STEPS SEED,$(call option,$(name)))
+
+simulate-nightly: SIMULATE_PROFILE = --profile simulate
+simulate-nightly: SEEDS ?= 10000
+simulate-nightly: simulate
 
 check: check-tools
 	$(CARGO) fmt --check
@@ -54,5 +65,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools compare-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench instructions compare conformance release \
+.PHONY: help demo test simulate simulate-nightly check bench instructions compare conformance release \
 	build-tools check-tools test-tools bench-tools compare-tools conformance-tools

@@ -356,6 +356,11 @@ impl Cache {
         self.fleet.store(Arc::new(fleet));
     }
 
+    /// How many keys are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.count()
+    }
+
     /// Reads the clock once for a request.
     pub fn now(&self) -> Now {
         self.clock.now()

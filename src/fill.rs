@@ -98,6 +98,7 @@ impl Filling {
         }
         loop {
             let loaded = tokio::select! {
+                biased;
                 loaded = self.load(fill.key().route) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
@@ -587,10 +588,12 @@ impl Filling {
                 }
             };
             let chunk = tokio::select! {
-                chunk = next => chunk,
+                // First, because a source that always has a chunk ready would never let it have its turn.
+                biased;
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() || !half_done => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
                 }
+                chunk = next => chunk,
             };
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
@@ -620,6 +623,7 @@ impl Filling {
                 }
             }
             tokio::select! {
+                biased;
                 () = fill.push(chunk) => {}
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() => {
                     return fill.fail(FetchError::broken("nobody read any longer"));

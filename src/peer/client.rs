@@ -274,6 +274,7 @@ impl Shared {
         let mut retry = RETRY_MIN;
         loop {
             let connected = tokio::select! {
+                biased;
                 connected = self.connect() => connected,
                 _ = stop.wait_for(|stop| *stop) => return,
             };
@@ -285,6 +286,7 @@ impl Shared {
                     let silence = self.settings.timeouts.silence;
                     let mut run = pin!(exchange.run(pump, silence));
                     let ended = tokio::select! {
+                        biased;
                         reason = &mut run => Some(reason),
                         _ = stop.wait_for(|stop| *stop) => None,
                     };
@@ -322,6 +324,7 @@ impl Shared {
             // A peer that was never reached is about to start: it shall not wait long for us then.
             let wait = if self.reached.load(Ordering::Relaxed) || retry == RETRY_GO { retry } else { RETRY_UNREACHED };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }

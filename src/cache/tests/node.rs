@@ -427,3 +427,23 @@ async fn a_body_that_streams_through_counts_while_it_does() {
     };
     tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the charge ends with the transfer");
 }
+
+/// What the store says that it holds must have been charged, or what is alive outside of it looks smaller than it is.
+#[tokio::test]
+async fn whatever_is_stored_is_charged_to_the_byte() {
+    let origin = Scripted::new();
+    let varies = &[FRESH, ("Vary", "Accept-Language")];
+    origin.on("/a", Script::status(200, varies, "body"));
+    origin.on("/b", Script::status(200, &[FRESH], "another"));
+    let node = Node::new(&origin);
+    let before = node.cache.ledger.outside();
+    for language in ["de", "en", "fr"] {
+        node.ask_with(&get("a", &[("Accept-Language", language)])).await;
+    }
+    node.ask("b").await;
+    node.settle().await;
+    assert_eq!(node.cache.store.totals().items, 2);
+    assert_eq!(node.cache.ledger.outside(), before);
+    node.cache.invalidate_keys(GroupId(0), &[Bytes::from("a"), Bytes::from("b")]);
+    assert_eq!(node.cache.ledger.outside(), before);
+}
