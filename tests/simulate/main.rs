@@ -12,10 +12,12 @@
 #![allow(missing_docs, reason = "nobody imports this")]
 
 mod clients;
+mod direct;
 mod invariants;
 mod network;
 mod node;
 mod origin;
+mod races;
 mod random;
 mod script;
 mod trace;
@@ -46,7 +48,10 @@ fn main() -> ExitCode {
         PANICS.with(|panics| panics.set(panics.get() + 1));
         usual(panic);
     }));
-    scenarios(&options)
+    match options.races {
+        Some(count) => races(&options, count),
+        None => scenarios(&options),
+    }
 }
 
 thread_local! {
@@ -62,6 +67,8 @@ struct Options {
     nodes: usize,
     steps: usize,
     twice: bool,
+    /// So many interleavings of purges instead of whole runs.
+    races: Option<u64>,
     /// Show what happened, broken or not.
     verbose: bool,
 }
@@ -69,7 +76,8 @@ struct Options {
 impl Options {
     /// `None`: nothing is to be run. Options of the standard test runner are accepted and mean nothing.
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options = Options { first: 0, seeds: 500, nodes: 5, steps: 200, twice: false, verbose: false };
+        let mut options =
+            Options { first: 0, seeds: 500, nodes: 5, steps: 200, twice: false, races: None, verbose: false };
         let mut arguments = arguments.peekable();
         while let Some(argument) = arguments.next() {
             let mut number = || {
@@ -82,6 +90,7 @@ impl Options {
                 "--seeds" => options.seeds = number()?,
                 "--nodes" => options.nodes = number()?.clamp(1, 16) as usize,
                 "--steps" => options.steps = number()? as usize,
+                "--races" => options.races = Some(number()?),
                 "--twice" => options.twice = true,
                 "--list" => {
                     println!("simulate: test");
@@ -152,12 +161,57 @@ fn scenarios(options: &Options) -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Runs so many interleavings, a thousand for each seed.
+fn races(options: &Options, count: u64) -> ExitCode {
+    let begun = Instant::now();
+    let next = AtomicU64::new(options.first);
+    let end = options.first + count.div_ceil(RACES_PER_SEED);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let failed: Mutex<BTreeMap<u64, trace::Broken>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= end || !failed.lock().is_empty() {
+                        return;
+                    }
+                    let race = |traced| runtime().block_on(races::run(seed, RACING_NODES, RACES_PER_SEED, traced));
+                    // What went wrong silently is done again in words.
+                    if race(false).is_some()
+                        && let Some(broken) = race(true)
+                    {
+                        failed.lock().insert(seed, broken);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner();
+    for (seed, broken) in &failed {
+        println!("---- races of seed {seed}: broken promise: {}\n     {}", broken.promise, broken.detail);
+        broken.events.iter().for_each(|line| println!("     {line}"));
+        println!("     again: make simulate-races COUNT=1000 SEED={seed}");
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let done = (next.into_inner().min(end) - options.first) * RACES_PER_SEED;
+    println!(
+        "{done} interleavings in {seconds:.1} s, {:.0} in a second; {} failed",
+        done as f64 / seconds,
+        failed.len()
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
+}
+
 /// One run of a seed, or two that must be the same.
 fn one(options: &Options, seed: u64) -> Report {
     let run = || {
         PANICS.with(|panics| panics.set(0));
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        let runtime = runtime();
         let mut report = runtime.block_on(script::run(seed, options.nodes, options.steps));
         // What the nodes still do ends with the runtime.
         drop(runtime);
@@ -191,3 +245,5 @@ fn show(options: &Options, report: &Report) {
 
 /// So many broken seeds are shown in full.
 const SHOWN_MAX: usize = 3;
+const RACES_PER_SEED: u64 = 1000;
+const RACING_NODES: usize = 3;

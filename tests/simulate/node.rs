@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::direct::{DirectPeer, Host, Hosts};
 use crate::network::{Network, Place, SimulatedDial};
 use crate::origin::{Origin, OriginOf};
 
@@ -59,6 +60,19 @@ pub struct Common {
     pub asked: Arc<dyn Asked>,
     pub memory_bytes: usize,
     pub rules: Rules,
+    pub links: Links,
+    pub hosts: Arc<Hosts>,
+}
+
+/// What lies between two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// The real peer protocol over simulated connections.
+    Wire,
+    /// Calls that take their time: for very many nodes.
+    Calls,
+    /// Calls that take a few turns of other tasks and no time at all: for very many runs.
+    Turns,
 }
 
 impl Node {
@@ -85,7 +99,9 @@ impl Node {
         let cache = Cache::new(store.clone(), clock.clone(), incarnation);
         let local = LocalNode::new("simulated", incarnation, Secrets::new(["secret"]));
         let owner = NodeOwner { place, cache: cache.clone(), group: group.clone(), asked: common.asked.clone() };
-        let server = PeerServer::new(local.clone(), Arc::new(owner), ServerSettings::default());
+        let owner = Arc::new(owner);
+        common.hosts.join(place, Host { owner: owner.clone(), incarnation, alive: alive.clone() });
+        let server = PeerServer::new(local.clone(), owner, ServerSettings::default());
         let (shutdown, watching) = watch::channel(false);
         common.network.listen(place, server, watching);
         let outside_at_start = store.ledger().outside();
@@ -104,10 +120,21 @@ impl Node {
     }
 
     /// From now on the fleet is what this node sees: the nodes of `view`, in ascending order.
-    pub fn see(&self, network: &Arc<Network>, view: &[Place]) {
+    pub fn see(&self, common: &Common, view: &[Place]) {
+        let network = &common.network;
         let peers = view.iter().map(|&peer| {
             if peer == self.place {
                 return None;
+            }
+            if common.links != Links::Wire {
+                return Some(Arc::new(DirectPeer {
+                    network: network.clone(),
+                    hosts: common.hosts.clone(),
+                    takes_time: common.links == Links::Calls,
+                    from: self.place,
+                    asker: self.incarnation,
+                    to: peer,
+                }) as Arc<dyn fleet::Peer>);
             }
             let dial =
                 SimulatedDial { network: network.clone(), from: self.place, to: peer, alive: self.alive.clone() };

@@ -75,7 +75,7 @@ pub struct Origin {
 /// How the origin behaves.
 #[derive(Clone, Debug)]
 pub struct Manners {
-    /// Milliseconds to the head, usually.
+    /// Milliseconds to the head, usually; where that is none at all, bodies take no time either.
     pub head_milliseconds: std::ops::Range<u64>,
     /// Of a hundred answers so many take the longest time that [`HEAD_MAX`] allows.
     pub slow_percent: u64,
@@ -221,7 +221,9 @@ impl Source for OriginOf {
         let (random, manners) = (&origin.random, &origin.manners);
         let slow = random.percent(manners.slow_percent);
         let there = Duration::from_millis(random.number(manners.head_milliseconds.clone()) / 2);
-        tokio::time::sleep(there).await;
+        if !there.is_zero() {
+            tokio::time::sleep(there).await;
+        }
         random.jostle(3).await;
         let cut_off = !network.passes(self.node, ORIGIN) && !network.is_paused(self.node);
         if origin.state.lock().failing || cut_off || random.percent(manners.fail_percent) {
@@ -232,7 +234,9 @@ impl Source for OriginOf {
         }
         let version = origin.version(&ask.key);
         let back = if slow { HEAD_MAX - there } else { there };
-        tokio::time::sleep(back).await;
+        if !back.is_zero() {
+            tokio::time::sleep(back).await;
+        }
         random.jostle(3).await;
         network.running(self.node).await;
         if self.is_dead() {
@@ -281,7 +285,7 @@ impl BodyStream for OriginBody {
     async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
         let origin = self.record.origin.clone();
         origin.random.jostle(2).await;
-        if self.taken > 0 && origin.random.percent(30) {
+        if self.taken > 0 && origin.manners.head_milliseconds.end > 1 && origin.random.percent(30) {
             tokio::time::sleep(Duration::from_millis(origin.random.number(1..8))).await;
         }
         origin.network.running(self.record.node).await;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::clients;
 use crate::invariants::{self, Loads};
 use crate::network::{Delays, ORIGIN, Place};
+use crate::node::Links;
 use crate::origin::{Kind, Manners, text};
 use crate::trace::{Broken, event};
 use crate::world::{FaultKind, Setting, World};
@@ -97,7 +98,15 @@ pub struct Report {
 /// Runs one seed.
 pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
     let weather = Weather::of(seed);
-    let setting = Setting { seed, nodes, delays: weather.delays(), manners: weather.manners(), memory_bytes: 32 << 20 };
+    let setting = Setting {
+        seed,
+        nodes,
+        delays: weather.delays(),
+        manners: weather.manners(),
+        memory_bytes: 32 << 20,
+        links: Links::Wire,
+        traced: true,
+    };
     let world = World::new(setting);
     let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0 };
     world.note_owners(&script.keys);

@@ -10,8 +10,9 @@ use groupcache_proxy::freshness::Rules;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::direct::Hosts;
 use crate::network::{Delays, Network, Place};
-use crate::node::{Asked, Common, Node, ring_of};
+use crate::node::{Asked, Common, Links, Node, ring_of};
 use crate::origin::{Manners, Origin, text};
 use crate::random::Random;
 use crate::trace::{Trace, event};
@@ -85,13 +86,16 @@ pub struct Setting {
     pub delays: Delays,
     pub manners: Manners,
     pub memory_bytes: usize,
+    pub links: Links,
+    /// Write down what happens.
+    pub traced: bool,
 }
 
 impl World {
     /// Nodes that all know one another.
     pub fn new(setting: Setting) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes } = setting;
-        let trace = Arc::new(Trace::new());
+        let Setting { seed, nodes, delays, manners, memory_bytes, links, traced } = setting;
+        let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
         let journal = Arc::new(Journal { trace: trace.clone(), state: Mutex::default() });
@@ -101,6 +105,8 @@ impl World {
             asked: journal.clone(),
             memory_bytes,
             rules: Rules::default(),
+            links,
+            hosts: Arc::new(Hosts::new(seed, nodes)),
         };
         let everybody: Vec<Place> = (0..nodes).collect();
         let world = Arc::new(World {
@@ -143,7 +149,7 @@ impl World {
         self.network.boot(place);
         let node = Node::start(&self.common, place, 1000 + life, wall_seconds);
         event!(self.trace, "node {place} starts its life {}", node.incarnation);
-        node.see(&self.network, &self.views.lock()[place]);
+        node.see(&self.common, &self.views.lock()[place]);
         self.nodes.lock()[place] = Some(node);
     }
 
@@ -152,6 +158,7 @@ impl World {
         let Some(node) = self.nodes.lock()[place].take() else { return };
         event!(self.trace, "node {place} dies{}", if silently { " with its machine" } else { "" });
         node.die();
+        self.common.hosts.leave(place);
         self.network.die(place, silently);
     }
 
@@ -159,7 +166,7 @@ impl World {
     pub fn see(&self, place: Place, view: Vec<Place>) {
         event!(self.trace, "node {place} sees {view:?}");
         if let Some(node) = self.node(place) {
-            node.see(&self.network, &view);
+            node.see(&self.common, &view);
         }
         self.views.lock()[place] = view;
     }
@@ -226,6 +233,14 @@ impl Journal {
             let floor = state.floors.entry(key).or_default();
             *floor = version.max(*floor);
         }
+    }
+
+    /// Nothing more will happen to a key.
+    pub fn forget(&self, key: &Bytes) {
+        let mut state = self.state.lock();
+        state.purges.clear();
+        state.floors.remove(key);
+        state.asked.clear();
     }
 
     /// All purges.
