@@ -83,6 +83,7 @@ pub async fn get(node: &Node, key: &Bytes) -> Got {
         // The lane that passes requests on asks the same origin.
         Payload::Pass(_) => {
             let Some(ask) = group.ask(key, Method::Get, Fields::empty()) else { return Got::Failed(400) };
+            let Ok(_permit) = cache.permit(group).await else { return Got::Failed(503) };
             match group.source.fetch(&ask).await {
                 Ok(fetched) => read(fetched, outcome).await,
                 Err(_) => Got::Failed(502),
@@ -109,7 +110,12 @@ fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: u64, g
     let faults = journal.faults_between(begun, ended);
     let troubled = world.origin.last_trouble().is_some_and(|at| at + TROUBLE_REMEMBERED >= begun);
     let frozen = faults.iter().any(|fault| fault.what == FaultKind::Pause(place));
-    let limit = HEAD_MAX + BODY_MAX + (PEER_MAX + HEAD_MAX) * faults.len() as u32;
+    // Who waited for an answer that turned out to be another's asks once more.
+    let answers = if Kind::of(key) == Kind::Private { 2 } else { 1 };
+    let mut limit = HEAD_MAX * answers + BODY_MAX + (PEER_MAX + HEAD_MAX) * faults.len() as u32;
+    if let Some(turn) = world.node(place).and_then(|node| node.group.limit) {
+        limit += turn.patience * answers;
+    }
     if !frozen && ended - begun > limit {
         let detail = format!("{} at node {place} took {:?}, limit {limit:?}", text(key), ended - begun);
         trace.broken("deadline", detail);

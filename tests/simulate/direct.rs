@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use groupcache_proxy::fleet;
+use groupcache_proxy::fleet::{self, Purpose};
 use groupcache_proxy::peer::client::Timeouts;
 use groupcache_proxy::peer::{AskContext, Owner};
 use groupcache_proxy::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Source};
@@ -118,6 +118,14 @@ impl fleet::Peer for DirectPeer {
         let context = AskContext { have: EntryId::default(), ..self.context() };
         let answer = host.owner.peek(ask.clone(), context).await;
         self.back(&host, answer).await
+    }
+
+    async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        let host = self.there().await?;
+        let answer = host.owner.permit(group, purpose, self.context()).await;
+        let mut fetched = self.back(&host, answer).await?;
+        fetched.body = Box::new(DirectBody { body: fetched.body, alive: host.alive });
+        Ok(fetched)
     }
 
     fn incarnation(&self) -> Option<u64> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo test --test simulate -- --seeds 500 --nodes 5     seeds 0 to 499
-//! cargo test --test simulate -- --seed 17                 one of them, with its last events
+//! cargo test --test simulate -- --seed 17                 one of them, with its last events; with --show, all of them
 //! ```
 //! One seed gives one run, always the same: `--twice` runs every seed twice and compares. README.md beside this file says what
 //! is simulated and how, and which promises are checked.
@@ -91,6 +91,7 @@ impl Options {
                 "--nodes" => options.nodes = number()?.clamp(1, 16) as usize,
                 "--steps" => options.steps = number()? as usize,
                 "--races" => options.races = Some(number()?),
+                "--show" => trace::SHOWN.store(true, Ordering::Relaxed),
                 "--twice" => options.twice = true,
                 "--list" => {
                     println!("simulate: test");

@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Cache, Request};
 use groupcache_proxy::clock::{Clock, Now};
-use groupcache_proxy::fleet::{self, Fleet};
+use groupcache_proxy::fleet::{self, Fleet, Purpose};
 use groupcache_proxy::freshness::Rules;
-use groupcache_proxy::group::{Group, KeyRule};
+use groupcache_proxy::group::{Group, KeyRule, Limit};
 use groupcache_proxy::key::GroupId;
 use groupcache_proxy::memory::Ledger;
 use groupcache_proxy::peer::client::{ClientSettings, NativePeer};
@@ -60,6 +60,7 @@ pub struct Common {
     pub asked: Arc<dyn Asked>,
     pub memory_bytes: usize,
     pub rules: Rules,
+    pub limit: Option<Limit>,
     pub links: Links,
     pub hosts: Arc<Hosts>,
 }
@@ -93,6 +94,7 @@ impl Node {
             cookies_pass: false,
             object_bytes_max: 1 << 20,
             fill_timeout: Duration::from_secs(60),
+            limit: common.limit,
             source: Arc::new(source),
             stats: Arc::new(GroupStats::default()),
         });
@@ -219,5 +221,9 @@ impl Owner for NodeOwner {
 
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
         self.cache.take_over(&self.group, &ask, context.asker).await
+    }
+
+    async fn permit(&self, _: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
+        self.cache.grant_permit(&self.group, purpose, context.asker).await
     }
 }

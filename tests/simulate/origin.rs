@@ -85,6 +85,8 @@ pub struct Manners {
     pub break_percent: u64,
     /// Whether fetches are kept one by one, for the checks of single loads.
     pub records: bool,
+    /// How many questions of living nodes may be there at once, where that is promised.
+    pub at_once_max: Option<usize>,
 }
 
 /// The longest that the origin takes for a head.
@@ -97,6 +99,9 @@ struct State {
     failing: bool,
     /// When the origin last did not answer as it should.
     last_trouble: Option<Instant>,
+    /// The questions that are there, with the lives that asked.
+    present: BTreeMap<u64, Arc<AtomicBool>>,
+    begun: u64,
 }
 
 /// One question to the origin.
@@ -216,8 +221,9 @@ impl Source for OriginOf {
             return Err(FetchError::unreachable("this node is dead"));
         }
         let (origin, network) = (&self.origin, &self.origin.network);
+        let begun = Instant::now();
         network.running(self.node).await;
-        let mut record = Record::begin(self, &ask.key);
+        let mut record = Record::begin(self, &ask.key, begun);
         let (random, manners) = (&origin.random, &origin.manners);
         let slow = random.percent(manners.slow_percent);
         let there = Duration::from_millis(random.number(manners.head_milliseconds.clone()) / 2);
@@ -312,28 +318,37 @@ struct Record {
     origin: Arc<Origin>,
     alive: Arc<AtomicBool>,
     node: Place,
+    question: u64,
     number: usize,
     ended: bool,
 }
 
 impl Record {
-    fn begin(of: &OriginOf, key: &Bytes) -> Self {
+    fn begin(of: &OriginOf, key: &Bytes, begun: Instant) -> Self {
         let OriginOf { origin, node, incarnation, alive } = of;
         event!(origin.trace, "node {node} asks the origin for {}", text(key));
         let mut state = origin.state.lock();
         if origin.manners.records {
-            let begun = Instant::now();
             state.fetches.push(Fetch { key: key.clone(), node: *node, incarnation: *incarnation, begun, ended: None });
         }
         let number = state.fetches.len().wrapping_sub(1);
+        state.begun += 1;
+        let question = state.begun;
+        state.present.insert(question, alive.clone());
+        // What a dead node left there nobody counts any more.
+        let at_once = state.present.values().filter(|alive| alive.load(Ordering::SeqCst)).count();
         drop(state);
-        Record { origin: origin.clone(), alive: alive.clone(), node: *node, number, ended: false }
+        if let Some(limit) = origin.manners.at_once_max.filter(|limit| at_once > *limit) {
+            origin.trace.broken("the origin's limit", format!("{at_once} at once, limit {limit}"));
+        }
+        Record { origin: origin.clone(), alive: alive.clone(), node: *node, question, number, ended: false }
     }
 
     fn end(&mut self, how: Ended) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        self.origin.state.lock().present.remove(&self.question);
         if self.origin.manners.records {
             self.origin.state.lock().fetches[self.number].ended = Some((Instant::now(), how));
         }

@@ -27,8 +27,10 @@ pub async fn run(seed: u64, nodes: usize, count: u64, traced: bool) -> Option<Br
             fail_percent: 0,
             break_percent: 0,
             records: false,
+            at_once_max: None,
         },
         memory_bytes: 8 << 20,
+        limit: None,
         links: Links::Turns,
         traced,
     });

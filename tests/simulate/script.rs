@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use groupcache_proxy::group::Limit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -71,7 +72,15 @@ impl Weather {
         Delays { usual: 100..5_000, late_percent, late: 200_000..600_000 }
     }
 
-    fn manners(self) -> Manners {
+    /// Every fourth run of each weather has a limit for the origin.
+    fn limit(self, seed: u64) -> Option<Limit> {
+        let limited = seed / Weather::ALL.len() as u64 % 4 == 3;
+        limited.then(|| Limit { requests_max: 2 + seed as usize % 5, waiting_max: 10_000, patience: PATIENCE })
+    }
+
+    fn manners(self, seed: u64) -> Manners {
+        // Where nodes cannot reach one another, or take one another for dead, each side counts for itself.
+        let counted = matches!(self, Weather::Calm | Weather::Deaths | Weather::Origin);
         let bad = self.has(Weather::Origin);
         Manners {
             head_milliseconds: 1..100,
@@ -79,6 +88,7 @@ impl Weather {
             fail_percent: if bad { 5 } else { 0 },
             break_percent: if bad { 5 } else { 0 },
             records: true,
+            at_once_max: self.limit(seed).map(|limit| limit.requests_max).filter(|_| counted),
         }
     }
 }
@@ -102,8 +112,9 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         seed,
         nodes,
         delays: weather.delays(),
-        manners: weather.manners(),
+        manners: weather.manners(seed),
         memory_bytes: 32 << 20,
+        limit: weather.limit(seed),
         links: Links::Wire,
         traced: true,
     };
@@ -343,4 +354,6 @@ impl Script {
 
 /// After so long a node that was away is connected again.
 const RECONNECTED: Duration = Duration::from_secs(3);
+/// How long a request may wait for its turn at the origin.
+const PATIENCE: Duration = Duration::from_secs(20);
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -59,6 +60,9 @@ impl Trace {
         };
         line.clear();
         let _ = write!(line, "{:>10.6} {what}", at.as_secs_f64());
+        if SHOWN.load(Ordering::Relaxed) {
+            println!("{line}");
+        }
         state.hash.write(line.as_bytes());
         state.events += 1;
         state.last.push_back(line);
@@ -97,5 +101,8 @@ macro_rules! event {
     ($trace:expr, $($argument:tt)*) => { $trace.event(format_args!($($argument)*)) };
 }
 pub(crate) use event;
+
+/// Every event is printed as it happens.
+pub static SHOWN: AtomicBool = AtomicBool::new(false);
 
 const LAST_EVENTS: usize = 60;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::freshness::Rules;
+use groupcache_proxy::group::Limit;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -86,6 +87,8 @@ pub struct Setting {
     pub delays: Delays,
     pub manners: Manners,
     pub memory_bytes: usize,
+    /// How many requests may be at the origin at once.
+    pub limit: Option<Limit>,
     pub links: Links,
     /// Write down what happens.
     pub traced: bool,
@@ -94,7 +97,7 @@ pub struct Setting {
 impl World {
     /// Nodes that all know one another.
     pub fn new(setting: Setting) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes, links, traced } = setting;
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, links, traced } = setting;
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
@@ -105,6 +108,7 @@ impl World {
             asked: journal.clone(),
             memory_bytes,
             rules: Rules::default(),
+            limit,
             links,
             hosts: Arc::new(Hosts::new(seed, nodes)),
         };
