@@ -4,6 +4,7 @@
 #   make test         all tests
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
+#   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
@@ -37,6 +38,10 @@ simulate: build-tools
 simulate-nightly: SIMULATE_PROFILE = --profile simulate
 simulate-nightly: SEEDS ?= 10000
 simulate-nightly: simulate
+
+# Reads, changes and invalidations on real processes, and the check of what was seen.
+history: test-tools
+	HISTORY_MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test it -- history --nocapture
 
 # Small interleavings of purges with fills and hot copies, without time; a thousand for each seed.
 simulate-races: build-tools
@@ -83,5 +88,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races check bench instructions compare fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races history check bench instructions compare fuzz conformance release \
 	build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools

@@ -16,6 +16,7 @@ mod failures;
 mod fleet;
 mod fuzz_corpus;
 mod go;
+mod history;
 mod limits;
 mod listeners;
 mod origin;

@@ -79,8 +79,9 @@ impl Weather {
     }
 
     fn manners(self, seed: u64) -> Manners {
-        // Where nodes cannot reach one another, or take one another for dead, each side counts for itself.
-        let counted = matches!(self, Weather::Calm | Weather::Deaths | Weather::Origin);
+        // Where nodes cannot reach one another, or take one another for dead, each side counts for itself; and where several
+        // die and come back within seconds, those who count change faster than they can tell one another.
+        let counted = matches!(self, Weather::Calm | Weather::Origin);
         let bad = self.has(Weather::Origin);
         Manners {
             head_milliseconds: 1..100,

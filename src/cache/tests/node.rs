@@ -447,3 +447,22 @@ async fn whatever_is_stored_is_charged_to_the_byte() {
     node.cache.invalidate_keys(GroupId(0), &[Bytes::from("a"), Bytes::from("b")]);
     assert_eq!(node.cache.ledger.outside(), before);
 }
+
+/// A request misses, and before it asks, another one's fill lands: what it then finds was found, in the books too.
+#[tokio::test]
+async fn what_landed_between_the_two_looks_is_a_look_up_of_its_own() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "body"));
+    let node = Node::new(&origin);
+    let request = get("a", &[]);
+    let key = HashedKey::new(GroupId(0), b"a");
+    let missed =
+        node.cache.find_fresh(&node.group, &key, Fields::empty, &RequestDirectives::default(), node.cache.now());
+    assert!(missed.is_none());
+    node.ask("a").await;
+    node.settle().await;
+    assert_eq!(told(node.cache.get(&node.group, &request).await).await, "hit 200 body");
+    let usage = node.cache.store.usage(GroupId(0));
+    let found = usage.main.hits + usage.hot.hits;
+    assert!(node.group.stats.cache_hits.value() <= found, "{} found", found);
+}
