@@ -4,6 +4,7 @@
 #   make test         all tests
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
+#   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
 #   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
@@ -38,6 +39,11 @@ simulate: build-tools
 simulate-nightly: SIMULATE_PROFILE = --profile simulate
 simulate-nightly: SEEDS ?= 10000
 simulate-nightly: simulate
+
+# A thousand nodes through churn and a rolling restart; the chart goes to benches/results/.
+simulate-fleet: build-tools
+	mkdir -p benches/results
+	$(CARGO) test --locked --profile simulate --test simulate -- --fleet $(or $(NODES),1000)
 
 # Reads, changes and invalidations on real processes, and the check of what was seen.
 history: test-tools
@@ -88,5 +94,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races history check bench instructions compare fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fuzz conformance release \
 	build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools

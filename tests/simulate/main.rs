@@ -11,9 +11,11 @@
 #![allow(clippy::disallowed_methods, reason = "how long the simulation takes is measured by the real clock")]
 #![allow(missing_docs, reason = "nobody imports this")]
 
+mod chart;
 mod clients;
 mod direct;
 mod invariants;
+mod large;
 mod network;
 mod node;
 mod origin;
@@ -48,9 +50,10 @@ fn main() -> ExitCode {
         PANICS.with(|panics| panics.set(panics.get() + 1));
         usual(panic);
     }));
-    match options.races {
-        Some(count) => races(&options, count),
-        None => scenarios(&options),
+    match (options.races, options.fleet) {
+        (Some(count), _) => races(&options, count),
+        (None, Some(nodes)) => large_fleet(&options, nodes),
+        (None, None) => scenarios(&options),
     }
 }
 
@@ -69,6 +72,8 @@ struct Options {
     twice: bool,
     /// So many interleavings of purges instead of whole runs.
     races: Option<u64>,
+    /// One large fleet of so many nodes instead.
+    fleet: Option<usize>,
     /// Show what happened, broken or not.
     verbose: bool,
 }
@@ -76,8 +81,16 @@ struct Options {
 impl Options {
     /// `None`: nothing is to be run. Options of the standard test runner are accepted and mean nothing.
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options =
-            Options { first: 0, seeds: 500, nodes: 5, steps: 200, twice: false, races: None, verbose: false };
+        let mut options = Options {
+            first: 0,
+            seeds: 500,
+            nodes: 5,
+            steps: 200,
+            twice: false,
+            races: None,
+            fleet: None,
+            verbose: false,
+        };
         let mut arguments = arguments.peekable();
         while let Some(argument) = arguments.next() {
             let mut number = || {
@@ -90,6 +103,7 @@ impl Options {
                 "--seeds" => options.seeds = number()?,
                 "--nodes" => options.nodes = number()?.clamp(1, 16) as usize,
                 "--steps" => options.steps = number()? as usize,
+                "--fleet" => options.fleet = Some(number()? as usize),
                 "--races" => options.races = Some(number()?),
                 "--show" => trace::SHOWN.store(true, Ordering::Relaxed),
                 "--twice" => options.twice = true,
@@ -202,6 +216,19 @@ fn races(options: &Options, count: u64) -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a large fleet; the chart goes to the results of the benchmarks.
+fn large_fleet(options: &Options, nodes: usize) -> ExitCode {
+    let begun = Instant::now();
+    let (report, chart) = runtime().block_on(large::run(options.first, nodes));
+    println!("{report}");
+    let file = format!("{}/benches/results/fleet-{nodes}.svg", env!("CARGO_MANIFEST_DIR"));
+    match std::fs::write(&file, chart) {
+        Ok(()) => println!("{nodes} nodes in {:.0} s; chart: {file}", begun.elapsed().as_secs_f64()),
+        Err(error) => eprintln!("simulate: {file}: {error}"),
+    }
+    ExitCode::SUCCESS
 }
 
 fn runtime() -> tokio::runtime::Runtime {

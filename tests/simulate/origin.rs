@@ -170,6 +170,11 @@ impl Origin {
         self.state.lock().fetches.clone()
     }
 
+    /// How many questions there were.
+    pub fn begun(&self) -> u64 {
+        self.state.lock().begun
+    }
+
     fn trouble(&self) {
         self.state.lock().last_trouble = Some(Instant::now());
     }

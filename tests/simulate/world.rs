@@ -97,6 +97,11 @@ pub struct Setting {
 impl World {
     /// Nodes that all know one another.
     pub fn new(setting: Setting) -> Arc<Self> {
+        World::heard_by(setting, None)
+    }
+
+    /// The same, where somebody else than the journal hears of the questions between nodes.
+    pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
         let Setting { seed, nodes, delays, manners, memory_bytes, limit, links, traced } = setting;
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
@@ -105,7 +110,7 @@ impl World {
         let common = Common {
             network: network.clone(),
             origin: origin.clone(),
-            asked: journal.clone(),
+            asked: asked.unwrap_or_else(|| journal.clone()),
             memory_bytes,
             rules: Rules::default(),
             limit,
