@@ -52,7 +52,7 @@ impl Default for Limits {
 
 impl Limits {
     /// With what "no limit" means for each: a year to wait, and a head as large as any (1 MiB).
-    fn without_zeros(self) -> Self {
+    pub(super) fn without_zeros(self) -> Self {
         let forever = |duration: Duration| if duration.is_zero() { FOREVER } else { duration };
         Limits {
             header_bytes: if self.header_bytes == 0 { HEADER_BYTES_MAX } else { self.header_bytes },
@@ -417,7 +417,7 @@ impl Connection {
 }
 
 /// Ready when the process shuts down; never when nobody can say so any more.
-async fn ended(shutdown: &mut ShutdownWatch) {
+pub(super) async fn ended(shutdown: &mut ShutdownWatch) {
     loop {
         if *shutdown.borrow_and_update() {
             return;
@@ -501,7 +501,7 @@ pub struct Pace {
 
 impl Pace {
     #[inline]
-    fn progress(&mut self, bytes: u64) {
+    pub(super) fn progress(&mut self, bytes: u64) {
         self.bytes += bytes;
         if let Some(since) = self.blocked_since.take() {
             self.blocked += since.elapsed();
@@ -509,7 +509,12 @@ impl Pace {
     }
 
     /// Ready when the client has made us wait for too long.
-    fn poll_blocked(&mut self, timer: &mut Timer, limits: &Limits, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_blocked(
+        &mut self,
+        timer: &mut Timer,
+        limits: &Limits,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let since = *self.blocked_since.get_or_insert_with(Instant::now);
         let mut patience = limits.send_stall;
         if let Some(earned_seconds) = self.bytes.checked_div(limits.body_min_rate) {
@@ -524,12 +529,12 @@ impl Pace {
 /// The one timer of a connection. It may be armed earlier than asked and is then armed again; so a deadline that moves on
 /// with every request costs nothing.
 #[derive(Default)]
-struct Timer {
+pub(super) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
-    fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if deadline < sleep.deadline() {
             sleep.as_mut().reset(deadline);
