@@ -29,12 +29,14 @@ pub struct Exchange {
     /// From the head of the answer on.
     sending: Option<SendStream<Bytes>>,
     ended: bool,
+    /// Bytes of the answer's body so far.
+    pub bytes_sent: u64,
 }
 
 impl Exchange {
     /// A stream whose request head has been read.
     pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        Exchange { body, respond, sending: None, ended: false }
+        Exchange { body, respond, sending: None, ended: false, bytes_sent: 0 }
     }
 
     /// Whether the client has ended its side.
@@ -70,6 +72,7 @@ impl Exchange {
             sending.send_data(segment.clone(), end).map_err(|_| NotSent::Gone)?;
         }
         self.ended = true;
+        self.bytes_sent += bytes as u64;
         Ok(true)
     }
 
@@ -90,6 +93,7 @@ impl Exchange {
             let piece = rest.split_to(rest.len().min(room));
             if !piece.is_empty() {
                 self.ended = end && rest.is_empty();
+                self.bytes_sent += piece.len() as u64;
                 sending.send_data(piece, self.ended).map_err(|_| NotSent::Gone)?;
             }
         }

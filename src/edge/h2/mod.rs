@@ -391,7 +391,10 @@ impl Common {
         bytes_max: usize,
     ) -> Result<Bytes, Option<Refusal>> {
         let mut body = Vec::new();
-        while has_body {
+        if !has_body {
+            return Ok(Bytes::new());
+        }
+        loop {
             match timeout(self.limits.send_stall, exchange.read()).await {
                 Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
                 Ok(Ok(None)) => break,
@@ -419,7 +422,7 @@ impl Common {
 
     async fn send_body(&self, exchange: &mut Exchange, response: &mut Response) -> Sent {
         let framing = response.framing();
-        let mut writer = Writer { exchange, limits: &self.limits, body_bytes: 0, blocked: Duration::ZERO };
+        let mut writer = Writer { exchange, limits: &self.limits, blocked: Duration::ZERO };
         let result = match response.body() {
             Body::None => writer.exchange.finish().map_err(broken_by),
             Body::Segments(segments) => writer.write_all(&segments, true).await,
@@ -434,7 +437,7 @@ impl Common {
                     };
                     cutter.pass(&mut chunks, &mut out);
                     let bytes: u64 = out.iter().map(|segment| segment.len() as u64).sum();
-                    let so_far = writer.body_bytes.saturating_add(bytes);
+                    let so_far = writer.exchange.bytes_sent.saturating_add(bytes);
                     let mut done = ended || cutter.is_done();
                     if let Framing::Length(length) = framing {
                         done |= so_far >= length;
@@ -452,11 +455,10 @@ impl Common {
                 }
             }
         };
-        let body_bytes = writer.body_bytes;
         if result.is_err() {
             exchange.reset(Reason::INTERNAL_ERROR);
         }
-        Sent { body_bytes, broken: result.err() }
+        Sent { body_bytes: exchange.bytes_sent, broken: result.err() }
     }
 }
 
@@ -464,7 +466,6 @@ impl Common {
 struct Writer<'a> {
     exchange: &'a mut Exchange,
     limits: &'a Limits,
-    body_bytes: u64,
     blocked: Duration,
 }
 
@@ -475,11 +476,10 @@ impl Writer<'_> {
             let mut rest = segment.clone();
             while !rest.is_empty() {
                 let piece = rest.split_to(rest.len().min(WINDOW_BYTES as usize));
-                let (bytes, since) = (piece.len() as u64, Instant::now());
+                let since = Instant::now();
                 self.exchange.send(piece, false, self.limits.send_stall).await.map_err(broken_by)?;
-                self.body_bytes += bytes;
                 self.blocked += since.elapsed();
-                if let Some(earned_seconds) = self.body_bytes.checked_div(self.limits.body_min_rate)
+                if let Some(earned_seconds) = self.exchange.bytes_sent.checked_div(self.limits.body_min_rate)
                     && self.blocked.saturating_sub(RATE_GRACE).as_secs() > earned_seconds
                 {
                     return Err(broken_by(NotSent::Stalled));

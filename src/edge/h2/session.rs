@@ -30,7 +30,6 @@ pub struct PassingSession {
     date: HeaderValue,
     written: Option<Box<ResponseHeader>>,
     bytes_read: usize,
-    bytes_sent: usize,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
@@ -54,7 +53,6 @@ impl PassingSession {
             date: HeaderValue::from_str(date).unwrap_or_else(|_| HeaderValue::from_static("")),
             written: None,
             bytes_read: 0,
-            bytes_sent: 0,
             read_timeout: None,
             write_timeout: None,
             drain_timeout: None,
@@ -149,11 +147,8 @@ impl Session for PassingSession {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        let bytes = data.len();
         let stall = self.write_timeout.unwrap_or_default();
-        self.exchange.send(data, end, stall).await.map_err(downstream)?;
-        self.bytes_sent += bytes;
-        Ok(())
+        self.exchange.send(data, end, stall).await.map_err(downstream)
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
@@ -252,7 +247,7 @@ impl Session for PassingSession {
     }
 
     fn body_bytes_sent(&self) -> usize {
-        self.bytes_sent
+        self.exchange.bytes_sent as usize
     }
 
     fn body_bytes_read(&self) -> usize {
