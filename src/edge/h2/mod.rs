@@ -39,12 +39,12 @@ use self::exchange::{Exchange, NotSent};
 use self::pipe::Pipe;
 use self::session::PassingSession;
 use super::connection::{Gone, Limits, Pace, RATE_GRACE, Timer, ended};
-use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
+use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{Refusal, RequestHead};
 use super::response::{Body, FieldRules, Framing, Http2Head, Response};
-use super::sites::Site;
+use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::fields::Fields;
 use crate::freshness::format_http_date;
@@ -81,7 +81,7 @@ impl Http2 {
             common: Arc::new(common),
             connection,
             pipe,
-            scratch: Scratch::default(),
+            key: Vec::new(),
             tasks: JoinSet::new(),
             malformed: 0,
             idle_since: None,
@@ -118,7 +118,8 @@ struct Serving {
     common: Arc<Common>,
     connection: Connection<Pipe, Bytes>,
     pipe: Pipe,
-    scratch: Scratch,
+    /// Of the request that is decided; used again and again.
+    key: Vec<u8>,
     /// Requests that are not answered at once.
     tasks: JoinSet<()>,
     /// Requests that the gate found malformed.
@@ -184,19 +185,22 @@ impl Serving {
 
     fn accept(&mut self, request: http::Request<RecvStream>, respond: SendResponse<Bytes>) {
         self.idle_since = None;
+        let common = self.common.clone();
+        let sites = common.http_2.edge.sites.load();
         let (head, body) = request.into_parts();
         let exchange = Exchange::new(body, respond);
-        let (decision, exit) = self.decide(&head, &exchange);
-        match decision {
-            Decision::Hit(response, site) => self.answer_hit(exchange, head, response, site, exit),
-            decision => {
-                let answer = self.common.clone().answer(exchange, head, decision, exit);
-                self.tasks.spawn(answer);
-            }
-        }
+        let (decision, exit) = self.decide(&sites, &head, &exchange);
+        let unusual = match decision {
+            Decision::Hit(response, site) => return self.answer_hit(exchange, head, response, site, exit),
+            Decision::Load(load) => Unusual::Load(load),
+            Decision::Pass(facts) => Unusual::Pass(facts),
+            Decision::Endpoint(request) => Unusual::Endpoint(request),
+            Decision::Refuse(refusal, fields, site) => Unusual::Refuse(refusal, fields, site),
+        };
+        self.tasks.spawn(common.clone().answer(exchange, head, unusual, exit));
     }
 
-    fn decide(&mut self, head: &Parts, exchange: &Exchange) -> (Decision, Exit) {
+    fn decide<'s>(&mut self, sites: &'s Sites, head: &Parts, exchange: &Exchange) -> (Decision<'s>, Exit) {
         let Common { http_2, client, limits, .. } = &*self.common;
         let now = http_2.edge.cache.now();
         let lines: Vec<Header<'_>> =
@@ -211,7 +215,7 @@ impl Serving {
                 }
             });
         match checked {
-            Ok(head) => decide(&http_2.edge, &head, client, now, &mut self.scratch),
+            Ok(head) => decide(&http_2.edge, sites, &head, client, now, &mut self.key),
             Err(refusal) => {
                 self.malformed += 1;
                 if self.malformed >= MALFORMED_MAX {
@@ -224,7 +228,7 @@ impl Serving {
     }
 
     /// Answers from memory. What does not fit the client's window is left to a task.
-    fn answer_hit(&mut self, mut exchange: Exchange, head: Parts, response: Response, site: Arc<Site>, exit: Exit) {
+    fn answer_hit(&mut self, mut exchange: Exchange, head: Parts, response: Response, site: &Arc<Site>, exit: Exit) {
         let edge = &self.common.http_2.edge;
         let mut out = Http2Head::default();
         response.write_head(&site.to_client, exit.started, &mut out);
@@ -241,7 +245,7 @@ impl Serving {
             }
         };
         if sent == Ok(false) {
-            let rest = self.common.clone().answer_rest(exchange, head, response, site, exit);
+            let rest = self.common.clone().answer_rest(exchange, head, response, site.clone(), exit);
             self.tasks.spawn(rest);
             return;
         }
@@ -249,7 +253,7 @@ impl Serving {
         site.group.stats.client.count(response.outcome, body_bytes);
         if edge.log.wants(sent.is_err()) {
             let finished = Finished {
-                site: Some(&site),
+                site: Some(site),
                 status: response.status,
                 outcome: response.outcome,
                 body_bytes,
@@ -259,8 +263,15 @@ impl Serving {
             };
             edge.record(&log_facts(&head), finished);
         }
-        self.scratch.keep_site(site);
     }
+}
+
+/// What is decided about a request whose answer is not in memory.
+enum Unusual {
+    Load(Box<Load>),
+    Pass(Box<PassFacts>),
+    Endpoint(Box<EndpointRequest>),
+    Refuse(Refusal, Fields, Option<Arc<Site>>),
 }
 
 /// How an answer ended.
@@ -271,17 +282,16 @@ struct Sent {
 
 impl Common {
     /// Answers what cannot be answered at once.
-    async fn answer(self: Arc<Self>, mut exchange: Exchange, head: Parts, decision: Decision, exit: Exit) {
+    async fn answer(self: Arc<Self>, mut exchange: Exchange, head: Parts, unusual: Unusual, exit: Exit) {
         let edge = &self.http_2.edge;
-        match decision {
-            Decision::Hit(response, site) => self.answer_rest(exchange, head, response, site, exit).await,
-            Decision::Load(load) => Box::pin(self.answer_load(exchange, head, *load, exit)).await,
-            Decision::Pass(facts) => Box::pin(self.pass(exchange, head, *facts)).await,
-            Decision::Endpoint(request) => {
+        match unusual {
+            Unusual::Load(load) => Box::pin(self.answer_load(exchange, head, *load, exit)).await,
+            Unusual::Pass(facts) => Box::pin(self.pass(exchange, head, *facts)).await,
+            Unusual::Endpoint(request) => {
                 let has_body = has_body(&head, &exchange);
                 Box::pin(self.answer_endpoint(&mut exchange, *request, has_body, exit)).await;
             }
-            Decision::Refuse(refusal, fields, site) => {
+            Unusual::Refuse(refusal, fields, site) => {
                 let mut response = edge.refusal(refusal, fields, exit.head_only);
                 let sent = self.send(&mut exchange, &mut response, &FieldRules::default()).await;
                 if let Some(site) = &site {
