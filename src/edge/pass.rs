@@ -409,12 +409,12 @@ impl ProxyHttp for Pass {
             };
             let mut head = Http2Head::default();
             response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
-            let framing = response.framing();
+            let head = ResponseHeader::from(head.finish(response.framing()).into_parts().0);
             let body = match response.body() {
                 Body::Segments(segments) => Bytes::from(segments.concat()),
                 _ => Bytes::new(),
             };
-            if session.as_downstream_mut().write_error_response(*head.finish(framing), body).await.is_err() {
+            if session.as_downstream_mut().write_error_response(head, body).await.is_err() {
                 tracing::debug!("a client left before its error");
             }
         }
