@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::fleet::Purpose;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};
 use crate::source::Source;
