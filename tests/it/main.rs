@@ -19,6 +19,7 @@ mod go;
 mod history;
 mod limits;
 mod listeners;
+mod membership;
 mod origin;
 mod reload;
 mod sharing;
