@@ -173,6 +173,16 @@ impl Body {
         None
     }
 
+    /// The same where one segment holds all of the body: the usual case, which needs no list.
+    pub fn slice_of_only_segment(&self, range: ByteRange) -> Option<Bytes> {
+        match (&self.segments, &self.held) {
+            (Segments::One(segment), None) if range.last < segment.len() as u64 => {
+                Some(segment.slice(range.first as usize..=range.last as usize))
+            }
+            _ => None,
+        }
+    }
+
     /// The segments in order: of a whole body, its bytes; of another, those that are here.
     pub fn segments(&self) -> &[Bytes] {
         match &self.segments {

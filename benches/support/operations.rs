@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use groupcache_proxy::clock::{Clock, Now, SystemClock};
 use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
-use groupcache_proxy::edge::response::{FieldRules, Http1Head, Response, Wanted};
+use groupcache_proxy::edge::response::{FieldRules, Response};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
 use groupcache_proxy::freshness::{
@@ -37,6 +37,7 @@ pub struct Operation {
 pub const OPERATIONS: [Operation; 18] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
+    Operation { name: "lane/hit with other fields each time", prepare: || lane_in_turn([GET, GET_OF_ANOTHER], 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
     Operation { name: "lane/hit 1 MiB", prepare: || lane(GET, 1 << 20) },
     Operation { name: "lane/not modified", prepare: || lane(GET_CONDITIONAL, 4096) },
@@ -56,6 +57,8 @@ pub const OPERATIONS: [Operation; 18] = [
 ];
 
 const GET: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+/// As long as [`GET`], so that both cost the same but for what is known of them.
+const GET_OF_ANOTHER: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.2:8080\r\n\r\n";
 const GET_CONDITIONAL: &[u8] =
     b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nIf-None-Match: \"691efb40-1000\"\r\n\r\n";
 const GET_RANGE: &[u8] =
@@ -85,6 +88,10 @@ fn lane_bare() -> Run {
 }
 
 fn lane(request: &'static [u8], body_bytes: usize) -> Run {
+    lane_in_turn([request; 2], body_bytes)
+}
+
+fn lane_in_turn(requests: [&'static [u8]; 2], body_bytes: usize) -> Run {
     let (runtime, node) = (runtime(), Node::new(body_bytes));
     // The first is a miss, and its entry is in the store only after the fill has ended.
     node.serve(&runtime, GET, 1);
@@ -92,7 +99,7 @@ fn lane(request: &'static [u8], body_bytes: usize) -> Run {
     node.serve(&runtime, GET, 1);
     assert_eq!(node.group.stats.cache_hits.value(), 1);
     Box::new(move |count| {
-        black_box(node.serve(&runtime, request, count));
+        black_box(node.serve_in_turn(&runtime, requests, count));
     })
 }
 
@@ -251,13 +258,13 @@ fn entry_to_wire() -> Run {
     let key = HashedKey::new(GROUP, KEY);
     let found = node.edge.cache.find_fresh(&node.group, &key, Fields::empty, &RequestDirectives::default(), now);
     let entry = found.expect("stored").entry;
-    let (rules, wanted, mut out) = (FieldRules::default(), Wanted::default(), Vec::new());
+    let lines = Box::leak(Box::new(lines()));
+    let head = RequestHead::parse(GET, lines).expect("well-formed");
+    let (rules, mut out) = (FieldRules::default(), Vec::new());
     Box::new(move |count| {
         for _ in 0..count {
-            let response = Response::hit(black_box(&entry).clone(), false, &wanted);
-            out.clear();
-            response.write_head(&rules, now, &mut Http1Head(&mut out));
-            Http1Head(&mut out).finish(response.framing(), true, true);
+            let response = Response::hit(black_box(&entry).clone(), false, &head);
+            response.write_http_1(&rules, now, true, true, &mut out);
             black_box(&out);
         }
     })

@@ -23,6 +23,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received};
@@ -32,7 +33,8 @@ use super::h2::Http2;
 use super::interim::{self, Heard};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
-use super::response::{Body, Cutter, FieldRules, Framing, Response};
+use super::reset::ClientSocket;
+use super::response::{Body, Cutter, FieldRules, Framing, Response, Segments};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::cache::{Answer, Request};
@@ -141,7 +143,7 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head.len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or_default();
+                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
@@ -201,7 +203,7 @@ impl Lane {
             Err(refusal) => {
                 let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: now };
                 let decision = Decision::Refuse(refusal, Fields::empty(), None);
-                let log = LogFacts::default();
+                let log = LogFacts::guessed(&connection.unread()[..head_bytes]);
                 Ready::Unusual(Box::new(Turn {
                     decision,
                     exit,
@@ -328,6 +330,9 @@ impl Lane {
                 let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
                     .send(connection, reader, cutter, &mut pace)
                     .await;
+                if sent.broken.is_some() && framing == Framing::Unknown && !exit.http_11 {
+                    connection.reset_on_close();
+                }
                 return (sent, keep_alive);
             }
         };
@@ -345,6 +350,7 @@ impl Lane {
     ) -> Next {
         let limits = *connection.limits();
         let (stream, unread) = connection.into_parts();
+        let facts = PassFacts { socket: ClientSocket::of(&stream), ..facts };
         let request = OneRequest::new(stream, &passing.canonical, &unread, passing.framing);
         let mut session = ServerSession::new_http1(Box::new(request));
         session.set_keepalive(passing.keep_alive.then(|| limits.idle_timeout.as_secs().max(1)));
@@ -432,6 +438,7 @@ impl Lane {
             connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
+        let deadline = Instant::now() + connection.limits().send_stall;
         while !reader.is_done() {
             let (used, data) = match reader.advance(connection.unread()) {
                 Ok(advanced) => advanced,
@@ -443,7 +450,7 @@ impl Lane {
             }
             connection.consume(used);
             if used == 0 {
-                connection.read_more().await.map_err(|Gone| None)?;
+                connection.read_more(deadline).await.map_err(|Gone| None)?;
             }
         }
         Ok(body.into())
@@ -451,7 +458,7 @@ impl Lane {
 
     async fn refuse_unread(&self, mut connection: Connection, client: ClientFacts, refusal: Refusal) {
         let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: self.edge.cache.now() };
-        let log = LogFacts::default();
+        let log = LogFacts::guessed(connection.unread());
         let sent = self.refuse(&mut connection, &client, refusal, Fields::empty(), None, &log, exit).await;
         if sent.broken.is_none() {
             connection.close().await;

@@ -26,6 +26,8 @@ use crate::source::{BodyStream, FetchError, Fetched, Interim, InterimSink, Metho
 pub(super) struct Exchange {
     outbox: Arc<Outbox>,
     draining: AtomicBool,
+    /// The peer's view of the ring, as it last said.
+    ring_id: AtomicU64,
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
@@ -49,14 +51,19 @@ impl Exchange {
         window_bytes: u32,
         buffered_bytes: Arc<AtomicU64>,
     ) -> Arc<Self> {
-        let draining = AtomicBool::new(remote.draining);
+        let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
         let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, streams, stopping, stop, buffered_bytes, window_bytes })
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, buffered_bytes, window_bytes })
     }
 
     /// Whether the peer is leaving.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The peer's view of the ring.
+    pub(super) fn ring_id(&self) -> u64 {
+        self.ring_id.load(Ordering::Relaxed)
     }
 
     /// Ends the connection as soon as no question is open.
@@ -183,10 +190,15 @@ impl Exchange {
         match message {
             Message::Ping(number) => self.outbox.push(0, &Message::Pong(number)),
             Message::Pong(_) | Message::Unknown => {}
-            Message::Status { draining } => self.draining.store(draining, Ordering::Relaxed),
+            Message::Status { draining, ring_id } => {
+                self.draining.store(draining, Ordering::Relaxed);
+                if ring_id != 0 {
+                    self.ring_id.store(ring_id, Ordering::Relaxed);
+                }
+            }
             Message::Goodbye { reason, text } => {
                 return Err(End::Goodbye(match reason {
-                    GoodbyeReason::Shutdown => "the peer shut down".to_owned(),
+                    GoodbyeReason::Shutdown => SHUT_DOWN.to_owned(),
                     _ => format!("the peer said goodbye: {text}"),
                 }));
             }
@@ -560,6 +572,8 @@ impl BodyStream for PeerBody {
     }
 }
 
+/// Why a connection ended that the peer ended in good order.
+pub(super) const SHUT_DOWN: &str = "the peer shut down";
 /// Interim answers that wait for the asker; an owner passes on as many of one answer at the most.
 const INTERIMS_WAITING_MAX: usize = 8;
 /// Why a peer is given up that says nothing.
@@ -568,7 +582,8 @@ pub(super) const SILENT: &str = "silent";
 pub(super) const SILENT_TICKS: u32 = 4;
 /// While questions are open, a quiet connection is tried after so many ticks.
 const BUSY_PING_TICKS: u32 = 1;
-/// An idle connection is tried after so many quiet ticks, so that a dead one is known before it is needed.
-const IDLE_PING_TICKS: u32 = 20;
+/// An idle connection is tried after so many quiet ticks, so that a dead one is known within two
+/// deadlines and before it is needed.
+const IDLE_PING_TICKS: u32 = 4;
 const COPIED_WHEN_WAITING_BELOW_BYTES: usize = 16 * 1024;
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(100);

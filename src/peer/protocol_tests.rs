@@ -72,7 +72,7 @@ fn every_message() -> Vec<Message> {
         Message::Identity(identity),
         Message::Ping(3),
         Message::Pong(4),
-        Message::Status { draining: true },
+        Message::Status { draining: true, ring_id: 0 },
         Message::Goodbye { reason: GoodbyeReason::Shutdown, text: "bye".into() },
         Message::Ask(Box::new(question())),
         Message::Accepted,

@@ -13,7 +13,7 @@ use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::server::PeerServer;
-use crate::peer::{AskContext, Owner};
+use crate::peer::{AskContext, LocalNode, Owner};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
 use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method};
@@ -24,6 +24,8 @@ pub struct CacheOwner {
     pub cache: Arc<Cache>,
     /// The groups of now.
     pub groups: Arc<ArcSwap<Groups>>,
+    /// This node's view of the ring.
+    pub local: Arc<LocalNode>,
 }
 
 #[async_trait]
@@ -41,6 +43,11 @@ impl Owner for CacheOwner {
         // The key alone decides what the origin is asked: a peer cannot choose another target for it.
         if group.keys.target_of(&ask.key).is_none() {
             return Err(FetchError::refused(502, "not a key of this group"));
+        }
+        // It is answered all the same, and never passed on; but while rings differ a key is loaded once for each owner.
+        let other_ring = ![0, self.local.ring_id()].contains(&context.ring_id);
+        if other_ring && !self.cache.owns(&ask.key) {
+            group.stats.ring_disagreements.increment();
         }
         let request = Request::from_ask(&group, &ask);
         self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await

@@ -20,6 +20,7 @@ mod go;
 mod interim;
 mod limits;
 mod listeners;
+mod membership;
 mod origin;
 mod reload;
 mod sharing;
