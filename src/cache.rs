@@ -376,6 +376,11 @@ impl Cache {
         self.fleet.load().owns(key)
     }
 
+    /// How many keys are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.count()
+    }
+
     /// Reads the clock once for a request.
     pub fn now(&self) -> Now {
         self.clock.now()
@@ -424,8 +429,13 @@ impl Cache {
             true => Route::Here,
             false => Route::Fleet,
         };
-        // The look-up was counted by `find_fresh`, which every client's request comes from.
-        let found = self.store.peek(&HashedKey::new(group.id, &request.key));
+        let key = HashedKey::new(group.id, &request.key);
+        // The look-up was counted by `find_fresh`, which every client's request comes from; but what landed since then was not
+        // found by that one.
+        let mut found = self.store.peek(&key);
+        if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
+            found = self.store.find(&key);
+        }
         self.answer(group, request, route, found, Account::of(&group.stats), interims).await
     }
 
