@@ -22,7 +22,7 @@ use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,7 +175,7 @@ impl NativePeer {
     /// # Errors
     /// Whether it has forgotten is not known.
     pub async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        let forgotten = self.ask(QuestionKind::Forget, ask, EntryId::default());
+        let forgotten = self.ask(QuestionKind::Forget, ask, Aside::default());
         match tokio::time::timeout(self.shared.settings.timeouts.silence, forgotten).await {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(FetchError::unreachable("the peer is silent")),
@@ -187,7 +187,7 @@ impl NativePeer {
     /// # Errors
     /// It was not taken.
     pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
-        self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+        self.ask(QuestionKind::Offer, ask, Aside::default()).await.map(drop)
     }
 
     /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
@@ -208,21 +208,26 @@ impl NativePeer {
             method: Method::Get,
             fields: Fields::empty(),
         };
-        let answer = self.ask(kind, &ask, EntryId::default()).await?;
+        let answer = self.ask(kind, &ask, Aside::default()).await?;
         answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
-    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, aside: Aside<'_>) -> Result<Option<Fetched>, FetchError> {
         let shared = &self.shared;
         shared.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.ask_uncounted(kind, ask, have).await;
+        let result = self.ask_uncounted(kind, ask, aside).await;
         if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
             shared.errors.fetch_add(1, Ordering::Relaxed);
         }
         result
     }
 
-    async fn ask_uncounted(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+    async fn ask_uncounted(
+        &self,
+        kind: QuestionKind,
+        ask: &Ask,
+        aside: Aside<'_>,
+    ) -> Result<Option<Fetched>, FetchError> {
         if !question_fits(ask) {
             return Err(FetchError::unreachable("the question is too long for a peer"));
         }
@@ -236,10 +241,10 @@ impl NativePeer {
         if exchange.is_draining() && !kind.is_for_memory() {
             return Err(FetchError::unreachable("draining"));
         }
-        let ring_id = shared.node.ring_id();
         let asked_at = Instant::now();
-        let question = Question { kind, ask: ask.clone(), have, ring_id, window: shared.settings.window_bytes };
-        let answer = exchange.ask(question).await;
+        let (ring_id, window) = (shared.node.ring_id(), shared.settings.window_bytes);
+        let question = Question { kind, ask: ask.clone(), have: aside.have, ring_id, window };
+        let answer = exchange.ask(question, aside.interims).await;
         if let Ok(Some(fetched)) = &answer
             && fetched.hop.as_ref().is_some_and(|hop| hop.hit)
         {
@@ -252,19 +257,19 @@ impl NativePeer {
 #[async_trait]
 impl Source for NativePeer {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        self.load(ask, EntryId::default()).await
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, aside).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
     }
 }
 
 #[async_trait]
 impl Peer for NativePeer {
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
-        let answer = self.ask(QuestionKind::Load, ask, have).await?;
-        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
-    }
-
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
-        self.ask(QuestionKind::Peek, ask, have).await
+        self.ask(QuestionKind::Peek, ask, Aside { have, ..Aside::default() }).await
     }
 
     fn status(&self) -> PeerStatus {

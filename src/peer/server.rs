@@ -25,11 +25,11 @@ use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Closed, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
 use crate::peer::protocol::{
-    DATA_BYTES_MAX, Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
-    Versions, WINDOW_BYTES_MAX, head_fits,
+    DATA_BYTES_MAX, Envelope, FIELDS_BYTES_MAX, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError,
+    Question, QuestionKind, Versions, WINDOW_BYTES_MAX, head_fits,
 };
 use crate::peer::{AskContext, LocalNode, Owner, Standing};
-use crate::source::{FetchError, Fetched, Method, ReadyBody};
+use crate::source::{FetchError, Fetched, Interim, InterimSink, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
 
 /// Limits of the answering side.
@@ -269,6 +269,7 @@ impl PeerServer {
             | Message::Identity(_)
             | Message::Accepted
             | Message::Loading
+            | Message::Interim(_)
             | Message::Head(_)
             | Message::Data(_)
             | Message::End { .. }
@@ -401,7 +402,7 @@ impl Answering {
     ) -> Result<Option<Fetched>, FetchError> {
         let mut head = pin!(async move {
             match question.kind {
-                QuestionKind::Load => owner.get_as_owner(question.ask, context).await.map(Some),
+                QuestionKind::Load => owner.get_as_owner(question.ask, context, self).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
@@ -487,6 +488,16 @@ impl Answering {
             self.abort("the owner failed".into());
         } else {
             self.fail(FetchError::refused(502, "the owner failed"));
+        }
+    }
+}
+
+/// What is heard goes to the asker, who does not know the kind of frame and passes it over, or passes it on. How many there may
+/// be is for the flight to say.
+impl InterimSink for Answering {
+    fn hear(&self, interim: Interim) {
+        if interim.fields.len() <= FIELDS_BYTES_MAX {
+            self.outbox.push(self.request, &Message::Interim(interim));
         }
     }
 }

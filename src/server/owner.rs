@@ -16,7 +16,7 @@ use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, LocalNode, Owner};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -30,7 +30,12 @@ pub struct CacheOwner {
 
 #[async_trait]
 impl Owner for CacheOwner {
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
         let Some(group) = self.groups.load().find(&ask.group).cloned() else {
             // The asker knows a group that this node does not: a reload under way. The next on the ring may know it.
             return Err(FetchError::unreachable("this node has no such group"));
@@ -45,7 +50,7 @@ impl Owner for CacheOwner {
             group.stats.ring_disagreements.increment();
         }
         let request = Request::from_ask(&group, &ask);
-        self.cache.get_as_owner(&group, &request).await
+        self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
     }
 
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
