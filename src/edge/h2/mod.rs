@@ -33,7 +33,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Digest, Stream};
 use pingora::proxy::HttpProxy;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::exchange::{Exchange, NotSent};
 use self::pipe::Pipe;
@@ -400,12 +400,13 @@ impl Common {
         has_body: bool,
         bytes_max: usize,
     ) -> Result<Bytes, Option<Refusal>> {
+        let deadline = Instant::now() + self.limits.send_stall.min(IDLE_MAX);
         let mut body = Vec::new();
         if !has_body {
             return Ok(Bytes::new());
         }
         loop {
-            match timeout(self.limits.send_stall, exchange.read()).await {
+            match timeout_at(deadline, exchange.read()).await {
                 Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) | Err(_) => return Err(None),
