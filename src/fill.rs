@@ -100,6 +100,7 @@ impl Filling {
         loop {
             let interims = self.into_flight(&fill);
             let loaded = tokio::select! {
+                biased;
                 loaded = self.load(fill.key().route, &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
@@ -590,10 +591,12 @@ impl Filling {
                 }
             };
             let chunk = tokio::select! {
-                chunk = next => chunk,
+                // First, because a source that always has a chunk ready would never let it have its turn.
+                biased;
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() || !half_done => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
                 }
+                chunk = next => chunk,
             };
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
@@ -623,6 +626,7 @@ impl Filling {
                 }
             }
             tokio::select! {
+                biased;
                 () = fill.push(chunk) => {}
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() => {
                     return fill.fail(FetchError::broken("nobody read any longer"));

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::fleet::Purpose;
 use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};

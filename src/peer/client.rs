@@ -340,6 +340,7 @@ impl Shared {
         let (begun, mut damping) = (Instant::now(), Damping::new(RETURN));
         loop {
             let connected = tokio::select! {
+                biased;
                 connected = self.connect() => connected,
                 _ = stop.wait_for(|stop| *stop) => return,
             };
@@ -362,6 +363,7 @@ impl Shared {
                     let mut run = pin!(exchange.run(pump, silence));
                     let ended = loop {
                         tokio::select! {
+                            biased;
                             reason = &mut run => break Some(reason),
                             _ = stop.wait_for(|stop| *stop) => break None,
                             () = &mut held, if holding => {
@@ -407,6 +409,7 @@ impl Shared {
             // A peer that was never reached is about to start: it shall not wait long for us then.
             let wait = if self.reached.load(Ordering::Relaxed) || retry == RETRY_GO { retry } else { RETRY_UNREACHED };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }

@@ -127,7 +127,10 @@ impl Exchange {
             streams.closed = Some(reason.clone());
             std::mem::take(&mut streams.open)
         };
-        for inbound in open.values() {
+        // In the order of asking, so that what follows is the same in every run.
+        let mut open: Vec<_> = open.into_iter().collect();
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, inbound) in open {
             inbound.fail(Failure::Unreachable(reason.clone().into()));
         }
         reason
@@ -262,6 +265,8 @@ impl Exchange {
             });
             streams.open.is_empty() && silent.is_empty()
         };
+        // In the order of asking, so that what follows is the same in every run.
+        silent.sort_unstable_by_key(|(request, _)| *request);
         for (request, inbound) in silent {
             self.outbox.push(request, &Message::Cancel);
             inbound.fail(Failure::Unreachable(SILENT.into()));

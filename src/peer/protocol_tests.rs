@@ -191,6 +191,14 @@ const VERSION_1: &[&str] = &[
         "0000006a08ac02126508031a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
+    concat!(
+        "0000006a08ac02126508061a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+    ),
+    concat!(
+        "0000006a08ac02126508071a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+    ),
 ];
 
 #[test]
@@ -254,7 +262,7 @@ fn what_is_too_long_or_not_allowed_is_refused() {
         ask(&|ask| ask.fields = Bytes::from_static(b"a: b\r\n\r\n")),
         ask(&|ask| ask.fields = Bytes::from_static(b"a: b\nc: d\r\n")),
         ask(&|ask| ask.fields = [b"a: ", &long(FIELDS_BYTES_MAX)[..], b"\r\n"].concat().into()),
-        ask(&|ask| ask.kind = 7),
+        ask(&|ask| ask.kind = 99),
         ask(&|ask| ask.method = 7),
         sent_head(&|head| head.status = 100),
         sent_head(&|head| head.status = 600),

@@ -129,7 +129,10 @@ impl PeerServer {
             remote: proven.remote,
         });
         let end = self.converse(&conversation, &mut pump, told, &mut shutdown).await;
-        for (_, outbound) in conversation.open.lock().drain() {
+        let mut open: Vec<_> = conversation.open.lock().drain().collect();
+        // In the order of asking, so that what follows is the same in every run.
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, outbound) in open {
             outbound.abort();
         }
         if let End::Goodbye(reason, text) = end {

@@ -28,10 +28,10 @@ async fn seen(address: std::net::SocketAddr, target: &str) -> String {
 
 /// What a client of HTTP/1.0 gets to the end of its connection, and the error at that end.
 async fn to_the_end(address: std::net::SocketAddr, request: &str) -> (String, Option<std::io::ErrorKind>) {
-    let mut stream = within("a connection", tokio::net::TcpStream::connect(address)).await.unwrap();
+    let mut stream = within(tokio::net::TcpStream::connect(address)).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut read = Vec::new();
-    let end = within("the end of the connection", stream.read_to_end(&mut read)).await;
+    let end = within(stream.read_to_end(&mut read)).await;
     (String::from_utf8_lossy(&read).into_owned(), end.err().map(|error| error.kind()))
 }
 
@@ -164,9 +164,9 @@ async fn a_dead_origin_is_an_error_at_once_and_a_returned_one_is_used() {
     let answering = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut head = vec![0; 1024];
-        let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await;
+        let _ = stream.read(&mut head).await;
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback";
-        tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.expect("answering");
+        stream.write_all(answer).await.expect("answering");
     });
     assert_eq!(seen(node.address, "/c").await, "200 back");
     within(answering).await.expect("the new origin");

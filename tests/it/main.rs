@@ -17,6 +17,7 @@ mod failures;
 mod fleet;
 mod fuzz_corpus;
 mod go;
+mod history;
 mod interim;
 mod limits;
 mod listeners;

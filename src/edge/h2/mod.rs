@@ -400,8 +400,7 @@ impl Common {
         has_body: bool,
         bytes_max: usize,
     ) -> Result<Bytes, Option<Refusal>> {
-        let deadline = Instant::now() + self.limits.send_stall.min(IDLE_MAX);
-        let mut body = Vec::new();
+        let (mut body, deadline) = (Vec::new(), Instant::now() + self.limits.send_stall);
         if !has_body {
             return Ok(Bytes::new());
         }
