@@ -10,6 +10,8 @@
 //! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
 //! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
 
+mod at_once;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -671,12 +673,15 @@ impl Cache {
         head: Arc<Head>,
         reader: FillReader<Landed>,
     ) -> Following {
+        if reader.has_all() {
+            return Following::of_flight(head, reader);
+        }
         let (cache, group, request) = (self.clone(), group.clone(), request.clone());
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
     fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
+        Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
     }
 
     /// The next entry id of this node.

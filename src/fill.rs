@@ -11,6 +11,8 @@
 //! It belongs to no client. It ends early when nobody has been reading for [`ABANDONED_GRACE`], unless the response can be
 //! stored and at least half of it is here.
 
+mod begin;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
+use crate::fill::begin::First;
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, Freshness, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
@@ -91,14 +94,15 @@ pub(crate) struct Shelf {
 
 impl Filling {
     /// Runs the fill to its end, whatever that is.
-    pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
-        if let Some(entry) = self.landed_meanwhile(&fill) {
-            fill.begin(Landed::Entry(entry, Outcome::Hit), Keep::Whole);
-            return fill.finish();
+    async fn run(mut self, fill: Fill<FlightKey, Landed>, mut first: Option<First>) {
+        if first.is_none()
+            && let Some(entry) = self.landed_meanwhile(&fill)
+        {
+            return fill.land(Landed::Entry(entry, Outcome::Hit), Bytes::new());
         }
         loop {
             let loaded = tokio::select! {
-                loaded = self.load(fill.key().route) => loaded,
+                loaded = self.load(fill.key().route, first.take()) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
             let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
@@ -143,16 +147,25 @@ impl Filling {
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
-    async fn load(&self, route: Route) -> Result<(Fetched, Now), FetchError> {
+    async fn load(&self, route: Route, mut first: Option<First>) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
             return self.load_from_origin().await;
         }
         let stats = &self.group.stats;
-        let steps = self.cache.fleet.load().steps(&self.request.key);
+        let steps = match &first {
+            Some(first) => first.fleet.steps(&self.request.key),
+            None => self.cache.fleet.load().steps(&self.request.key),
+        };
         for step in steps {
-            let asked_at = self.cache.now();
+            let mut asked_at = self.cache.now();
             match step {
-                Step::Peer(peer) => match peer.fetch(&self.ask_peer()?).await {
+                Step::Peer(peer) => match match first.take() {
+                    Some(first) => {
+                        asked_at = first.asked_at;
+                        first.answer.await
+                    }
+                    None => peer.fetch(&self.ask_peer()?).await,
+                } {
                     Ok(fetched) => {
                         stats.peer_loads.increment();
                         return Ok((fetched, asked_at));
@@ -235,6 +248,9 @@ impl Filling {
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
     fn ask_peer(&self) -> Result<Ask, FetchError> {
+        if self.request.range.is_none() && self.request.directives == RequestDirectives::default() {
+            return self.ask(self.request.forwarded.clone());
+        }
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
         if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
@@ -605,7 +621,10 @@ impl Filling {
                 return fill.fail(FetchError::broken("more bytes than declared"));
             }
             // Chunks are often slices of a large read buffer; what is kept must not keep that alive.
-            let chunk = Bytes::copy_from_slice(&chunk);
+            let chunk = match reservation.is_some() || chunk.len() < COPIED_BELOW_BYTES {
+                true => Bytes::copy_from_slice(&chunk),
+                false => chunk,
+            };
             if let Some(charge) = &mut reservation {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
@@ -630,8 +649,21 @@ impl Filling {
         if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
             return fill.fail(FetchError::broken("fewer bytes than declared"));
         }
-        match (reservation, role) {
-            (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
+        self.settle(&fill, &head, &kept, extent, role.zip(reservation));
+        fill.finish();
+    }
+
+    /// The body is whole: stores it where it has a place.
+    fn settle(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        head: &Head,
+        kept: &[Bytes],
+        extent: Extent,
+        place: Option<(Role, Charge)>,
+    ) {
+        match place {
+            Some((role, reservation)) => match self.entry_of(head, kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
                     self.cache.insert(&self.group, fill.key(), shelf, entry);
@@ -639,10 +671,9 @@ impl Filling {
                 None => self.group.stats.not_stored.increment("partial"),
             },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            _ if head.status < 500 => self.supersede(&head),
-            _ => {}
+            None if head.status < 500 => self.supersede(head),
+            None => {}
         }
-        fill.finish();
     }
 
     /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
@@ -827,6 +858,10 @@ pub const ABANDONED_GRACE: Duration = Duration::from_secs(1);
 
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// Of a body that is not stored, longer chunks than this are handed out as they were read: the read buffer that they keep
+/// alive is at most four times as large.
+const COPIED_BELOW_BYTES: usize = 16 * 1024;
 
 /// The same when memory is short. Guess: one read of a fast origin.
 const LEAST_WINDOW_BYTES: usize = 64 * 1024;

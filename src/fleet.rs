@@ -1,8 +1,11 @@
 //! Who the peers are now: a ring and one source each, replaced as a whole.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::ring::Ring;
 use crate::source::{Ask, FetchError, Fetched, Source};
@@ -19,7 +22,14 @@ pub struct Fleet {
 
 /// What a node wants of another one beside answers.
 #[async_trait]
-pub trait Peer: Source {
+pub trait Peer: Source + 'static {
+    /// Asks as [`Source::fetch`] does, without a task that waits: `then` is called once, by whoever hears the peer first or at
+    /// once, and must not wait. A question whose `then` was not called yet cannot be cancelled.
+    fn begin(self: Arc<Self>, ask: &Ask, then: Then) {
+        let ask = ask.clone();
+        then(Begun::Later(Box::pin(async move { self.fetch(&ask).await })));
+    }
+
     /// Makes it forget what it has for the key of `ask`, and store nothing of what was fetched before.
     ///
     /// # Errors
@@ -41,6 +51,20 @@ pub trait Peer: Source {
     /// The random number of its present life, where it is known.
     fn incarnation(&self) -> Option<u64>;
 }
+
+/// What is known of an answer when the first of it is.
+pub enum Begun {
+    /// All of it: a head without its body, and the body, which is as long as declared and undamaged.
+    Whole(Fetched, Bytes),
+    /// It takes longer, or failed; dropping this cancels the question.
+    Later(Answer),
+}
+
+/// An answer that is waited for.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send>>;
+
+/// What is done with what [`Peer::begin`] learns.
+pub type Then = Box<dyn FnOnce(Begun) + Send>;
 
 /// Who is asked next for a key.
 #[derive(Clone)]

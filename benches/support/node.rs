@@ -35,7 +35,7 @@ use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
-use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source};
+use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source, Whole};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
@@ -164,6 +164,10 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
+    fn at_once(&self, ask: &Ask) -> Option<Whole> {
+        self.cache.find_for_peer(&self.group, ask)
+    }
+
     async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
         self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask)).await
     }

@@ -12,9 +12,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::fleet::{Begun, Then};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
-use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
+use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
@@ -81,8 +82,7 @@ struct Shared {
     next_line: AtomicUsize,
     stop: watch::Sender<bool>,
     requests: AtomicU64,
-    errors: AtomicU64,
-    buffered_bytes: Arc<AtomicU64>,
+    tallies: Tallies,
     /// Whether there ever was a connection; before, the peer counts as up.
     reached: AtomicBool,
     speaks_go: AtomicBool,
@@ -124,8 +124,7 @@ impl NativePeer {
                 next_line: AtomicUsize::new(0),
                 stop: watch::Sender::new(false),
                 requests: AtomicU64::new(0),
-                errors: AtomicU64::new(0),
-                buffered_bytes: Arc::default(),
+                tallies: Tallies::default(),
                 reached: AtomicBool::new(false),
                 speaks_go: AtomicBool::new(false),
                 remote: Mutex::new(None),
@@ -165,31 +164,30 @@ impl NativePeer {
         self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
     }
 
-    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+    /// Asks as [`Peer::load`] does; see [`crate::fleet::Peer::begin`].
+    pub fn begin(&self, ask: &Ask, then: Then) {
         let shared = &self.shared;
-        shared.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.ask_uncounted(kind, ask, have).await;
-        if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
-            shared.errors.fetch_add(1, Ordering::Relaxed);
-        }
-        result
+        let line = &shared.lines[shared.next_line()];
+        let exchange = match &*line.state.lock() {
+            LineState::Up(exchange) if !exchange.is_draining() && question_fits(ask) => Some(exchange.clone()),
+            _ => None,
+        };
+        let then = match exchange {
+            Some(exchange) => match exchange.begin(ask, shared.node.ring_id(), then) {
+                Ok(()) => {
+                    shared.requests.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                Err(then) => then,
+            },
+            None => then,
+        };
+        let (shared, ask) = (shared.clone(), ask.clone());
+        then(Begun::Later(Box::pin(async move { shared.load(&ask, EntryId::default()).await })));
     }
 
-    async fn ask_uncounted(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
-        if !question_fits(ask) {
-            return Err(FetchError::unreachable("the question is too long for a peer"));
-        }
-        let shared = &self.shared;
-        let index = match shared.lines.len() {
-            1 => 0,
-            lines => shared.next_line.fetch_add(1, Ordering::Relaxed) % lines,
-        };
-        let exchange = shared.exchange(index).await?;
-        if exchange.is_draining() {
-            return Err(FetchError::unreachable("draining"));
-        }
-        let ring_id = shared.node.ring_id();
-        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window: shared.settings.window_bytes }).await
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+        self.shared.ask(kind, ask, have).await
     }
 }
 
@@ -203,8 +201,7 @@ impl Source for NativePeer {
 #[async_trait]
 impl Peer for NativePeer {
     async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
-        let answer = self.ask(QuestionKind::Load, ask, have).await?;
-        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+        self.shared.load(ask, have).await
     }
 
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
@@ -227,8 +224,8 @@ impl Peer for NativePeer {
             incarnation: remote.as_ref().map(|remote| remote.incarnation),
             version: remote.map(|remote| remote.software),
             requests: shared.requests.load(Ordering::Relaxed),
-            errors: shared.errors.load(Ordering::Relaxed),
-            buffered_bytes: shared.buffered_bytes.load(Ordering::Relaxed),
+            errors: shared.tallies.errors.load(Ordering::Relaxed),
+            buffered_bytes: shared.tallies.buffered_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -240,6 +237,47 @@ impl Drop for NativePeer {
 }
 
 impl Shared {
+    async fn load(self: &Arc<Self>, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, have).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        kind: QuestionKind,
+        ask: &Ask,
+        have: EntryId,
+    ) -> Result<Option<Fetched>, FetchError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let result = self.ask_uncounted(kind, ask, have).await;
+        self.tallies.count(result)
+    }
+
+    async fn ask_uncounted(
+        self: &Arc<Self>,
+        kind: QuestionKind,
+        ask: &Ask,
+        have: EntryId,
+    ) -> Result<Option<Fetched>, FetchError> {
+        if !question_fits(ask) {
+            return Err(FetchError::unreachable("the question is too long for a peer"));
+        }
+        let exchange = self.exchange(self.next_line()).await?;
+        if exchange.is_draining() {
+            return Err(FetchError::unreachable("draining"));
+        }
+        let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
+        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window }).await
+    }
+
+    /// The connection for the next question.
+    fn next_line(&self) -> usize {
+        match self.lines.len() {
+            1 => 0,
+            lines => self.next_line.fetch_add(1, Ordering::Relaxed) % lines,
+        }
+    }
+
     /// A connection to ask on. Waits for one that is being opened for the first time; never for one that failed before.
     async fn exchange(self: &Arc<Self>, index: usize) -> Result<Arc<Exchange>, FetchError> {
         let line = &self.lines[index];
@@ -343,8 +381,7 @@ impl Shared {
         self.speaks_go.store(false, Ordering::Relaxed);
         *self.remote.lock() = Some(proven.remote.clone());
         let outbox = Outbox::new();
-        let exchange =
-            Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.buffered_bytes.clone());
+        let exchange = Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.tallies.clone());
         Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
     }
 

@@ -4,9 +4,11 @@
 //! a Go server does, it is asked in Go's way from then on, and once a minute for the upgrade again. Everywhere else a refused
 //! upgrade is an error: whoever could make a node fall back could also take its proof away.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
-use crate::fleet;
+use crate::fleet::{self, Begun, Then};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -86,6 +88,14 @@ impl Peer for PeerLink {
 
 #[async_trait]
 impl fleet::Peer for PeerLink {
+    fn begin(self: Arc<Self>, ask: &Ask, then: Then) {
+        if self.go.is_none() {
+            return self.native.begin(ask, then);
+        }
+        let ask = ask.clone();
+        then(Begun::Later(Box::pin(async move { self.fetch(&ask).await })));
+    }
+
     async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
         match self.go_peer() {
             Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),

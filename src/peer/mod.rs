@@ -53,7 +53,7 @@ use tokio::sync::watch;
 use crate::fields::Fields;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
@@ -65,6 +65,13 @@ pub trait Owner: Send + Sync {
     /// [`FetchError::Refused`] for whatever the origin did or did not do: the asker gives this to its clients and asks nobody
     /// else. [`FetchError::Unreachable`] only when the asker should try somebody else.
     async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError>;
+
+    /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
+    /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
+    fn at_once(&self, ask: &Ask) -> Option<Whole> {
+        let _ = ask;
+        None
+    }
 
     /// Answers from memory alone, or not.
     ///

@@ -15,7 +15,7 @@ use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, Owner};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Ask, FetchError, Fetched, Method, Whole};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -38,6 +38,12 @@ impl Owner for CacheOwner {
         }
         let request = Request::from_ask(&group, &ask);
         self.cache.get_as_owner(&group, &request).await
+    }
+
+    fn at_once(&self, ask: &Ask) -> Option<Whole> {
+        // Nothing is asked of the origin, so what the target says does not matter.
+        let groups = self.groups.load();
+        self.cache.find_for_peer(groups.find(&ask.group)?, ask)
     }
 
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
