@@ -287,11 +287,13 @@ struct Miss {
     stale: Option<Stale>,
     /// Ranges of what is wanted.
     incomplete: Option<Arc<Entry>>,
+    /// The variant by what was known of the key's `Vary`; the empty one while nothing is known.
+    variant: VariantKey,
 }
 
 impl Miss {
     fn because(forward: &'static str) -> Self {
-        Miss { forward, stale: None, incomplete: None }
+        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default() }
     }
 
     fn basis(&self) -> Basis {
@@ -444,7 +446,8 @@ impl Cache {
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
-        let miss = match lookup(group, request, found, now) {
+        let known = found.as_ref().map(|(slot, _)| slot.clone());
+        let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 group.stats.cache_hits.increment();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
@@ -481,6 +484,7 @@ impl Cache {
             }
             _ => {}
         }
+        miss.variant = known.and_then(|slot| slot.rule().variant_key(&request.forwarded)).unwrap_or_default();
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
@@ -503,7 +507,7 @@ impl Cache {
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
-        let flight_key = self.flight_key(group, &whole, route, self.variant_of(group, request));
+        let flight_key = self.flight_key(group, &whole, route, miss.variant.clone());
         let reader = self.flights.follow(&flight_key)?;
         let arrived_bytes = match reader.progress() {
             (Some(_), arrived_bytes) => arrived_bytes,
@@ -527,7 +531,7 @@ impl Cache {
 
     /// Joins or opens flights until one brings an answer that this request may have.
     async fn follow(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route, miss: &Miss) -> Answer {
-        let mut variant = self.variant_of(group, request);
+        let mut variant = miss.variant.clone();
         let mut counted = false;
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.

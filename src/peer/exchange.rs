@@ -66,7 +66,7 @@ struct Streams {
 #[derive(Debug)]
 enum Open {
     /// Nothing has arrived, and nobody waits: whoever reads the first of the answer does what follows.
-    Begun(Box<Waiting>),
+    Begun(Waiting),
     /// Somebody waits.
     Followed(Arc<Inbound>),
 }
@@ -128,7 +128,7 @@ impl Exchange {
         let method = ask.method;
         let opened = self.open(|| {
             let then = then.take().unwrap_or_else(|| Box::new(|_| {}));
-            Open::Begun(Box::new(Waiting { then, method, quiet_ticks: 0 }))
+            Open::Begun(Waiting { then, method, quiet_ticks: 0 })
         });
         match (opened, then) {
             (Ok(request), _) => {
@@ -398,7 +398,7 @@ impl Exchange {
             }
         };
         if let Open::Begun(waiting) = waiting {
-            self.follow(request, *waiting, inbound.clone());
+            self.follow(request, waiting, inbound.clone());
         }
         Some(inbound)
     }
@@ -422,7 +422,7 @@ impl Exchange {
             Open::Followed(inbound) => inbound,
             Open::Begun(waiting) => {
                 let inbound = self.new_inbound();
-                self.follow(request, *waiting, inbound.clone());
+                self.follow(request, waiting, inbound.clone());
                 inbound
             }
         }
