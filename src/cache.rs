@@ -10,7 +10,7 @@
 //! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
 //! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
 
-mod at_once;
+pub(crate) mod for_peer;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -27,21 +26,21 @@ use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::Fleet;
-use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::fleet::{Fleet, Purpose};
+use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
-use crate::parts;
+use crate::permits::{Permit, Permits};
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, RangeSpec, Resolved};
+use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
-use crate::stats::Outcome;
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::stats::{Account, Outcome};
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
 
@@ -54,6 +53,8 @@ pub struct Cache {
     pub(crate) remembered: Remembered,
     pub(crate) fences: Fences,
     pub(crate) popularity: Popularity,
+    /// Counts the requests at limited origins.
+    pub permits: Arc<Permits>,
     pub(crate) clock: Arc<dyn Clock>,
     incarnation: u64,
     fills: AtomicU64,
@@ -344,6 +345,7 @@ impl Cache {
             fleet: ArcSwap::from_pointee(Fleet::alone()),
             store,
             popularity: Popularity::new(&ledger),
+            permits: Arc::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
             remembered: Remembered::default(),
@@ -399,7 +401,7 @@ impl Cache {
         };
         // The look-up was counted by `find_fresh`, which every client's request comes from.
         let found = self.store.peek(&HashedKey::new(group.id, &request.key));
-        self.answer(group, request, route, found).await
+        self.answer(group, request, route, found, Account::of(&group.stats)).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -410,18 +412,26 @@ impl Cache {
     pub async fn get_as_owner(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.load_here(group, request).await
+        self.answer_here(group, request, Account::of(&group.stats)).await
     }
 
-    /// What [`Cache::get_as_owner`] does, without counting a question of a peer: also the last resort of a fill that found no
-    /// peer to answer it.
+    /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
     pub(crate) async fn load_here(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
     ) -> Result<Fetched, FetchError> {
+        self.answer_here(group, request, Account::default()).await
+    }
+
+    async fn answer_here(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        account: Account<'_>,
+    ) -> Result<Fetched, FetchError> {
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, found).await;
+        let mut answer = self.answer(group, request, Route::Here, found, account).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -443,22 +453,23 @@ impl Cache {
         request: &Request,
         route: Route,
         found: Option<(Arc<Slot>, Role)>,
+        account: Account<'_>,
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
         let known = found.as_ref().map(|(slot, _)| slot.clone());
         let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
-                group.stats.cache_hits.increment();
+                account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
             }
             Lookup::Stale(hit, verdict) => match verdict {
                 Verdict::Fresh | Verdict::StaleAccepted => {
-                    group.stats.cache_hits.increment();
+                    account.hit();
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
                 }
                 Verdict::StaleWhileRevalidate => {
-                    group.stats.cache_hits.increment();
+                    account.hit();
                     self.refresh_behind(group, request, &hit.entry);
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
                 }
@@ -488,12 +499,11 @@ impl Cache {
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
-        group.stats.loads.increment();
-        group.stats.miss_reasons.increment(miss.forward);
-        if let Some(answer) = self.follow_whole(group, request, route, &miss).await {
+        account.miss(miss.forward);
+        if let Some(answer) = self.follow_whole(group, request, route, &miss, account).await {
             return answer;
         }
-        self.follow(group, request, route, &miss).await
+        self.follow(group, request, route, &miss, account).await
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -504,6 +514,7 @@ impl Cache {
         request: &Request,
         route: Route,
         miss: &Miss,
+        account: Account<'_>,
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
@@ -524,15 +535,21 @@ impl Cache {
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
             return None;
         }
-        group.stats.loads_collapsed.increment();
+        account.load(false);
         let reader = self.following(group, request, route, head, reader);
         Some(Answer::from_stream(reader, miss.forward, true))
     }
 
     /// Joins or opens flights until one brings an answer that this request may have.
-    async fn follow(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route, miss: &Miss) -> Answer {
+    async fn follow(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        miss: &Miss,
+        mut account: Account<'_>,
+    ) -> Answer {
         let mut variant = miss.variant.clone();
-        let mut counted = false;
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -552,12 +569,7 @@ impl Cache {
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
             };
-            if !std::mem::replace(&mut counted, true) {
-                match causer {
-                    true => group.stats.loads_deduped.increment(),
-                    false => group.stats.loads_collapsed.increment(),
-                }
-            }
+            std::mem::take(&mut account).load(causer);
             let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
                     match tokio::time::timeout(patience, reader.head()).await {
@@ -688,6 +700,29 @@ impl Cache {
         Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
     }
 
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
+    }
+
     /// The next entry id of this node.
     pub(crate) fn next_entry_id(&self) -> EntryId {
         EntryId { incarnation: self.incarnation, fill: self.fills.fetch_add(1, Ordering::Relaxed) + 1 }
@@ -715,85 +750,6 @@ impl Cache {
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
         &self.slot_writers[key.hash().get() as usize % self.slot_writers.len()]
     }
-
-    /// Turns an answer into what the peer protocol carries.
-    fn for_peer(&self, request: &Request, answer: Answer) -> Result<Fetched, FetchError> {
-        let now = self.now();
-        match answer.payload {
-            Payload::Entry(entry) => Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, now)),
-            Payload::Stream(head, reader) => {
-                let hop = Hop {
-                    freshness: head.freshness.over_hop(now),
-                    shareable: head.shareable,
-                    storable: head.storable,
-                    sent: head.sent.clone(),
-                    entry: head.id,
-                    hit: false,
-                    not_modified: false,
-                };
-                let mut fetched = Fetched {
-                    status: head.status,
-                    fields: head.fields.clone(),
-                    content_length: head.content_length,
-                    hop: Some(hop),
-                    close_delimited: false,
-                    body: Box::new(StreamedBody(reader)),
-                };
-                let length = head.content_length;
-                if let Some(part) = request.part(head.status, &head.fields, &head.validators, length) {
-                    fetched.body = parts::cut(fetched.body, part);
-                    as_part(&mut fetched, part, length);
-                }
-                Ok(fetched)
-            }
-            Payload::Failure { status, reason } => Err(FetchError::Refused { status, reason }),
-            Payload::Pass(reason) => Err(FetchError::refused(502, reason)),
-        }
-    }
-}
-
-/// What a peer gets of a stored entry; of a satisfiable single range only that part.
-pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
-    let hop = Hop {
-        freshness: entry.freshness.over_hop(now),
-        shareable: true,
-        storable: true,
-        sent: entry.sent.clone(),
-        entry: entry.id,
-        hit,
-        not_modified: false,
-    };
-    let length = entry.body.len();
-    let mut fetched = Fetched {
-        status: entry.status,
-        fields: entry.fields.clone(),
-        content_length: Some(length),
-        hop: Some(hop),
-        close_delimited: false,
-        body: Box::new(ReadyBody::default()),
-    };
-    if request.method == Method::Head {
-        return fetched;
-    }
-    match request.part_of(entry) {
-        Some(part) => {
-            fetched.body = Box::new(ReadyBody::new(entry.body.slice(part).unwrap_or_default()));
-            as_part(&mut fetched, part, Some(length));
-        }
-        // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        None => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
-    }
-    fetched
-}
-
-/// Makes a 206 of a whole response whose body was cut.
-fn as_part(fetched: &mut Fetched, part: ByteRange, length: Option<u64>) {
-    let content_range = ContentRange::Part { range: part, length }.to_string();
-    let mut fields = fetched.fields.to_builder();
-    fields.push_checked(b"Content-Range", content_range.as_bytes());
-    fetched.fields = fields.finish();
-    fetched.status = 206;
-    fetched.content_length = Some(part.length());
 }
 
 /// What memory holds for the request in what it found under the key.
@@ -864,19 +820,6 @@ impl Answer {
         };
         answer.report.forward = Some(forward);
         answer
-    }
-}
-
-/// The body of a flight, read on behalf of a peer.
-struct StreamedBody(Following);
-
-#[async_trait]
-impl BodyStream for StreamedBody {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        self.0.chunk().await.map_err(|error| match error {
-            ReadError::Source(error) => FetchError::broken(error.to_string()),
-            ReadError::FellBehind { .. } => FetchError::broken("too slow for a body that is not stored"),
-        })
     }
 }
 

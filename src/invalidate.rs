@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::cache::{Cache, FlightKey, Landed, Request, entry_for_peer};
+use crate::cache::for_peer::entry_for_peer;
+use crate::cache::{Cache, FlightKey, Landed, Request};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Cache, Request};
-use groupcache_proxy::clock::SystemClock;
+use groupcache_proxy::clock::{Clock, SystemClock};
 use groupcache_proxy::edge::Edge;
 use groupcache_proxy::edge::access_log::AccessLog;
 use groupcache_proxy::edge::admission::Admission;
@@ -24,6 +24,7 @@ use groupcache_proxy::edge::response::FieldRules;
 use groupcache_proxy::edge::sites::{PassRule, Site, Sites};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::fleet::Fleet;
+use groupcache_proxy::freshness::format_http_date;
 use groupcache_proxy::group::{Group, KeyRule};
 use groupcache_proxy::key::GroupId;
 use groupcache_proxy::memory::Ledger;
@@ -95,6 +96,7 @@ impl Node {
             cookies_pass: false,
             object_bytes_max,
             fill_timeout: Duration::from_secs(300),
+            limit: None,
             source: Arc::new(Constant::new(body_bytes)),
             stats: Arc::new(GroupStats::default()),
         });
@@ -231,9 +233,11 @@ struct Constant {
 
 impl Constant {
     fn new(body_bytes: usize) -> Self {
+        // An answer of now: one of a fixed day would be stale a day later, and no hit be measured any more.
+        let date = format_http_date(SystemClock.now().wall_seconds);
         let fields = Fields::from_pairs([
             ("Server", "nginx"),
-            ("Date", "Fri, 20 Nov 2026 12:00:00 GMT"),
+            ("Date", &*date),
             ("Content-Type", "application/octet-stream"),
             ("Last-Modified", "Fri, 20 Nov 2026 11:00:00 GMT"),
             ("ETag", "\"691efb40-1000\""),

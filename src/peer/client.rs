@@ -6,20 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::fleet::{Begun, Then};
+use crate::fields::Fields;
+use crate::fleet::{Begun, Purpose, Then};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
 use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +164,28 @@ impl NativePeer {
     /// It was not taken.
     pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
         self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+    }
+
+    /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    pub async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        let kind = match purpose {
+            Purpose::Begin => QuestionKind::Permit,
+            Purpose::Continue => QuestionKind::HoldPermit,
+        };
+        // It is about the group as a whole.
+        let ask = Ask {
+            group: group.clone(),
+            key: Bytes::new(),
+            target: Bytes::from_static(b"/"),
+            host: None,
+            method: Method::Get,
+            fields: Fields::empty(),
+        };
+        let answer = self.ask(kind, &ask, EntryId::default()).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
     /// Asks as [`Peer::load`] does; see [`crate::fleet::Peer::begin`].

@@ -421,6 +421,9 @@ impl Cursor<'_> {
     }
 }
 
+/// The wire's number of what is asked most.
+pub(in crate::peer) const KIND_LOAD: u8 = wire::ask::Kind::Load as u8;
+
 /// Keys of the kinds of frame: number and "length-delimited".
 const ASK: u8 = 2 << 3 | 2;
 const HEAD: u8 = 5 << 3 | 2;

@@ -17,8 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use crate::peer::checksum::Checksum;
-use crate::peer::protocol::codec::{Beside, encode_ask, encode_end, encode_head};
-use crate::peer::protocol::{FrameReader, Message, QuestionKind, encode, encode_data_prefix};
+use crate::peer::protocol::codec::{Beside, KIND_LOAD, encode_ask, encode_end, encode_head};
+use crate::peer::protocol::{FrameReader, Message, encode, encode_data_prefix};
 use crate::source::{Ask, EntryId, Whole};
 
 /// Frames that wait to be written.
@@ -66,7 +66,7 @@ impl Outbox {
 
     /// Adds a question that is to be loaded.
     pub(super) fn push_ask(&self, request: u64, ask: &Ask, ring_id: u64, window: u32) {
-        let beside = Beside { kind: QuestionKind::Load as u8, have: EntryId::default(), ring_id, window };
+        let beside = Beside { kind: KIND_LOAD, have: EntryId::default(), ring_id, window };
         self.with_queue(|queue| encode_ask(request, ask, &beside, &mut queue.tail));
     }
 

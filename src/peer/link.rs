@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, Begun, Then};
+use crate::fleet::{self, Begun, Purpose, Then};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -112,6 +112,13 @@ impl fleet::Peer for PeerLink {
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
         Peer::peek(self, ask, EntryId::default()).await
+    }
+
+    async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        match self.go_peer() {
+            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
+            None => self.native.permit(group, purpose).await,
+        }
     }
 
     fn incarnation(&self) -> Option<u64> {

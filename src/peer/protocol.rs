@@ -126,7 +126,12 @@ pub struct Question {
 impl Question {
     /// What goes beside the [`Ask`].
     pub(super) fn beside(&self) -> codec::Beside {
-        codec::Beside { kind: self.kind as u8, have: self.have, ring_id: self.ring_id, window: self.window }
+        codec::Beside {
+            kind: kind_to_wire(self.kind) as u8,
+            have: self.have,
+            ring_id: self.ring_id,
+            window: self.window,
+        }
     }
 }
 
@@ -145,7 +150,6 @@ impl PartialEq for Question {
 /// What peers ask of one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuestionKind {
-    // In the order of the wire's numbers.
     /// Answer from memory or from the origin, never from another peer.
     Load,
     /// Answer from memory only.
@@ -154,6 +158,10 @@ pub enum QuestionKind {
     Forget,
     /// Take over, with a peek, what the asker has and does not own; answered with 204.
     Offer,
+    /// A permit for a request at the origin of the group; the body of the answer lasts as long as it is used.
+    Permit,
+    /// The same for a request that is at the origin already: it is counted at once.
+    HoldPermit,
 }
 
 /// The answer up to its body.
@@ -403,13 +411,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
 fn ask_to_wire(question: &Question) -> wire::Ask {
     let ask = &question.ask;
     wire::Ask {
-        kind: match question.kind {
-            QuestionKind::Load => wire::ask::Kind::Load,
-            QuestionKind::Peek => wire::ask::Kind::Peek,
-            QuestionKind::Forget => wire::ask::Kind::Forget,
-            QuestionKind::Offer => wire::ask::Kind::Offer,
-        }
-        .into(),
+        kind: kind_to_wire(question.kind).into(),
         method: match ask.method {
             Method::Get => wire::ask::Method::Get,
             Method::Head => wire::ask::Method::Head,
@@ -424,6 +426,17 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
         have_fill: question.have.fill,
         ring_id: question.ring_id,
         window: question.window,
+    }
+}
+
+fn kind_to_wire(kind: QuestionKind) -> wire::ask::Kind {
+    match kind {
+        QuestionKind::Load => wire::ask::Kind::Load,
+        QuestionKind::Peek => wire::ask::Kind::Peek,
+        QuestionKind::Forget => wire::ask::Kind::Forget,
+        QuestionKind::Offer => wire::ask::Kind::Offer,
+        QuestionKind::Permit => wire::ask::Kind::Permit,
+        QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
     }
 }
 
@@ -520,6 +533,8 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         Ok(wire::ask::Kind::Peek) => QuestionKind::Peek,
         Ok(wire::ask::Kind::Forget) => QuestionKind::Forget,
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
+        Ok(wire::ask::Kind::Permit) => QuestionKind::Permit,
+        Ok(wire::ask::Kind::HoldPermit) => QuestionKind::HoldPermit,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
     let method = match wire::ask::Method::try_from(ask.method) {

@@ -90,6 +90,8 @@ fn every_message() -> Vec<Message> {
         Message::Ask(Box::new(Question { kind: QuestionKind::Peek, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Forget, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Offer, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::Permit, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::HoldPermit, ..question() })),
     ]
 }
 

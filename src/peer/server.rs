@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{debug, warn};
 
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Closed, HEAD_BYTES_EXTRA, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
@@ -415,6 +416,10 @@ impl Answering {
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
+                QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
+                QuestionKind::HoldPermit => {
+                    owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)
+                }
             }
         });
         if let Poll::Ready(head) = poll_fn(|task| Poll::Ready(head.as_mut().poll(task))).await {

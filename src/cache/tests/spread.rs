@@ -1,7 +1,7 @@
 //! Unsafe requests in a fleet: every node forgets, and the owner gets what a `POST` left elsewhere.
 
 use super::*;
-use crate::fleet::Peer;
+use crate::fleet::{Peer, Purpose};
 use crate::invalidate::Passed;
 
 async fn invalidate(node: &Node, key: &str) -> usize {
@@ -71,6 +71,9 @@ async fn the_owner_of_a_key_forgets_first() {
         }
         async fn peek(&self, _: &Ask) -> Result<Option<Fetched>, FetchError> {
             Ok(None)
+        }
+        async fn permit(&self, _: &Arc<str>, _: Purpose) -> Result<Fetched, FetchError> {
+            Err(FetchError::unreachable("only told"))
         }
         fn incarnation(&self) -> Option<u64> {
             None
