@@ -71,19 +71,25 @@ impl Fields {
 
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        // Names are tokens, hence ASCII, by the invariant of the block.
+        self.lines().map_while(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
+    }
+
+    /// The fields in order, with their names as bytes: for comparing alone, which needs no text.
+    pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest: &[u8] = &self.block;
         std::iter::from_fn(move || {
             let end = memchr::memchr(b'\r', rest)?;
             let (name, value) = split_line(&rest[..end])?;
             rest = &rest[end + 2..];
-            // Names are tokens, hence ASCII, by the invariant of the block.
-            Some((std::str::from_utf8(name).ok()?, value))
+            Some((name, value))
         })
     }
 
     /// The first value of the field `name`, compared without regard to case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let name = name.as_bytes();
+        self.lines().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// The first value of the field `name` when it is visible ASCII or UTF-8.
@@ -93,7 +99,8 @@ impl Fields {
 
     /// All values of the field `name` in order; a list field may come in several lines (RFC 9110 section 5.3).
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        let name = name.as_bytes();
+        self.lines().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
     /// Whether the field `name` is there.

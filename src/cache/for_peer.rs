@@ -87,8 +87,8 @@ impl Cache {
 /// Whether all fields of the question are such as select a variant: none asks for a range, and none is the client's word on
 /// caching, which may travel among them.
 fn is_plain(ask: &Ask) -> bool {
-    ask.fields.iter().all(|(name, _)| {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
+    ask.fields.lines().all(|(name, _)| {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         !(is("range") || is("if-range") || is("cache-control") || is("pragma"))
     })
 }

@@ -10,11 +10,15 @@ mod spread;
 
 use std::sync::atomic::AtomicBool;
 
+use async_trait::async_trait;
+
 use super::*;
 use crate::clock::ManualClock;
+use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};
-use crate::source::Source;
+use crate::semantics::ranges::ContentRange;
+use crate::source::{BodyStream, ReadyBody, Source};
 use crate::stats::GroupStats;
 use crate::store::Settings;
 use crate::testing::{Gate, Script, Scripted};

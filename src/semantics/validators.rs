@@ -193,8 +193,8 @@ impl StoredValidators {
 fn only_values(response: &Fields) -> [Option<&[u8]>; 3] {
     let mut found: [Option<&[u8]>; 3] = [None; 3];
     let mut contradicts = [false; 3];
-    for (name, value) in response.iter() {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
+    for (name, value) in response.lines() {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         let index = match name.len() {
             4 if is("etag") => 0,
             13 if is("last-modified") => 1,
