@@ -36,7 +36,7 @@ bench: bench-tools
 	$(CARGO) bench --locked
 
 # Fails when a count of instructions grew by more than a tenth over benches/instructions.toml.
-instructions: bench-tools
+instructions: instructions-tools
 	$(CARGO) bench --locked --bench instructions
 
 # Variables that are given become options of the script, which installs the other servers itself.
@@ -65,8 +65,8 @@ release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools:
+build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
 .PHONY: help demo test check bench instructions compare fuzz conformance release \
-	build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools
+	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

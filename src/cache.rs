@@ -26,14 +26,14 @@ use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::{Fleet, Purpose};
+use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
-use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
+use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
-use crate::permits::{Permit, Permits};
+use crate::permits::Permits;
 use crate::remembered::{Memory, Remembered};
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -43,10 +43,12 @@ use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
 use crate::stats::{Account, Outcome};
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
+use crate::warm::Warmth;
 
 /// The cache of one node.
 pub struct Cache {
     pub(crate) fleet: ArcSwap<Fleet>,
+    pub(crate) warmth: Warmth,
     pub(crate) store: Arc<Store<Slot>>,
     pub(crate) ledger: Ledger,
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
@@ -330,7 +332,8 @@ struct Stale {
 /// What memory holds for a request.
 enum Lookup {
     Fresh(Hit),
-    Stale(Hit, Verdict),
+    /// It is not fresh, or not fresh enough for this request.
+    Stale(Hit),
     /// Ranges of the representation, but not those that are wanted.
     Incomplete(Arc<Entry>),
     Absent(&'static str),
@@ -343,6 +346,7 @@ impl Cache {
         let ledger = store.ledger().clone();
         Arc::new(Cache {
             fleet: ArcSwap::from_pointee(Fleet::alone()),
+            warmth: Warmth::default(),
             store,
             popularity: Popularity::new(&ledger),
             permits: Arc::default(),
@@ -357,9 +361,17 @@ impl Cache {
         })
     }
 
-    /// Replaces the view of the fleet; fills under way finish under the view they started with.
+    /// Replaces the view of the fleet; fills under way finish under the view they started with. The view before it is
+    /// remembered for a while: who owned a key then may have it.
     pub fn set_fleet(&self, fleet: Fleet) {
-        self.fleet.store(Arc::new(fleet));
+        let fleet = Arc::new(fleet);
+        let before = self.fleet.swap(fleet.clone());
+        self.warmth.replaced(before, &fleet, self.now());
+    }
+
+    /// Whether this node is the key's owner by its present view of the ring.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        self.fleet.load().owns(key)
     }
 
     /// Reads the clock once for a request.
@@ -463,7 +475,7 @@ impl Cache {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
             }
-            Lookup::Stale(hit, verdict) => match verdict {
+            Lookup::Stale(hit) => match self.stale_verdict(group, request, route, &hit.entry, now) {
                 Verdict::Fresh | Verdict::StaleAccepted => {
                     account.hit();
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
@@ -504,6 +516,17 @@ impl Cache {
             return answer;
         }
         self.follow(group, request, route, &miss, account).await
+    }
+
+    /// What an entry that is not simply fresh may do here. What lies in main and belongs to another node since the ring moved
+    /// is as good as a hot copy; what was a copy and belongs to this node now is the owner's.
+    fn stale_verdict(&self, group: &Group, request: &Request, route: Route, entry: &Entry, now: Now) -> Verdict {
+        let role = match route {
+            Route::Fleet => Copied::Hot,
+            Route::Here if self.fleet.load().owns(&request.key) => Copied::No,
+            Route::Here => entry.freshness.role(),
+        };
+        entry.freshness.with_role(role).verdict(&group.rules, &request.directives, now)
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -700,29 +723,6 @@ impl Cache {
         Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
     }
 
-    /// What a request needs to go to the group's origin; `None` where that is not limited.
-    ///
-    /// # Errors
-    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
-    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
-        let Some(limit) = group.limit else { return Ok(None) };
-        let cache = self.clone();
-        let fleet = move || cache.fleet.load_full();
-        self.permits.take(&group.name, limit, fleet, self.incarnation).await.map(Some)
-    }
-
-    /// Grants a permit to the node in its life `asker`.
-    ///
-    /// # Errors
-    /// As [`Permits::grant`].
-    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
-        match group.limit {
-            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
-            // A reload under way: by this node's configuration there is no limit, so another one has to count.
-            None => Err(FetchError::unreachable("this node knows of no limit")),
-        }
-    }
-
     /// The next entry id of this node.
     pub(crate) fn next_entry_id(&self) -> EntryId {
         EntryId { incarnation: self.incarnation, fill: self.fills.fetch_add(1, Ordering::Relaxed) + 1 }
@@ -765,7 +765,7 @@ fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, no
     }
     match entry.freshness.verdict(&group.rules, &request.directives, now) {
         Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-        verdict => Lookup::Stale(Hit { entry, role }, verdict),
+        _ => Lookup::Stale(Hit { entry, role }),
     }
 }
 

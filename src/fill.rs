@@ -23,14 +23,14 @@ use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
-use crate::fleet::Step;
+use crate::fleet::{Purpose, Step};
 use crate::flight::{Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, Freshness, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
-use crate::permits;
+use crate::permits::{self, Permit};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::ranges::ByteRange;
@@ -116,7 +116,7 @@ impl Filling {
                     if self.request.method == Method::Head {
                         self.update_by_head(&fill, &fetched, asked_at);
                     }
-                    let received = self.receive(fetched, asked_at);
+                    let received = self.receive(fetched, asked_at, fill.key().route);
                     return self.stream(fill, received).await;
                 }
                 Ok((Brought::Confirmed(entry), _)) => {
@@ -150,6 +150,9 @@ impl Filling {
     /// Asks until somebody answers. The time is that at which the answering question was sent.
     async fn load(&self, route: Route, mut first: Option<First>) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
+            if let Some(peeked) = self.peek_at_previous_holder().await {
+                return Ok(peeked);
+            }
             return self.load_from_origin().await;
         }
         let stats = &self.group.stats;
@@ -250,7 +253,7 @@ impl Filling {
     }
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
-    fn ask_peer(&self) -> Result<Ask, FetchError> {
+    pub(crate) fn ask_peer(&self) -> Result<Ask, FetchError> {
         if self.request.range.is_none() && self.request.directives == RequestDirectives::default() {
             return self.ask(self.request.forwarded.clone());
         }
@@ -403,11 +406,22 @@ impl Filling {
         self.stream(fill, received).await;
     }
 
+    /// Whether there is nothing yet of what the fill is to bring.
+    pub(crate) fn has_nothing(&self) -> bool {
+        matches!(self.basis, Basis::Nothing)
+    }
+
     /// Everything that follows from the head.
-    fn receive(&self, fetched: Fetched, asked_at: Now) -> Received {
-        match fetched.hop.clone() {
-            Some(hop) => self.receive_from_peer(fetched, hop, asked_at),
-            None => self.receive_from_origin(fetched, asked_at),
+    fn receive(&self, fetched: Fetched, asked_at: Now, route: Route) -> Received {
+        match (fetched.hop.clone(), route) {
+            (Some(hop), Route::Fleet) => self.receive_from_peer(fetched, hop, asked_at),
+            // Peeked at the previous holder: it takes the place of the origin's answer.
+            (Some(hop), Route::Here) => {
+                let role = self.role_of_origin_answers();
+                let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
+                self.receive_copy(fetched, hop, asked_at, copied, Some(role))
+            }
+            (None, _) => self.receive_from_origin(fetched, asked_at),
         }
     }
 
@@ -780,6 +794,29 @@ impl Filling {
 }
 
 impl Cache {
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
+    }
+
     /// An answer of the origin is main at the key's owner and a copy everywhere else.
     pub(crate) fn role_of_origin_answers(&self, key: &[u8]) -> Role {
         if self.fleet.load().owns(key) { Role::Main } else { Role::Hot }

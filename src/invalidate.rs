@@ -138,15 +138,15 @@ impl Cache {
         fresh.then(|| entry_for_peer(entry, request, true, now))
     }
 
-    /// Takes over what the node in its life `from` has for a key that this node owns; what this node has already it keeps.
+    /// Takes over what the node in its life `from` has for a key that this node owns, now or as soon as that one has left;
+    /// what this node has already it keeps.
     ///
     /// # Errors
     /// That node did not answer.
     pub async fn take_over(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, from: u64) -> Result<(), FetchError> {
-        let fleet = self.fleet.load_full();
         let request = Request::from_ask(group, ask);
-        let Some(peer) = fleet.peers().find(|peer| peer.incarnation() == Some(from)) else { return Ok(()) };
-        if !fleet.owns(&ask.key) || self.peek(group, &request).is_some() {
+        let Some(peer) = self.peer_in_life(from) else { return Ok(()) };
+        if !self.fleet.load().owns_without(&ask.key, from) || self.peek(group, &request).is_some() {
             return Ok(());
         }
         // The fence is read before the question: an invalidation from now on keeps the answer out.

@@ -166,7 +166,7 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
-    fn at_once(&self, ask: &Ask) -> Option<Whole> {
+    fn at_once(&self, ask: &Ask, _: &AskContext) -> Option<Whole> {
         self.cache.find_for_peer(&self.group, ask)
     }
 

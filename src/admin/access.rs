@@ -5,6 +5,7 @@
 //! | health, ready | every listener | everybody |
 //! | statistics, explain | `admin.address` | addresses of `admin.allow`, or a token |
 //! | the same, without `admin.address` | listeners for clients | loopback, asking directly |
+//! | drain, reload | as for statistics | `admin.token`; or loopback asking directly, and no page of a browser |
 //! | a native peer | listeners with the peers' role | who proves the secret; without one, loopback asking directly |
 //! | a Go peer | the same, on a Go ring | addresses of listed peers and of `fleet.go.allow` |
 //!
@@ -102,6 +103,40 @@ pub fn may_read(admin: &Admin, caller: &Caller<'_>) -> Result<(), Denied> {
             _ => Err(Denied::Forbidden),
         },
     }
+}
+
+/// Whether the caller may change something on a listener that has the role: with the token that may act, or as this machine.
+/// A page in a browser of this machine is not this machine: it can send neither JSON nor another Host than its own, and says
+/// where it comes from.
+///
+/// # Errors
+/// Why not.
+pub fn may_act(admin: &Admin, caller: &Caller<'_>, host: &[u8]) -> Result<(), Denied> {
+    if admin.address.is_none() && !caller.is_direct_loopback() {
+        return Err(Denied::Forbidden);
+    }
+    if shows_one_of(caller.fields, admin.tokens.iter()) {
+        return Ok(());
+    }
+    let json = caller.fields.get("content-type").is_some_and(|value| {
+        value
+            .split(|&byte| byte == b';')
+            .next()
+            .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+    });
+    if caller.is_trusted_loopback() && json && is_loopback_host(host) && !caller.fields.contains("origin") {
+        return Ok(());
+    }
+    Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
+}
+
+fn is_loopback_host(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether the caller may speak the native protocol; with a secret, that is for the handshake to find out.

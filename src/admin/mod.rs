@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::admin::access::{Caller, Denied, may_ask_as_go_peer, may_read, may_upgrade};
+use crate::admin::access::{Caller, Denied, may_act, may_ask_as_go_peer, may_read, may_upgrade};
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
 use crate::peer::go::answer_go;
@@ -30,11 +30,11 @@ pub struct Admin {
 impl Admin {
     /// The endpoints of `node`.
     pub fn new(node: Arc<Node>) -> Self {
-        let owner = CacheOwner { cache: node.cache.clone(), groups: node.groups.clone() };
+        let owner = CacheOwner { cache: node.cache.clone(), groups: node.groups.clone(), local: node.local.clone() };
         Admin { node, owner }
     }
 
-    async fn answer(&self, request: &EndpointRequest) -> EndpointAnswer {
+    async fn answer(&self, request: &EndpointRequest, body: &[u8]) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
         let Some(name) = path.strip_prefix(PREFIX) else {
             return self.answer_go_peer(request, path).await;
@@ -56,6 +56,12 @@ impl Admin {
                     Err(reason) => text(400, format!("{reason}\n")),
                 },
             },
+            b"drain" | b"reload" => match self.act_denied(request) {
+                Some(denied) => self.deny(denied),
+                None if request.method != "POST" => only_post(),
+                None if name == b"drain" => self.drain(body),
+                None => self.reload().await,
+            },
             b"" => self.upgrade(request),
             _ => self.answer_go_peer(request, path).await,
         }
@@ -66,6 +72,46 @@ impl Admin {
             return Some(Denied::NotHere);
         }
         may_read(&self.node.current.load().config.admin, &self.caller(request)).err()
+    }
+
+    fn act_denied(&self, request: &EndpointRequest) -> Option<Denied> {
+        if !request.roles.admin {
+            return Some(Denied::NotHere);
+        }
+        may_act(&self.node.current.load().config.admin, &self.caller(request), &request.host).err()
+    }
+
+    fn drain(&self, body: &[u8]) -> EndpointAnswer {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Wish {
+            #[serde(default)]
+            undo: bool,
+        }
+        let wish: Result<Wish, _> = if body.is_empty() { Ok(Wish::default()) } else { serde_json::from_slice(body) };
+        let Ok(wish) = wish else { return text(400, "expected no body, {} or {\"undo\": true}\n") };
+        let changed = if wish.undo { self.node.undo_drain() } else { self.node.drain() };
+        if changed {
+            tracing::info!(undo = wish.undo, "told to drain");
+        }
+        let state = self.node.lifecycle.state();
+        let done = wish.undo != matches!(state, State::Draining | State::Stopping);
+        json(if done { 200 } else { 409 }, &serde_json::json!({ "state": state.as_str(), "changed": changed }))
+    }
+
+    async fn reload(&self) -> EndpointAnswer {
+        let Some(reloader) = self.node.reloader.get().and_then(std::sync::Weak::upgrade) else {
+            return text(503, "starting\n");
+        };
+        // In a task of its own: a caller that leaves must not stop it half way.
+        let applied = tokio::spawn(async move { reloader.read_again().await }).await;
+        match applied.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(applied) => json(
+                200,
+                &serde_json::json!({ "applied": true, "needs_restart": applied.needs_restart, "cleared": applied.cleared }),
+            ),
+            Err(lines) => text(400, format!("{lines}\n")),
+        }
     }
 
     /// The native protocol takes the connection.
@@ -139,13 +185,14 @@ impl Admin {
 
 #[async_trait]
 impl Endpoints for Admin {
-    /// Nothing here takes a body yet.
-    fn admit(&self, _: &EndpointRequest) -> Result<usize, EndpointResponse> {
-        Ok(0)
+    /// A body is read only of those who may act, and where it can mean something.
+    fn admit(&self, request: &EndpointRequest) -> Result<usize, EndpointResponse> {
+        let takes_body = request.method == "POST" && split_query(&request.target).0 == b"/_groupcache/drain";
+        Ok(if takes_body && self.act_denied(request).is_none() { WISH_BYTES_MAX } else { 0 })
     }
 
-    async fn handle(&self, request: EndpointRequest, _: Bytes) -> EndpointAnswer {
-        self.answer(&request).await
+    async fn handle(&self, request: EndpointRequest, body: Bytes) -> EndpointAnswer {
+        self.answer(&request, &body).await
     }
 }
 
@@ -162,6 +209,10 @@ fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 fn method_not_allowed() -> EndpointAnswer {
     respond(405, TEXT, &[("Allow", "GET, HEAD")], Bytes::from_static(b"method not allowed\n"))
+}
+
+fn only_post() -> EndpointAnswer {
+    respond(405, TEXT, &[("Allow", "POST")], Bytes::from_static(b"method not allowed\n"))
 }
 
 fn text(status: u16, text: impl Into<Cow<'static, str>>) -> EndpointAnswer {
@@ -192,5 +243,8 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
     let fields = Fields::from_pairs(fields.iter().chain(more).copied()).unwrap_or_default();
     EndpointAnswer::Response(EndpointResponse { status, fields, body })
 }
+
+/// The wishes of `drain` are a few words.
+const WISH_BYTES_MAX: usize = 1024;
 
 const TEXT: &str = "text/plain; charset=utf-8";

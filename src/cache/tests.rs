@@ -7,6 +7,7 @@ mod parts;
 mod permits;
 mod same;
 mod spread;
+mod warm;
 
 use std::sync::atomic::AtomicBool;
 
@@ -255,6 +256,9 @@ impl crate::fleet::Peer for Link {
     }
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
         Ok(self.to.cache.peek(&self.to.group, &Request::from_ask(&self.to.group, ask)))
     }
 
@@ -317,17 +321,21 @@ impl TestFleet {
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
         let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
-        for (index, node) in nodes.iter().enumerate() {
-            let seen = view(index);
-            let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
-            let ring = Ring::new(RingKind::Groupcache, 50, &peers);
-            let links = seen.iter().map(|&peer| {
-                let link = Link { from: node.cache.incarnation(), to: nodes[peer].clone(), cut: down[peer].clone() };
-                (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
-            });
-            node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
-        }
-        TestFleet { nodes, down, origin }
+        let fleet = TestFleet { nodes, down, origin };
+        (0..size).for_each(|node| fleet.see(node, &view(node)));
+        fleet
+    }
+
+    /// From now on `node` believes in these.
+    fn see(&self, node: usize, seen: &[usize]) {
+        let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
+        let ring = Ring::new(RingKind::Groupcache, 50, &peers);
+        let cache = &self.nodes[node].cache;
+        let links = seen.iter().map(|&peer| {
+            let link = Link { from: cache.incarnation(), to: self.nodes[peer].clone(), cut: self.down[peer].clone() };
+            (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
+        });
+        cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
     }
 
     /// The index of the key's owner, by the first node's view.

@@ -94,11 +94,23 @@ impl NodeArguments {
 /// # Errors
 /// When it is not reached, or turns us away.
 pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, Failure> {
+    request(node, &format!("GET {target}"), None, token)
+}
+
+/// Tells a node something with `POST`; `body` is JSON.
+///
+/// # Errors
+/// When it is not reached, or turns us away.
+pub(super) fn post(node: &NodeUrl, target: &str, body: &str, token: Option<&str>) -> Result<Reply, Failure> {
+    request(node, &format!("POST {target}"), Some(body), token)
+}
+
+fn request(node: &NodeUrl, line: &str, body: Option<&str>, token: Option<&str>) -> Result<Reply, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::unable(format!("no runtime: {error}")))?;
-    let asked = runtime.block_on(async { tokio::time::timeout(DEADLINE, ask(node, target, token)).await });
+    let asked = runtime.block_on(async { tokio::time::timeout(DEADLINE, ask(node, line, body, token)).await });
     let reply = asked
         .unwrap_or_else(|_| Err("it does not answer".into()))
         .map_err(|reason| Failure::unable(format!("{node} was not reached: {reason}; does the node run?")))?;
@@ -116,26 +128,30 @@ pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<R
     }
 }
 
-async fn ask(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, String> {
+async fn ask(node: &NodeUrl, line: &str, body: Option<&str>, token: Option<&str>) -> Result<Reply, String> {
     if node.tls {
         let address = PeerAddress::parse(&node.to_string())?;
-        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, target, token).await;
+        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, line, body, token).await;
     }
     // Tries all addresses of a name: "localhost" has two, and a node listens on one of them.
     let stream = tokio::net::TcpStream::connect((node.host.as_str(), node.port)).await;
-    converse(stream.map_err(|error| error.to_string())?, node, target, token).await
+    converse(stream.map_err(|error| error.to_string())?, node, line, body, token).await
 }
 
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     node: &NodeUrl,
-    target: &str,
+    line: &str,
+    body: Option<&str>,
     token: Option<&str>,
 ) -> Result<Reply, String> {
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let described = body.map(|body| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    let described = described.unwrap_or_default();
     let request = format!(
-        "GET {target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}Connection: close\r\n\r\n",
-        node.authority()
+        "{line} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}{described}Connection: close\r\n\r\n{}",
+        node.authority(),
+        body.unwrap_or_default()
     );
     let wrong = |error: std::io::Error| error.to_string();
     stream.write_all(request.as_bytes()).await.map_err(wrong)?;

@@ -1,5 +1,6 @@
 //! The commands, their arguments and their exit codes.
 
+mod act;
 mod check;
 mod client;
 mod demo;
@@ -74,6 +75,10 @@ enum Command {
     Stats(stats::Arguments),
     /// Tell what a node knows of a URL, without fetching it.
     Explain(explain::Arguments),
+    /// Let a node read its configuration again.
+    Reload(act::ReloadArguments),
+    /// Let a node leave its fleet, or stay after all.
+    Drain(act::DrainArguments),
 }
 
 /// Which node a command speaks to, and as whom.
@@ -107,6 +112,8 @@ pub fn main() -> ExitCode {
         Some(Command::Init(arguments)) => init::run(&arguments),
         Some(Command::Stats(arguments)) => stats::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Reload(arguments)) => act::reload(&arguments),
+        Some(Command::Drain(arguments)) => act::drain(&arguments),
     };
     match ended {
         Ok(exit) => ExitCode::from(exit as u8),

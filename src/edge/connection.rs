@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::request_head::{KnownSection, Lines, Refusal, RequestHead, Scan};
+use super::reset::ClientSocket;
 
 /// How long a client may take, and how much it may send; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     /// Largest body of a request in bytes; 0: no limit.
     pub body_bytes: u64,
-    /// A client that takes not one byte for so long is cut off.
+    /// A client that takes not one byte for so long is cut off. The body of a question to an endpoint, which is short, has as
+    /// long in all.
     pub send_stall: Duration,
 }
 
@@ -177,6 +179,13 @@ impl Connection {
         self.served = true;
     }
 
+    /// Makes the closing of this connection a reset.
+    pub fn reset_on_close(&self) {
+        if let Some(socket) = ClientSocket::of(&self.stream) {
+            socket.reset_on_close();
+        }
+    }
+
     /// Gives up the connection: the stream, and what was read and not used.
     pub fn into_parts(self) -> (Stream, Bytes) {
         let unread = Bytes::copy_from_slice(self.unread());
@@ -280,10 +289,10 @@ impl Connection {
     /// Reads more behind what is unread, for a body that the lane itself reads.
     ///
     /// # Errors
-    /// The client is gone, or sent nothing for as long as it may stall.
-    pub async fn read_more(&mut self) -> Result<(), Gone> {
+    /// The client is gone, or sent nothing until `deadline`.
+    pub async fn read_more(&mut self, deadline: Instant) -> Result<(), Gone> {
         self.make_room();
-        match self.read_until(Instant::now() + self.limits.send_stall).await {
+        match self.read_until(deadline).await {
             Read::Bytes => Ok(()),
             Read::Closed | Read::TimedOut => Err(Gone),
         }

@@ -234,6 +234,7 @@ fn pass(
         return refuse(Refusal::new(502, "no_origin", "the group has no origin to pass this to"));
     };
     Decision::Pass(Box::new(PassFacts {
+        socket: None,
         site: site.clone(),
         key: Bytes::copy_from_slice(key),
         target,

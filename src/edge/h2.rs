@@ -17,7 +17,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, HttpSession, default_h2_options};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Gone, Limits, RATE_GRACE};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
@@ -358,12 +358,13 @@ async fn read_body(
     limits: &Limits,
 ) -> Result<Bytes, Option<Refusal>> {
     let patience = if limits.send_stall.is_zero() { IDLE_MAX } else { limits.send_stall };
+    let deadline = Instant::now() + patience;
     let mut body = Vec::new();
     if !has_body {
         return Ok(Bytes::new());
     }
     loop {
-        match timeout(patience, session.read_body_bytes()).await {
+        match timeout_at(deadline, session.read_body_bytes()).await {
             Ok(Ok(Some(bytes))) => body.extend_from_slice(&bytes),
             Ok(Ok(None)) => break,
             Ok(Err(_)) | Err(_) => return Err(None),

@@ -22,6 +22,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received};
@@ -30,6 +31,7 @@ use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
+use super::reset::ClientSocket;
 use super::response::{Body, Cutter, FieldRules, Framing, Response};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
@@ -198,7 +200,7 @@ impl Lane {
             Err(refusal) => {
                 let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: now };
                 let decision = Decision::Refuse(refusal, Fields::empty(), None);
-                let log = LogFacts::default();
+                let log = LogFacts::guessed(&connection.unread()[..head_bytes]);
                 Ready::Unusual(Box::new(Turn {
                     decision,
                     exit,
@@ -302,6 +304,9 @@ impl Lane {
                 let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
                     .send(connection, reader, cutter, &mut pace)
                     .await;
+                if sent.broken.is_some() && framing == Framing::Unknown && !exit.http_11 {
+                    connection.reset_on_close();
+                }
                 return (sent, keep_alive);
             }
         };
@@ -319,6 +324,7 @@ impl Lane {
     ) -> Next {
         let limits = *connection.limits();
         let (stream, unread) = connection.into_parts();
+        let facts = PassFacts { socket: ClientSocket::of(&stream), ..facts };
         let request = OneRequest::new(stream, &passing.canonical, &unread, passing.framing);
         let mut session = ServerSession::new_http1(Box::new(request));
         session.set_keepalive(passing.keep_alive.then(|| limits.idle_timeout.as_secs().max(1)));
@@ -406,6 +412,7 @@ impl Lane {
             connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
+        let deadline = Instant::now() + connection.limits().send_stall;
         while !reader.is_done() {
             let (used, data) = match reader.advance(connection.unread()) {
                 Ok(advanced) => advanced,
@@ -417,7 +424,7 @@ impl Lane {
             }
             connection.consume(used);
             if used == 0 {
-                connection.read_more().await.map_err(|Gone| None)?;
+                connection.read_more(deadline).await.map_err(|Gone| None)?;
             }
         }
         Ok(body.into())
@@ -425,7 +432,7 @@ impl Lane {
 
     async fn refuse_unread(&self, mut connection: Connection, client: ClientFacts, refusal: Refusal) {
         let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: self.edge.cache.now() };
-        let log = LogFacts::default();
+        let log = LogFacts::guessed(connection.unread());
         let sent = self.refuse(&mut connection, &client, refusal, Fields::empty(), None, &log, exit).await;
         if sent.broken.is_none() {
             connection.close().await;

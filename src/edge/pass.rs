@@ -20,6 +20,7 @@ use pingora::{Error, ErrorSource, ErrorType, OkOrErr, Result};
 use super::Edge;
 use super::access_log::Record;
 use super::connection::RATE_GRACE;
+use super::reset::ClientSocket;
 use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
@@ -102,6 +103,8 @@ pub struct PassFacts {
     pub tls: bool,
     /// When the head arrived.
     pub started: Now,
+    /// The client's connection, where the answer is the only one on it.
+    pub socket: Option<ClientSocket>,
 }
 
 /// The pass-through proxy. One for the process; [`pingora::proxy::http_proxy`] makes the session handler of it.
@@ -172,6 +175,8 @@ pub struct Passing {
     body_bytes: u64,
     body_since: Option<tokio::time::Instant>,
     failure: Cow<'static, str>,
+    /// Whether the answer broke off behind its head.
+    broken: bool,
     /// The answer to a `POST` on its way into the store.
     deposit: Option<Deposit>,
     /// Where the origin is limited: the right to be there, until this request has ended.
@@ -190,6 +195,7 @@ impl ProxyHttp for Pass {
             body_bytes: 0,
             body_since: None,
             failure: Cow::Borrowed(""),
+            broken: false,
             deposit: None,
             permit: None,
         }
@@ -380,6 +386,7 @@ impl ProxyHttp for Pass {
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, passing: &mut Passing) -> FailToProxy {
         let status = status_of(error);
+        passing.broken = session.response_written().is_some_and(|response| !response.status.is_informational());
         if status > 0 {
             let reason = match &*passing.failure {
                 "" => Cow::Borrowed(default_reason(status)),
@@ -405,6 +412,12 @@ impl ProxyHttp for Pass {
         let Some(facts) = &passing.facts else { return };
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let body_bytes = session.body_bytes_sent() as u64;
+        let has_end = session.response_written().is_some_and(|response| {
+            response.headers.contains_key("content-length") || response.headers.contains_key("transfer-encoding")
+        });
+        if let Some(socket) = facts.socket.filter(|_| passing.broken && !has_end) {
+            socket.reset_on_close();
+        }
         let outcome = if error.is_some() { Outcome::Error } else { Outcome::Pass };
         facts.site.group.stats.client.count(outcome, body_bytes);
         if !self.edge.log.wants(error.is_some()) {

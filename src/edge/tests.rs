@@ -366,6 +366,56 @@ fn request_length(read: &[u8]) -> Option<usize> {
     (read.len() >= end + length).then_some(end + length)
 }
 
+#[test]
+fn of_a_request_that_cannot_be_read_the_log_has_what_can_be_seen() {
+    let show = |unread: &str| {
+        let LogFacts { method, target, host, version } = LogFacts::guessed(unread.as_bytes());
+        format!("{method}|{target}|{host}|{version}")
+    };
+    for (unread, expected) in [
+        ("GET /a HTTP/1.1\r\nA: b\r\nhOst:  x \r\nHost: y\r\nContent-Length: 1\r\n\r\n", "GET|/a|x|HTTP/1.1"),
+        ("\r\nGET /a b HTTP/1.0\r\n\r\n", "GET|/a||"),
+        ("GET /a HTTP/1.0\nHost: x\n\n", "GET|/a|x|HTTP/1.0"),
+        ("GET /half", "GET|/half||"),
+        ("\u{16}\u{3}\u{1}", "\u{16}\u{3}\u{1}|||"),
+        ("", "|||"),
+    ] {
+        assert_eq!(show(unread), expected, "{unread:?}");
+    }
+    let long = LogFacts::guessed(format!("GET /{} HTTP/1.1\r\n", "a".repeat(9000)).as_bytes());
+    assert_eq!(long.target.len(), 512);
+}
+
+#[tokio::test]
+async fn a_refused_request_is_logged_with_its_target() {
+    let node = Node::new();
+    node.exchange("GET /t/a HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n").await;
+    node.exchange("GET /t/b HTTP/1.1\nHost: x\n\n").await;
+    let written = || String::from_utf8(node.log.0.lock().unwrap().clone()).unwrap();
+    let both = async {
+        while written().lines().count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), both).await.expect("two lines");
+    for line in ["\"GET /t/a HTTP/1.1\" 400", "\"GET /t/b HTTP/1.1\" 400"] {
+        assert!(written().contains(line), "{line} is not in {}", written());
+    }
+}
+
+/// The body of a question to an endpoint has one deadline in all: a byte now and then does not extend it.
+#[tokio::test(start_paused = true)]
+async fn a_dripping_body_of_an_endpoint_has_an_end() {
+    let node = Node::new();
+    let mut client = node.connect();
+    client.send("POST /_groupcache/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n").await;
+    for _ in 0..4 {
+        client.send("a").await;
+        tokio::time::sleep(Duration::from_secs(9)).await;
+    }
+    assert!(client.stream.write_all(b"a").await.is_err(), "it was cut off after 30 s");
+}
+
 #[tokio::test]
 async fn a_miss_then_hits_on_one_connection() {
     let node = Node::new();

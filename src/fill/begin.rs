@@ -64,7 +64,8 @@ impl Filling {
     /// What [`Filling::run`] does with a response whose body is here.
     fn land(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, body: &Bytes, asked_at: Now) {
         self.group.stats.peer_loads.increment();
-        let Received { fetched: _, head, extent, role, reservation } = self.receive(fetched, asked_at);
+        let Received { fetched: _, head, extent, role, reservation } =
+            self.receive(fetched, asked_at, fill.key().route);
         let head = Arc::new(head);
         // A slice of a large read buffer, which must live no longer than it takes to read on.
         let body = Bytes::copy_from_slice(body);

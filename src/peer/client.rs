@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::fields::Fields;
-use crate::fleet::{Begun, Purpose, Then};
+use crate::fleet::{Begun, Health, Purpose, Then};
+use crate::membership::damping::{Damping, DampingSettings};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
-use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS, Tallies};
+use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
@@ -141,6 +142,24 @@ impl NativePeer {
         }
     }
 
+    /// Whether the peer is worth a question now; cheap, since every question asks it.
+    pub(super) fn health(&self) -> Health {
+        let shared = &self.shared;
+        let mut health = Health::Down;
+        for line in &shared.lines {
+            match &*line.state.lock() {
+                LineState::Up(exchange) if exchange.is_draining() => return Health::Draining,
+                LineState::Up(_) | LineState::Idle | LineState::Connecting => health = Health::Up,
+                // Never yet reached: it may be starting.
+                LineState::Down { refused: false, .. } if !shared.reached.load(Ordering::Relaxed) => {
+                    health = Health::Up
+                }
+                LineState::Down { .. } => {}
+            }
+        }
+        health
+    }
+
     /// Whether the last contact answered the upgrade as Go's groupcache does.
     pub(super) fn speaks_go(&self) -> bool {
         self.shared.speaks_go.load(Ordering::Relaxed)
@@ -244,12 +263,16 @@ impl Peer for NativePeer {
             } else {
                 "unknown"
             },
-            ring_id: remote.as_ref().map(|remote| remote.ring_id),
+            ring_id: shared.ring_id().or(remote.as_ref().map(|remote| remote.ring_id)),
             incarnation: remote.as_ref().map(|remote| remote.incarnation),
             version: remote.map(|remote| remote.software),
             requests: shared.requests.load(Ordering::Relaxed),
             errors: shared.tallies.errors.load(Ordering::Relaxed),
             buffered_bytes: shared.tallies.buffered_bytes.load(Ordering::Relaxed),
+            hit_time: match shared.tallies.hit_microseconds.load(Ordering::Relaxed) {
+                0 => None,
+                microseconds => Some(Duration::from_micros(microseconds)),
+            },
         }
     }
 }
@@ -287,7 +310,8 @@ impl Shared {
             return Err(FetchError::unreachable("the question is too long for a peer"));
         }
         let exchange = self.exchange(self.next_line()).await?;
-        if exchange.is_draining() {
+        // Who leaves does nothing more for others, but says what it has, and hears what it must forget.
+        if exchange.is_draining() && !kind.is_for_memory() {
             return Err(FetchError::unreachable("draining"));
         }
         let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
@@ -334,6 +358,7 @@ impl Shared {
     async fn keep(self: Arc<Self>, index: usize) {
         let mut stop = self.stop.subscribe();
         let mut retry = RETRY_MIN;
+        let (begun, mut damping) = (Instant::now(), Damping::new(RETURN));
         loop {
             let connected = tokio::select! {
                 connected = self.connect() => connected,
@@ -343,12 +368,28 @@ impl Shared {
                 Ok((pump, exchange)) => {
                     retry = RETRY_MIN;
                     let since = Instant::now();
-                    self.set(index, LineState::Up(exchange.clone()));
+                    let hold = damping.hold(begun.elapsed());
+                    let mut held = pin!(tokio::time::sleep(hold));
+                    let mut holding = !hold.is_zero();
+                    if holding {
+                        self.set(
+                            index,
+                            LineState::Down { reason: "back, and watched for a while".into(), refused: false },
+                        );
+                    } else {
+                        self.set(index, LineState::Up(exchange.clone()));
+                    }
                     let silence = self.settings.timeouts.silence;
                     let mut run = pin!(exchange.run(pump, silence));
-                    let ended = tokio::select! {
-                        reason = &mut run => Some(reason),
-                        _ = stop.wait_for(|stop| *stop) => None,
+                    let ended = loop {
+                        tokio::select! {
+                            reason = &mut run => break Some(reason),
+                            _ = stop.wait_for(|stop| *stop) => break None,
+                            () = &mut held, if holding => {
+                                holding = false;
+                                self.set(index, LineState::Up(exchange.clone()));
+                            }
+                        }
                     };
                     let Some(reason) = ended else {
                         // Who reads a body reads it to its end, whether the fleet still names this peer or not.
@@ -357,7 +398,10 @@ impl Shared {
                         return;
                     };
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
-                    if since.elapsed() >= RETRY_MAX && reason != SILENT {
+                    if reason != SHUT_DOWN {
+                        damping.failed(begun.elapsed());
+                    }
+                    if since.elapsed() >= RETRY_MAX && reason != SILENT && !holding {
                         // It worked for a while: the next attempt may work too, and questions may wait for it. But a frozen
                         // node still accepts connections, and then says as little as before.
                         self.set(index, LineState::Connecting);
@@ -407,6 +451,14 @@ impl Shared {
         let outbox = Outbox::new();
         let exchange = Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.tallies.clone());
         Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
+    }
+
+    /// The peer's view of the ring, as it last said on a connection that lives.
+    fn ring_id(&self) -> Option<u64> {
+        self.lines.iter().find_map(|line| match &*line.state.lock() {
+            LineState::Up(exchange) => Some(exchange.ring_id()),
+            _ => None,
+        })
     }
 
     fn set(&self, index: usize, state: LineState) {
@@ -461,5 +513,13 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Between attempts on a peer that never answered: a fleet is whole half a second after its last node listens.
 const RETRY_UNREACHED: Duration = Duration::from_millis(200);
+/// A peer whose connection breaks once may have had an accident; one that breaks it again and again is asked only after it
+/// has been well for longer and longer. Guess.
+const RETURN: DampingSettings = DampingSettings {
+    free: 1,
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(10),
+    forgiven_after: Duration::from_secs(30),
+};
 /// Until a Go peer is asked again whether it has learnt the native protocol.
 const RETRY_GO: Duration = Duration::from_secs(60);

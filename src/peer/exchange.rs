@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::fleet::{Begun, Then};
 use crate::peer::checksum::Checksum;
@@ -28,6 +28,8 @@ use crate::source::{Ask, BodyStream, FetchError, Fetched, Method, NoBody};
 pub(super) struct Exchange {
     outbox: Arc<Outbox>,
     draining: AtomicBool,
+    /// The peer's view of the ring, as it last said.
+    ring_id: AtomicU64,
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
@@ -43,9 +45,19 @@ pub(super) struct Tallies {
     pub buffered_bytes: Arc<AtomicU64>,
     /// Questions that were not answered.
     pub errors: Arc<AtomicU64>,
+    /// How long an answer out of the peer's memory takes, on average; zero before the first.
+    pub hit_microseconds: Arc<AtomicU64>,
 }
 
 impl Tallies {
+    fn note_hit(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).clamp(1, HIT_MICROSECONDS_MAX);
+        let before = self.hit_microseconds.load(Ordering::Relaxed);
+        // An eighth of each new one. Two threads at once lose one of their answers, which an average bears.
+        let average = if before == 0 { took } else { (before * 7 + took).div_ceil(8) };
+        self.hit_microseconds.store(average, Ordering::Relaxed);
+    }
+
     /// Counts an answer that is none.
     pub fn count<T>(&self, result: Result<T, FetchError>) -> Result<T, FetchError> {
         if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
@@ -74,6 +86,7 @@ enum Open {
 struct Waiting {
     then: Then,
     method: Method,
+    asked_at: Instant,
     quiet_ticks: u32,
 }
 
@@ -92,14 +105,19 @@ struct Partial {
 
 impl Exchange {
     pub(super) fn new(outbox: Arc<Outbox>, remote: &Identity, window_bytes: u32, tallies: Tallies) -> Arc<Self> {
-        let draining = AtomicBool::new(remote.draining);
+        let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
         let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, streams, stopping, stop, tallies, window_bytes })
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, tallies, window_bytes })
     }
 
     /// Whether the peer is leaving.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The peer's view of the ring.
+    pub(super) fn ring_id(&self) -> u64 {
+        self.ring_id.load(Ordering::Relaxed)
     }
 
     /// Ends the connection as soon as no question is open.
@@ -114,7 +132,7 @@ impl Exchange {
         let (kind, method) = (question.kind, question.ask.method);
         let inbound = self.new_inbound();
         let request = self.open(|| Open::Followed(inbound.clone()))?;
-        let asked = Asked { exchange: self.clone(), inbound, request };
+        let asked = Asked { exchange: self.clone(), inbound, request, asked_at: Instant::now() };
         self.outbox.push(request, &Message::Ask(Box::new(question)));
         asked.answer(kind, method).await
     }
@@ -128,7 +146,7 @@ impl Exchange {
         let method = ask.method;
         let opened = self.open(|| {
             let then = then.take().unwrap_or_else(|| Box::new(|_| {}));
-            Open::Begun(Waiting { then, method, quiet_ticks: 0 })
+            Open::Begun(Waiting { then, method, asked_at: Instant::now(), quiet_ticks: 0 })
         });
         match (opened, then) {
             (Ok(request), _) => {
@@ -157,7 +175,8 @@ impl Exchange {
 
     /// Lets the question be followed from here on.
     fn follow(self: &Arc<Self>, request: u64, waiting: Waiting, inbound: Arc<Inbound>) {
-        let (asked, tallies) = (Asked { exchange: self.clone(), inbound, request }, self.tallies.clone());
+        let (asked, tallies) =
+            (Asked { exchange: self.clone(), inbound, request, asked_at: waiting.asked_at }, self.tallies.clone());
         let method = waiting.method;
         call(
             waiting.then,
@@ -287,6 +306,9 @@ impl Exchange {
         let body = match waiting {
             Some(waiting) if Checksum::of(body) == checksum => {
                 self.closed();
+                if partial.head.hop.as_ref().is_some_and(|hop| hop.hit) {
+                    self.tallies.note_hit(waiting.asked_at.elapsed());
+                }
                 let body = partial.body.unwrap_or_default();
                 call(waiting.then, Begun::Whole(fetched(*partial.head, Box::new(NoBody)), body));
                 return Ok(());
@@ -308,10 +330,15 @@ impl Exchange {
         match message {
             Message::Ping(number) => self.outbox.push(0, &Message::Pong(number)),
             Message::Pong(_) | Message::Unknown => {}
-            Message::Status { draining } => self.draining.store(draining, Ordering::Relaxed),
+            Message::Status { draining, ring_id } => {
+                self.draining.store(draining, Ordering::Relaxed);
+                if ring_id != 0 {
+                    self.ring_id.store(ring_id, Ordering::Relaxed);
+                }
+            }
             Message::Goodbye { reason, text } => {
                 return Err(End::Goodbye(match reason {
-                    GoodbyeReason::Shutdown => "the peer shut down".to_owned(),
+                    GoodbyeReason::Shutdown => SHUT_DOWN.to_owned(),
                     _ => format!("the peer said goodbye: {text}"),
                 }));
             }
@@ -476,6 +503,7 @@ struct Asked {
     exchange: Arc<Exchange>,
     inbound: Arc<Inbound>,
     request: u64,
+    asked_at: Instant,
 }
 
 impl Asked {
@@ -483,6 +511,9 @@ impl Asked {
     async fn answer(self, kind: QuestionKind, method: Method) -> Result<Option<Fetched>, FetchError> {
         match self.inbound.head().await {
             Ok(head) => {
+                if head.hop.as_ref().is_some_and(|hop| hop.hit) {
+                    self.exchange.tallies.note_hit(self.asked_at.elapsed());
+                }
                 let declared = if has_no_body(method, &head) { Some(0) } else { head.content_length };
                 let body = PeerBody { asked: self, declared, taken: 0, checksum: Checksum::default() };
                 Ok(Some(fetched(head, Box::new(body))))
@@ -731,13 +762,18 @@ impl BodyStream for PeerBody {
     }
 }
 
+/// Why a connection ended that the peer ended in good order.
+pub(super) const SHUT_DOWN: &str = "the peer shut down";
 /// Why a peer is given up that says nothing.
 pub(super) const SILENT: &str = "silent";
 /// The silence is counted in so many ticks. Four keep the error below a quarter of it.
 pub(super) const SILENT_TICKS: u32 = 4;
 /// While questions are open, a quiet connection is tried after so many ticks.
 const BUSY_PING_TICKS: u32 = 1;
-/// An idle connection is tried after so many quiet ticks, so that a dead one is known before it is needed.
-const IDLE_PING_TICKS: u32 = 20;
+/// An idle connection is tried after so many quiet ticks, so that a dead one is known within two
+/// deadlines and before it is needed.
+const IDLE_PING_TICKS: u32 = 4;
 const COPIED_WHEN_WAITING_BELOW_BYTES: usize = 16 * 1024;
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(100);
+/// An answer that took longer counts as this long.
+const HIT_MICROSECONDS_MAX: u64 = 60_000_000;

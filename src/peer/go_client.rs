@@ -190,6 +190,7 @@ impl Peer for GoPeer {
             errors: self.errors.load(Ordering::Relaxed),
             buffered_bytes: 0,
             incarnation: None,
+            hit_time: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, Begun, Purpose, Then};
+use crate::fleet::{self, Begun, Health, Purpose, Then};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -123,5 +123,13 @@ impl fleet::Peer for PeerLink {
 
     fn incarnation(&self) -> Option<u64> {
         self.status().incarnation
+    }
+
+    fn health(&self) -> Health {
+        match self.go_peer() {
+            // Nothing but questions tells whether it is there.
+            Some(_) => Health::Up,
+            None => self.native.health(),
+        }
     }
 }

@@ -69,8 +69,8 @@ pub trait Owner: Send + Sync {
 
     /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
     /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
-    fn at_once(&self, ask: &Ask) -> Option<Whole> {
-        let _ = ask;
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        let _ = (ask, context);
         None
     }
 
@@ -167,6 +167,8 @@ pub struct PeerStatus {
     pub buffered_bytes: u64,
     /// The random number of its life, as it said when it was last connected.
     pub incarnation: Option<u64>,
+    /// How long it takes to answer from its memory, as a moving average; `None` before the first such answer.
+    pub hit_time: Option<std::time::Duration>,
 }
 
 /// How it stands with a peer, in one word.
@@ -201,7 +203,14 @@ pub struct LocalNode {
     incarnation: u64,
     ring_id: AtomicU64,
     secrets: ArcSwap<Secrets>,
-    draining: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
+}
+
+/// What peers are told whenever it changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Standing {
+    draining: bool,
+    ring_id: u64,
 }
 
 impl LocalNode {
@@ -212,13 +221,14 @@ impl LocalNode {
             incarnation,
             ring_id: AtomicU64::new(0),
             secrets: ArcSwap::from_pointee(secrets),
-            draining: watch::Sender::new(false),
+            standing: watch::Sender::default(),
         })
     }
 
-    /// Sets the view of the ring that new questions carry.
+    /// Sets the view of the ring that new questions carry, and tells it to all connected peers.
     pub fn set_ring_id(&self, ring_id: u64) {
         self.ring_id.store(ring_id, Ordering::Relaxed);
+        self.change_standing(|standing| standing.ring_id = ring_id);
     }
 
     /// The present view of the ring.
@@ -233,7 +243,20 @@ impl LocalNode {
 
     /// Tells all connected peers that this node is leaving, or that it stays after all.
     pub fn set_draining(&self, draining: bool) {
-        self.draining.send_replace(draining);
+        self.change_standing(|standing| standing.draining = draining);
+    }
+
+    /// Whether peers are told that this node is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.standing.borrow().draining
+    }
+
+    fn change_standing(&self, change: impl FnOnce(&mut Standing)) {
+        self.standing.send_if_modified(|standing| {
+            let before = *standing;
+            change(standing);
+            *standing != before
+        });
     }
 
     /// The random number of this life of the node.
@@ -250,7 +273,7 @@ impl LocalNode {
             software: self.software.clone(),
             ring_id: self.ring_id(),
             incarnation: self.incarnation,
-            draining: *self.draining.borrow(),
+            draining: self.is_draining(),
             sign_milliseconds,
         }
     }

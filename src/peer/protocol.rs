@@ -43,7 +43,7 @@ pub enum Message {
     Identity(Identity),
     Ping(u64),
     Pong(u64),
-    Status { draining: bool },
+    Status { draining: bool, ring_id: u64 },
     Goodbye { reason: GoodbyeReason, text: Cow<'static, str> },
     Ask(Box<Question>),
     Accepted,
@@ -162,6 +162,13 @@ pub enum QuestionKind {
     Permit,
     /// The same for a request that is at the origin already: it is counted at once.
     HoldPermit,
+}
+
+impl QuestionKind {
+    /// Whether it is about what is in memory, which a node that leaves still answers: others live on it when it is gone.
+    pub(super) fn is_for_memory(self) -> bool {
+        matches!(self, QuestionKind::Peek | QuestionKind::Forget)
+    }
 }
 
 /// The answer up to its body.
@@ -378,7 +385,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
         }),
         Message::Ping(number) => Kind::Ping(wire::Ping { number: *number }),
         Message::Pong(number) => Kind::Pong(wire::Pong { number: *number }),
-        Message::Status { draining } => Kind::Status(wire::Status { draining: *draining }),
+        Message::Status { draining, ring_id } => Kind::Status(wire::Status { draining: *draining, ring_id: *ring_id }),
         Message::Goodbye { reason, text } => Kind::Goodbye(wire::Goodbye {
             reason: match reason {
                 GoodbyeReason::Other => wire::goodbye::Reason::Unspecified,
@@ -494,7 +501,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
         }),
         Kind::Ping(ping) => Message::Ping(ping.number),
         Kind::Pong(pong) => Message::Pong(pong.number),
-        Kind::Status(status) => Message::Status { draining: status.draining },
+        Kind::Status(status) => Message::Status { draining: status.draining, ring_id: status.ring_id },
         Kind::Goodbye(goodbye) => Message::Goodbye {
             reason: match goodbye.reason() {
                 wire::goodbye::Reason::Unspecified => GoodbyeReason::Other,

@@ -28,7 +28,7 @@ use crate::peer::protocol::{
     DATA_BYTES_MAX, Envelope, FIELDS_BYTES_MAX, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError,
     Question, QuestionKind, Versions, WINDOW_BYTES_MAX, head_fits,
 };
-use crate::peer::{AskContext, LocalNode, Owner};
+use crate::peer::{AskContext, LocalNode, Owner, Standing};
 use crate::source::{FetchError, Fetched, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
 
@@ -102,7 +102,7 @@ impl PeerServer {
     /// turns true, open questions are finished and new ones refused.
     pub async fn serve(&self, mut stream: Stream, surplus: Bytes, mut shutdown: watch::Receiver<bool>) {
         let identity = self.node.identity(0);
-        let told_draining = identity.draining;
+        let told = Standing { draining: identity.draining, ring_id: identity.ring_id };
         let secrets = self.node.secrets();
         let (versions, timeout) = (self.settings.versions, self.settings.handshake_timeout);
         let proven = match answer_upgrade(&mut stream, &surplus, &secrets, identity, versions, timeout).await {
@@ -128,7 +128,7 @@ impl PeerServer {
             sign_interval: sign_interval(&proven.remote),
             remote: proven.remote,
         });
-        let end = self.converse(&conversation, &mut pump, told_draining, &mut shutdown).await;
+        let end = self.converse(&conversation, &mut pump, told, &mut shutdown).await;
         for (_, outbound) in conversation.open.lock().drain() {
             outbound.abort();
         }
@@ -162,14 +162,11 @@ impl PeerServer {
         &self,
         conversation: &Arc<Conversation>,
         pump: &mut Pump,
-        told_draining: bool,
+        mut told: Standing,
         shutdown: &mut watch::Receiver<bool>,
     ) -> End {
-        let mut draining = self.node.draining.subscribe();
-        let draining_now = *draining.borrow_and_update();
-        if draining_now != told_draining {
-            conversation.outbox.push(0, &Message::Status { draining: draining_now });
-        }
+        let mut standing = self.node.standing.subscribe();
+        standing.mark_changed();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
@@ -197,13 +194,15 @@ impl PeerServer {
                     Ok(false) | Err(_) => return End::Connection,
                 },
                 () = conversation.finished.notified() => {}
-                changed = draining.changed() => if changed.is_ok() {
-                    let draining = *draining.borrow_and_update();
-                    conversation.outbox.push(0, &Message::Status { draining });
+                changed = standing.changed() => if changed.is_ok() {
+                    let now = *standing.borrow_and_update();
+                    if now != std::mem::replace(&mut told, now) {
+                        conversation.outbox.push(0, &now.message());
+                    }
                 },
                 true = told_to_stop(shutdown), if stopping.is_none() => {
                     conversation.stopping.store(true, Ordering::SeqCst);
-                    conversation.outbox.push(0, &Message::Status { draining: true });
+                    conversation.outbox.push(0, &Standing { draining: true, ..told }.message());
                     stopping = Some(Box::pin(tokio::time::sleep(self.settings.drain_timeout)));
                 }
                 () = async { match &mut stopping { Some(limit) => limit.await, None => std::future::pending().await } } => {
@@ -239,7 +238,7 @@ impl PeerServer {
                     return Err(self.violation(ProtocolError::Malformed("number of a question")));
                 }
                 self.counters.questions.increment();
-                if stopping {
+                if stopping && !question.kind.is_for_memory() {
                     conversation.outbox.push(request, &Message::Failure(Failure::Draining));
                 } else if conversation.open.lock().len() >= self.settings.questions_max {
                     self.counters.rejects.increment("too_many_questions");
@@ -284,8 +283,10 @@ impl PeerServer {
         if question.kind != QuestionKind::Load {
             return false;
         }
+        let context =
+            AskContext { ring_id: question.ring_id, asker: conversation.remote.incarnation, have: question.have };
         // Who panics here does so again where it is counted.
-        let answer = catch_unwind(AssertUnwindSafe(|| self.owner.at_once(&question.ask))).unwrap_or_default();
+        let answer = catch_unwind(AssertUnwindSafe(|| self.owner.at_once(&question.ask, &context))).unwrap_or_default();
         answer.is_some_and(|whole| {
             let bytes_max = DATA_BYTES_MAX.min(question.window as usize);
             let fits = whole.body.len() <= bytes_max
@@ -329,6 +330,12 @@ impl PeerServer {
                 outbound.set_task(task.abort_handle());
             }
         }
+    }
+}
+
+impl Standing {
+    fn message(self) -> Message {
+        Message::Status { draining: self.draining, ring_id: self.ring_id }
     }
 }
 

@@ -12,8 +12,9 @@ use crate::cache::{Cache, Request};
 use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
 use crate::fleet::Purpose;
+use crate::group::Group;
 use crate::peer::server::PeerServer;
-use crate::peer::{AskContext, Owner};
+use crate::peer::{AskContext, LocalNode, Owner};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
 use crate::source::{Ask, FetchError, Fetched, Method, Whole};
@@ -24,11 +25,24 @@ pub struct CacheOwner {
     pub cache: Arc<Cache>,
     /// The groups of now.
     pub groups: Arc<ArcSwap<Groups>>,
+    /// This node's view of the ring.
+    pub local: Arc<LocalNode>,
+}
+
+impl CacheOwner {
+    /// A question by another ring is answered all the same, and never passed on; but while rings differ a key is loaded once for
+    /// each owner.
+    fn count_disagreement(&self, group: &Group, key: &[u8], context: &AskContext) {
+        let other_ring = ![0, self.local.ring_id()].contains(&context.ring_id);
+        if other_ring && !self.cache.owns(key) {
+            group.stats.ring_disagreements.increment();
+        }
+    }
 }
 
 #[async_trait]
 impl Owner for CacheOwner {
-    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError> {
         let Some(group) = self.groups.load().find(&ask.group).cloned() else {
             // The asker knows a group that this node does not: a reload under way. The next on the ring may know it.
             return Err(FetchError::unreachable("this node has no such group"));
@@ -37,14 +51,18 @@ impl Owner for CacheOwner {
         if group.keys.target_of(&ask.key).is_none() {
             return Err(FetchError::refused(502, "not a key of this group"));
         }
+        self.count_disagreement(&group, &ask.key, &context);
         let request = Request::from_ask(&group, &ask);
         self.cache.get_as_owner(&group, &request).await
     }
 
-    fn at_once(&self, ask: &Ask) -> Option<Whole> {
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
         // Nothing is asked of the origin, so what the target says does not matter.
         let groups = self.groups.load();
-        self.cache.find_for_peer(groups.find(&ask.group)?, ask)
+        let group = groups.find(&ask.group)?;
+        let answer = self.cache.find_for_peer(group, ask)?;
+        self.count_disagreement(group, &ask.key, context);
+        Some(answer)
     }
 
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {

@@ -18,6 +18,7 @@ mod fuzz_corpus;
 mod go;
 mod limits;
 mod listeners;
+mod membership;
 mod origin;
 mod reload;
 mod sharing;

@@ -13,12 +13,12 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+invalidate"),
+    ("decisions", "cache+fill+following+invalidate+warm"),
     ("what decisions stand on", "parts permits slot"),
     ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness semantics logging"),
-    ("leaves", "clock config fields key memory ring samples stats"),
+    ("leaves", "clock config fields key membership memory ring samples stats"),
 ];
 
 /// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
