@@ -10,8 +10,6 @@
 //! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
 //! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
 
-pub(crate) mod for_peer;
-
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +37,7 @@ use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, InterimSink, Method};
 use crate::stats::{Account, Outcome};
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
@@ -127,12 +125,12 @@ impl Request {
     }
 
     /// The one part that answers this request out of `entry`; `None` when the answer is something else.
-    fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
+    pub(crate) fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
         self.part(entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
     }
 
     /// The one part that answers this request out of a response; `None` when that is the whole, several parts, or a 416.
-    fn part(
+    pub(crate) fn part(
         &self,
         status: u16,
         fields: &Fields,
@@ -197,10 +195,14 @@ pub struct Report {
 }
 
 /// The owner's part of `Cache-Status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnerReport {
-    /// Whether the owner had it in memory.
+    /// Whether the owner answered from its memory without asking the origin.
     pub hit: bool,
+    /// Whether what it answered with is stale, as the rules allow; without `hit`, after the origin failed.
+    pub stale: bool,
+    /// Whether the origin confirmed what the owner answered with.
+    pub revalidated: bool,
     /// Remaining freshness in seconds at the owner, where it could be stored.
     pub ttl_seconds: Option<i64>,
 }
@@ -220,6 +222,8 @@ pub struct Head {
     pub validators: StoredValidators,
     /// Which fill this is.
     pub id: EntryId,
+    /// As [`Entry::body_id`], of what is arriving.
+    pub body_id: EntryId,
     /// How the response varies.
     pub rule: VaryRule,
     /// Which of its variants this is.
@@ -241,9 +245,9 @@ pub struct Head {
 pub enum Landed {
     /// A response whose body is streaming.
     Streaming(Arc<Head>),
-    /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin
-    /// ([`Outcome::Revalidated`]).
-    Entry(Arc<Entry>, Outcome),
+    /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin or the owner
+    /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported.
+    Entry(Arc<Entry>, Outcome, Option<OwnerReport>),
 }
 
 /// What is collapsed into one flight.
@@ -374,6 +378,11 @@ impl Cache {
         self.fleet.load().owns(key)
     }
 
+    /// How many keys are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.count()
+    }
+
     /// Reads the clock once for a request.
     pub fn now(&self) -> Now {
         self.clock.now()
@@ -404,27 +413,49 @@ impl Cache {
         Some(Hit { entry: entry.clone(), role })
     }
 
-    /// Answers a client of this node.
+    /// Answers a client of this node that hears no interim answers.
     pub async fn get(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Answer {
+        self.get_hearing(group, request, &Deaf).await
+    }
+
+    /// Answers a client of this node; `interims` hears the interim answers that come while it waits, and is not called but
+    /// from within this future.
+    pub async fn get_hearing(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        interims: &dyn InterimSink,
+    ) -> Answer {
         group.stats.gets.increment();
         let route = match self.fleet.load().owns(&request.key) {
             true => Route::Here,
             false => Route::Fleet,
         };
-        // The look-up was counted by `find_fresh`, which every client's request comes from.
-        let found = self.store.peek(&HashedKey::new(group.id, &request.key));
-        self.answer(group, request, route, found, Account::of(&group.stats)).await
+        let key = HashedKey::new(group.id, &request.key);
+        // The look-up was counted by `find_fresh`, which every client's request comes from; but what landed since then was not
+        // found by that one.
+        let mut found = self.store.peek(&key);
+        if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
+            found = self.store.find(&key);
+        }
+        self.answer(group, request, route, found, Account::of(&group.stats), interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
-    /// clients where this node is the owner.
+    /// clients where this node is the owner. A body that the peer has already is not sent again: then the answer is a head
+    /// with [`Hop::not_modified`].
     ///
     /// # Errors
     /// [`FetchError::Refused`] with the failure that a client of this node would get.
-    pub async fn get_as_owner(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Result<Fetched, FetchError> {
+    pub async fn get_as_owner(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        aside: Aside<'_>,
+    ) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.answer_here(group, request, Account::of(&group.stats)).await
+        self.answer_here(group, request, Account::of(&group.stats), aside).await
     }
 
     /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
@@ -432,8 +463,9 @@ impl Cache {
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
+        aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
-        self.answer_here(group, request, Account::default()).await
+        self.answer_here(group, request, Account::default(), aside).await
     }
 
     async fn answer_here(
@@ -441,22 +473,23 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         account: Account<'_>,
+        aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, found, account).await;
+        let mut answer = self.answer(group, request, Route::Here, found, account, aside.interims).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
-            answer = match reader.head().await {
+            answer = match reader.head_hearing(aside.interims).await {
                 Ok(Landed::Streaming(head)) => {
                     let reader = self.following(group, request, Route::Here, head, reader);
                     Answer::from_stream(reader, "bypass", false)
                 }
-                Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
+                Ok(Landed::Entry(entry, outcome, _)) => Answer::from_entry(entry, outcome, None),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
         }
-        self.for_peer(request, answer)
+        self.for_peer(request, answer, aside.have)
     }
 
     async fn answer(
@@ -466,6 +499,7 @@ impl Cache {
         route: Route,
         found: Option<(Arc<Slot>, Role)>,
         account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
@@ -512,10 +546,10 @@ impl Cache {
             self.popularity.observe(key.hash(), now);
         }
         account.miss(miss.forward);
-        if let Some(answer) = self.follow_whole(group, request, route, &miss, account).await {
+        if let Some(answer) = self.follow_whole(group, request, route, &miss, account, interims).await {
             return answer;
         }
-        self.follow(group, request, route, &miss, account).await
+        self.follow(group, request, route, &miss, account, interims).await
     }
 
     /// What an entry that is not simply fresh may do here. What lies in main and belongs to another node since the ring moved
@@ -538,6 +572,7 @@ impl Cache {
         route: Route,
         miss: &Miss,
         account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
@@ -552,7 +587,7 @@ impl Cache {
             },
         };
         // A failure is left to the flight of the range, which has the rules for it.
-        let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
+        let Ok(Landed::Streaming(head)) = reader.head_hearing(interims).await else { return None };
         let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
@@ -571,6 +606,7 @@ impl Cache {
         route: Route,
         miss: &Miss,
         mut account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Answer {
         let mut variant = miss.variant.clone();
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
@@ -595,7 +631,7 @@ impl Cache {
             std::mem::take(&mut account).load(causer);
             let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
-                    match tokio::time::timeout(patience, reader.head()).await {
+                    match tokio::time::timeout(patience, reader.head_hearing(interims)).await {
                         Ok(landed) => landed,
                         Err(_) => {
                             // The slow answer is still wanted: by those who come next.
@@ -604,23 +640,25 @@ impl Cache {
                         }
                     }
                 }
-                _ => reader.head().await,
+                _ => reader.head_hearing(interims).await,
             };
             match landed {
                 Err(error) => {
                     let failure = || Answer::from_error(error, miss.forward);
                     return miss.in_place_of_failure(None).unwrap_or_else(failure);
                 }
-                Ok(Landed::Entry(entry, outcome)) => {
+                Ok(Landed::Entry(entry, outcome, owner)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
                     let slot_variant = self.variant_of(group, request);
                     if slot_variant == variant || causer {
                         let mut answer = Answer::from_entry(entry, outcome, None);
                         answer.report.collapsed = !causer;
-                        if outcome == Outcome::Revalidated {
+                        if outcome != Outcome::Hit {
                             answer.report.forward = Some(miss.forward);
+                            // What an owner says in place of a body that is here already is a 304 but for the name.
                             answer.report.forward_status = Some(304);
                         }
+                        answer.report.owner = owner;
                         return answer;
                     }
                     variant = slot_variant;
@@ -798,7 +836,10 @@ impl Answer {
             detail: None,
             owner: head.owner,
         };
-        Answer { outcome: Outcome::Miss, payload: Payload::Stream(head, reader), report }
+        // The owner may have answered with something stale: so has this node then.
+        let stale = head.owner.is_some_and(|owner| owner.stale);
+        let outcome = if stale { Outcome::Stale } else { Outcome::Miss };
+        Answer { outcome, payload: Payload::Stream(head, reader), report }
     }
 
     fn pass(reason: &'static str) -> Self {

@@ -24,8 +24,8 @@ use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
 use crate::fleet::{Purpose, Step};
-use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, Freshness, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
+use crate::flight::{Audience, Fill, Keep};
+use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
@@ -37,7 +37,7 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, FetchError, Fetched, Hop, Method};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Interim, InterimSink, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -62,14 +62,14 @@ pub(crate) enum Basis {
 enum Brought {
     /// A response of its own.
     Response(Fetched),
-    /// The entry of the basis, confirmed.
-    Confirmed(Arc<Entry>),
+    /// The entry of the basis, confirmed by the origin or by the owner of the key.
+    Confirmed(Arc<Entry>, Option<OwnerReport>),
     /// Nothing: they do not fit.
     Useless,
 }
 
 /// A response with what follows from its head.
-struct Received {
+pub(crate) struct Received {
     fetched: Fetched,
     head: Head,
     extent: Extent,
@@ -81,7 +81,7 @@ struct Received {
 
 /// How much of the representation a response has.
 #[derive(Clone, Copy)]
-enum Extent {
+pub(crate) enum Extent {
     Whole,
     Part(Place),
 }
@@ -99,11 +99,13 @@ impl Filling {
         if first.is_none()
             && let Some(entry) = self.landed_meanwhile(&fill)
         {
-            return fill.land(Landed::Entry(entry, Outcome::Hit), Bytes::new());
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
         loop {
+            let interims = self.into_flight(&fill);
             let loaded = tokio::select! {
-                loaded = self.load(fill.key().route, first.take()) => loaded,
+                biased;
+                loaded = self.load(fill.key().route, first.take(), &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
             let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
@@ -119,8 +121,10 @@ impl Filling {
                     let received = self.receive(fetched, asked_at, fill.key().route);
                     return self.stream(fill, received).await;
                 }
-                Ok((Brought::Confirmed(entry), _)) => {
-                    fill.begin(Landed::Entry(entry, Outcome::Revalidated), Keep::Whole);
+                Ok((Brought::Confirmed(entry, owner), _)) => {
+                    let stale = owner.is_some_and(|owner| owner.stale);
+                    let outcome = if stale { Outcome::Stale } else { Outcome::Revalidated };
+                    fill.begin(Landed::Entry(entry, outcome, owner), Keep::Whole);
                     return fill.finish();
                 }
                 Ok((Brought::Useless, _)) => match std::mem::replace(&mut self.basis, Basis::Nothing) {
@@ -147,13 +151,25 @@ impl Filling {
         (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| entry.clone())
     }
 
+    /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
+    /// nothing says yet whether what they hint at may be shared.
+    fn into_flight<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
+        let personal = self.request.authorization || self.request.forwarded.contains("cookie");
+        IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
+    }
+
     /// Asks until somebody answers. The time is that at which the answering question was sent.
-    async fn load(&self, route: Route, mut first: Option<First>) -> Result<(Fetched, Now), FetchError> {
+    async fn load(
+        &self,
+        route: Route,
+        mut first: Option<First>,
+        interims: &dyn InterimSink,
+    ) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
             if let Some(peeked) = self.peek_at_previous_holder().await {
                 return Ok(peeked);
             }
-            return self.load_from_origin().await;
+            return self.load_from_origin(interims).await;
         }
         let stats = &self.group.stats;
         let steps = match &first {
@@ -163,29 +179,35 @@ impl Filling {
         for step in steps {
             let mut asked_at = self.cache.now();
             match step {
-                Step::Peer(peer) => match match first.take() {
-                    Some(first) => {
-                        asked_at = first.asked_at;
-                        first.answer.await
+                Step::Peer(peer) => {
+                    let answer = match first.take() {
+                        Some(first) => {
+                            asked_at = first.asked_at;
+                            first.answer.answer(interims).await
+                        }
+                        None => peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await,
+                    };
+                    match answer {
+                        Ok(fetched) => {
+                            stats.peer_loads.increment();
+                            return Ok((fetched, asked_at));
+                        }
+                        Err(refused @ FetchError::Refused { .. }) => {
+                            stats.peer_loads.increment();
+                            return Err(refused);
+                        }
+                        Err(error) => {
+                            stats.peer_errors.increment();
+                            tracing::debug!(group = %self.group.name, %error, "a peer could not be asked");
+                        }
                     }
-                    None => peer.fetch(&self.ask_peer()?).await,
-                } {
-                    Ok(fetched) => {
-                        stats.peer_loads.increment();
-                        return Ok((fetched, asked_at));
-                    }
-                    Err(refused @ FetchError::Refused { .. }) => {
-                        stats.peer_loads.increment();
-                        return Err(refused);
-                    }
-                    Err(error) => {
-                        stats.peer_errors.increment();
-                        tracing::debug!(group = %self.group.name, %error, "a peer could not be asked");
-                    }
-                },
+                }
                 // This node's turn on the ring, or the last resort: the flight that peers' questions join, too.
                 Step::Here => {
-                    let fetched = self.cache.load_here(&self.group, &self.request).await?;
+                    let fetched = self
+                        .cache
+                        .load_here(&self.group, &self.request, Aside { interims, ..Aside::default() })
+                        .await?;
                     return Ok((fetched, asked_at));
                 }
             }
@@ -193,12 +215,12 @@ impl Filling {
         Err(FetchError::unreachable("no source"))
     }
 
-    async fn load_from_origin(&self) -> Result<(Fetched, Now), FetchError> {
+    async fn load_from_origin(&self, interims: &dyn InterimSink) -> Result<(Fetched, Now), FetchError> {
         let stats = &self.group.stats;
         let ask = self.ask_origin()?;
         let permit = self.cache.permit(&self.group).await?;
         let asked_at = self.cache.now();
-        match self.group.source.fetch(&ask).await {
+        match self.group.source.fetch_with(&ask, Aside { interims, ..Aside::default() }).await {
             Ok(fetched) => {
                 stats.local_loads.increment();
                 Ok((permits::held_by_body(fetched, permit), asked_at))
@@ -243,10 +265,13 @@ impl Filling {
         self.ask(fields.finish())
     }
 
+    pub(crate) fn wants_whole(&self) -> bool {
+        self.request.method == Method::Get && self.request.range.is_none()
+    }
+
     /// The one range that makes `entry` the whole that is wanted.
     fn missing(&self, entry: &Entry) -> Option<ByteRange> {
-        let wanted = self.request.method == Method::Get && self.request.range.is_none();
-        if !wanted || entry.body.len() > self.group.object_bytes_max {
+        if !self.wants_whole() || entry.body.len() > self.group.object_bytes_max {
             return None;
         }
         parts::only_gap(&entry.body)
@@ -280,15 +305,23 @@ impl Filling {
         ask.ok_or_else(|| FetchError::refused(400, "no such key in this group"))
     }
 
-    /// Puts the answer and the basis together. What a peer sends is always a response of its own.
+    /// Puts the answer and the basis together. What a peer sends is a response of its own, or confirms the body that it was told
+    /// of ([`Filling::have`]).
     fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) -> Brought {
         match (&self.basis, fetched.status) {
             (Basis::Confirm(stale), 304) if fetched.hop.is_none() => {
                 match self.confirm(fill, stale, &fetched, asked_at) {
-                    Some(entry) => Brought::Confirmed(entry),
+                    Some(entry) => Brought::Confirmed(entry, None),
                     None => Brought::Useless,
                 }
             }
+            (Basis::Confirm(copy), _) if fetched.hop.as_ref().is_some_and(|hop| hop.not_modified) => {
+                match self.confirm_copy(fill, copy, &fetched, asked_at) {
+                    Some((entry, owner)) => Brought::Confirmed(entry, owner),
+                    None => Brought::Useless,
+                }
+            }
+            _ if fetched.hop.as_ref().is_some_and(|hop| hop.not_modified) => Brought::Useless,
             (Basis::Complete(entry), 206) if self.missing(entry).is_some() => match parts::completed(entry, fetched) {
                 Some(completed) => Brought::Response(completed),
                 None => Brought::Useless,
@@ -348,6 +381,7 @@ impl Filling {
                 };
                 let expired = Entry {
                     id: stored.id,
+                    body_id: stored.body_id,
                     status: stored.status,
                     fields: stored.fields.clone(),
                     freshness: stored.freshness.expired(received_at),
@@ -380,6 +414,7 @@ impl Filling {
         let sent = self.sent_for(&rule);
         let entry = Arc::new(Entry {
             id: self.cache.next_entry_id(),
+            body_id: stored.body_id,
             status: stored.status,
             validators: self.validators(updated, &fields, received_at),
             freshness: judgement.freshness,
@@ -446,13 +481,15 @@ impl Filling {
             false => fetched.fields.clone(),
         };
         let fields = fields.without(stays_inside);
+        let id = self.cache.next_entry_id();
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
             freshness: judgement.freshness,
             validators: self.validators(&fetched.fields, &fields, received_at),
             fields,
-            id: self.cache.next_entry_id(),
+            id,
+            body_id: id,
             sent: self.sent_for(&rule),
             variant: variant.unwrap_or_default(),
             rule,
@@ -467,7 +504,9 @@ impl Filling {
     /// The validators in `fields`, which were made from `received`.
     fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
         let validators = StoredValidators::of(fields, received_at.wall_seconds);
-        if received.contains("date") { validators } else { validators.with_date_of_ours() }
+        // Also where the origin's own Date cannot be read and ours stands in its place.
+        let weak = StoredValidators::of(received, received_at.wall_seconds).has_weak_date();
+        if weak { validators.with_date_of_ours() } else { validators }
     }
 
     /// What RFC 9111 says of a response of the origin.
@@ -489,54 +528,8 @@ impl Filling {
         freshness::judge(&self.group.rules, &exchange)
     }
 
-    fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
-        let key = HashedKey::new(self.group.id, &self.request.key);
-        // What this node loaded itself in another's stead lies in the store already.
-        let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
-        self.receive_copy(fetched, hop, asked_at, Copied::Hot, deserved.then_some(Role::Hot))
-    }
-
-    /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
-    fn receive_copy(&self, fetched: Fetched, hop: Hop, asked_at: Now, copied: Copied, role: Option<Role>) -> Received {
-        let now = self.cache.now();
-        let key = HashedKey::new(self.group.id, &self.request.key);
-        let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let rule = self.rule_of(&fetched.fields);
-        // The variant is decided by what the owner sent the origin; we sent the owner the same.
-        let variant = rule.variant_key(&hop.sent).unwrap_or_default();
-        // Read before the question was sent, hence certainly not later than the owner's own reading.
-        let freshness = Freshness::from_hop(&hop.freshness, asked_at, copied);
-        let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
-        // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
-        if hop.storable {
-            self.cache.remembered.forget(key.hash());
-        } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
-            self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
-        }
-        let head = Head {
-            status: fetched.status,
-            content_length: fetched.content_length,
-            freshness,
-            validators: StoredValidators::of(&fetched.fields, now.wall_seconds),
-            fields: fetched.fields.clone(),
-            id: hop.entry,
-            sent: hop.sent,
-            variant,
-            rule,
-            shareable: hop.shareable,
-            storable: storable.is_ok(),
-            stored: false,
-            owner: (!taken_over).then(|| OwnerReport {
-                hit: hop.hit,
-                ttl_seconds: hop.storable.then(|| hop.freshness.remaining_milliseconds.div_euclid(1000)),
-            }),
-        };
-        self.admit(fetched, head, storable, role)
-    }
-
     /// Reserves memory for what is to be stored; without it the body streams through.
-    fn admit(
+    pub(crate) fn admit(
         &self,
         fetched: Fetched,
         mut head: Head,
@@ -564,7 +557,7 @@ impl Filling {
 
     /// What can be stored of a response that the rules of RFC 9111 let us store; if nothing, why, in the words of the
     /// statistics.
-    fn extent(&self, fetched: &Fetched) -> Result<Extent, &'static str> {
+    pub(crate) fn extent(&self, fetched: &Fetched) -> Result<Extent, &'static str> {
         let extent = match (fetched.status, &self.request.range) {
             // It answers a range and says nothing of the key.
             (416, _) => return Err("partial"),
@@ -620,10 +613,12 @@ impl Filling {
                 }
             };
             let chunk = tokio::select! {
-                chunk = next => chunk,
+                // First, because a source that always has a chunk ready would never let it have its turn.
+                biased;
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() || !half_done => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
                 }
+                chunk = next => chunk,
             };
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
@@ -656,6 +651,7 @@ impl Filling {
                 }
             }
             tokio::select! {
+                biased;
                 () = fill.push(chunk) => {}
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
@@ -745,10 +741,11 @@ impl Filling {
         let mut charge = reservation;
         charge.resize(Entry::charged_bytes(&fields, &head.sent, &body));
         let (id, freshness, sent) = (head.id, head.freshness, head.sent.clone());
-        Some(Entry { id, status, fields, freshness, validators, sent, body, charge })
+        let body_id = if let Extent::Whole = extent { head.body_id } else { EntryId::default() };
+        Some(Entry { id, body_id, status, fields, freshness, validators, sent, body, charge })
     }
 
-    fn rule_of(&self, fields: &Fields) -> VaryRule {
+    pub(crate) fn rule_of(&self, fields: &Fields) -> VaryRule {
         if self.group.rules.ignore_vary { VaryRule::None } else { VaryRule::parse(fields) }
     }
 
@@ -773,7 +770,7 @@ impl Filling {
 
     /// One client's private answer must not switch collapsing off for the rest: only a request without credentials writes
     /// the memory, and never because the origin failed for a moment.
-    fn may_remember_uncacheable(&self, status: u16) -> bool {
+    pub(crate) fn may_remember_uncacheable(&self, status: u16) -> bool {
         status < 500
             && !self.request.authorization
             && !self.request.forwarded.contains("cookie")
@@ -789,6 +786,24 @@ impl Filling {
             let key = HashedKey::new(self.group.id, &self.request.key);
             let lifetime = self.group.rules.errors;
             self.cache.remembered.remember(key.hash(), Memory::Failed(*status), self.cache.now(), lifetime);
+        }
+    }
+}
+
+/// Puts interim answers into a flight.
+struct IntoFlight<'a> {
+    fill: &'a Fill<FlightKey, Landed>,
+    audience: Audience,
+    group: &'a Group,
+}
+
+impl InterimSink for IntoFlight<'_> {
+    fn hear(&self, interim: Interim) {
+        // What is for caches stays inside, and what is left out of shared answers is left out here.
+        let fields = interim.fields.without(|name| stays_inside(name) || name.eq_ignore_ascii_case("set-cookie"));
+        match self.fill.interim(Interim { fields, ..interim }, self.audience) {
+            true => self.group.stats.interims.increment(),
+            false => self.group.stats.interims_dropped.increment(),
         }
     }
 }
@@ -844,7 +859,7 @@ impl Cache {
     }
 
     /// Stores `new`, which was made of `old`, unless another entry has taken its place meanwhile.
-    fn replace(&self, group: &Group, flight: &FlightKey, shelf: Shelf, old: &Arc<Entry>, new: Arc<Entry>) {
+    pub(crate) fn replace(&self, group: &Group, flight: &FlightKey, shelf: Shelf, old: &Arc<Entry>, new: Arc<Entry>) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
         if self.fences.of(key.hash()) != flight.fence {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::cache::for_peer::entry_for_peer;
 use crate::cache::{Cache, FlightKey, Landed, Request};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
@@ -17,12 +16,14 @@ use crate::fill::{Basis, Filling, Shelf};
 use crate::fleet::{Fleet, Peer};
 use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
+use crate::hop::entry_for_peer;
 use crate::key::{GroupId, HashedKey};
 use crate::memory::Charge;
 use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::stats::Outcome;
 use crate::store::Role;
 
 /// An exchange with the origin that did not go through a fill.
@@ -32,6 +33,10 @@ pub struct Passed<'a> {
     pub key: &'a Bytes,
     /// Host and port under which the origin knows itself: the Host sent to it, and, where it differs, the client's.
     pub authorities: &'a [&'a str],
+    /// Where the paths behind which the group's targets lie begin, without a slash at the end: at the origin (the base path of
+    /// its URL), and for clients (what the group matches). The origin may write its own paths into its answers or, where it
+    /// knows them, those of the clients; what lies elsewhere is not of this group.
+    pub prefixes: [&'a str; 2],
     /// The method.
     pub method: &'a str,
     /// The fields that were sent to the origin.
@@ -53,15 +58,29 @@ impl Passed<'_> {
     /// host.
     pub fn invalidated_keys(&self, group: &Group) -> Vec<Bytes> {
         let Some((host, target)) = self.target(group) else { return Vec::new() };
-        let target = Target { authorities: self.authorities, path: &target };
-        let paths = freshness::invalidated_by(self.method, self.status, &target, self.fields);
-        let mut keys: Vec<Bytes> = Vec::with_capacity(paths.len());
-        // The first path is the request's own, whose key is known.
-        for (index, path) in paths.iter().enumerate() {
-            let key = if index == 0 { Some(self.key.clone()) } else { group.keys.key_of(&host, path) };
-            keys.extend(key);
+        let mut keys: Vec<Bytes> = Vec::new();
+        for prefix in self.prefixes {
+            let path = format!("{prefix}{target}");
+            let seen = Target { authorities: self.authorities, path: &path };
+            let paths = freshness::invalidated_by(self.method, self.status, &seen, self.fields);
+            // The first path is the request's own, whose key is known.
+            for (index, path) in paths.iter().enumerate() {
+                let behind = path.strip_prefix(prefix).filter(|behind| behind.starts_with('/'));
+                let key = match index {
+                    0 => Some(self.key.clone()),
+                    _ => behind.and_then(|target| group.keys.key_of(&host, target)),
+                };
+                keys.extend(key.filter(|key| !keys.contains(key)));
+            }
         }
         keys
+    }
+
+    /// The target as whoever wrote the answer's `Content-Location` sees it.
+    fn path_in_answer(&self, target: &str) -> String {
+        let [origins, clients] = self.prefixes.map(|prefix| format!("{prefix}{target}"));
+        let target = Target { authorities: self.authorities, path: &clients };
+        if freshness::content_location_is_target(&target, self.fields) { clients } else { origins }
     }
 
     /// Host, where it belongs to the key, and origin target of the request.
@@ -135,7 +154,7 @@ impl Cache {
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
         let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
-        fresh.then(|| entry_for_peer(entry, request, true, now))
+        fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), now))
     }
 
     /// Takes over what the node in its life `from` has for a key that this node owns, now or as soon as that one has left;
@@ -168,6 +187,7 @@ impl Cache {
     pub fn deposit(self: &Arc<Self>, group: &Arc<Group>, passed: &Passed<'_>) -> Option<Deposit> {
         let received_at = self.now();
         let (_, target) = passed.target(group)?;
+        let target = passed.path_in_answer(&target);
         let exchange = Exchange {
             method: passed.method,
             target: Target { authorities: passed.authorities, path: &target },
@@ -194,8 +214,10 @@ impl Cache {
         let validators = StoredValidators::of(&fields, received_at.wall_seconds);
         let dated = passed.fields.contains("date");
         let charge = self.ledger.reserve(length? as usize)?;
+        let id = self.next_entry_id();
         let entry = Entry {
-            id: self.next_entry_id(),
+            id,
+            body_id: id,
             status: passed.status,
             fields,
             freshness: judgement.freshness,

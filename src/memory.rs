@@ -158,6 +158,11 @@ impl Charge {
         self.bytes
     }
 
+    /// A charge of its own in the same ledger, as [`Ledger::charge`].
+    pub fn another(&self, bytes: usize) -> Charge {
+        self.ledger.charge(bytes)
+    }
+
     /// Counts `bytes` more without asking, as [`Ledger::charge`].
     pub fn grow(&mut self, bytes: usize) {
         let bytes = bytes.min(usize::MAX - self.bytes);

@@ -169,6 +169,10 @@ pub struct GroupStats {
     pub ring_disagreements: Counter,
     /// Loads that followed a fill that another had started.
     pub loads_collapsed: Counter,
+    /// Interim answers (1xx) that fills were given for those who wait.
+    pub interims: Counter,
+    /// Those that came too late or were too many or too large to be passed on.
+    pub interims_dropped: Counter,
     /// Requests of clients.
     pub client: ClientStats,
     /// Why memory could not answer, in the words of `Cache-Status: fwd=`.

@@ -36,7 +36,7 @@ use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
-use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source, Whole};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, ReadyBody, Source, Whole};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
@@ -128,8 +128,14 @@ impl Node {
 
     /// Serves one connection on which `request` comes `count` times, each once the answer before it is written.
     pub fn serve(&self, runtime: &Runtime, request: &'static [u8], count: u64) -> u64 {
+        self.serve_in_turn(runtime, [request; 2], count)
+    }
+
+    /// As [`Node::serve`], with two requests in turn.
+    pub fn serve_in_turn(&self, runtime: &Runtime, requests: [&'static [u8]; 2], count: u64) -> u64 {
         let written = Arc::default();
-        let stream = Box::new(Repeated::new(request, count, Arc::clone(&written)));
+        let stream =
+            Box::new(Repeated { next: requests[1], ..Repeated::new(requests[0], count, Arc::clone(&written)) });
         let shutdown = self.shutdown.subscribe();
         let rest = runtime.block_on(self.lane.process_new(stream, &shutdown));
         assert!(rest.is_none());
@@ -166,12 +172,18 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
-    fn at_once(&self, ask: &Ask, _: &AskContext) -> Option<Whole> {
-        self.cache.find_for_peer(&self.group, ask)
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        self.cache.find_for_peer(&self.group, ask, context.have)
     }
 
-    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
-        self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask)).await
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
+        let request = Request::from_ask(&self.group, &ask);
+        self.cache.get_as_owner(&self.group, &request, Aside { have: context.have, interims }).await
     }
 }
 
@@ -233,7 +245,7 @@ struct Constant {
 
 impl Constant {
     fn new(body_bytes: usize) -> Self {
-        // An answer of now: one of a fixed day would be stale a day later, and no hit be measured any more.
+        // A fixed date would make the answer stale one day.
         let date = format_http_date(SystemClock.now().wall_seconds);
         let fields = Fields::from_pairs([
             ("Server", "nginx"),
@@ -280,6 +292,8 @@ impl Endpoints for NoEndpoints {
 #[derive(Debug)]
 struct Repeated {
     request: &'static [u8],
+    /// The one after this.
+    next: &'static [u8],
     left: u64,
     /// How much of the present request has been read.
     offset: usize,
@@ -290,7 +304,7 @@ struct Repeated {
 
 impl Repeated {
     fn new(request: &'static [u8], count: u64, written: Arc<AtomicU64>) -> Self {
-        Repeated { request, left: count, offset: 0, answered: true, waited: false, written }
+        Repeated { request, next: request, left: count, offset: 0, answered: true, waited: false, written }
     }
 
     fn take(&self, bytes: usize) -> Poll<io::Result<usize>> {
@@ -315,6 +329,7 @@ impl AsyncRead for Repeated {
             self.offset = end % self.request.len();
             if self.offset == 0 {
                 self.left -= 1;
+                (self.request, self.next) = (self.next, self.request);
                 (self.answered, self.waited) = (false, false);
             }
         }

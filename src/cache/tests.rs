@@ -1,6 +1,8 @@
 //! One node and fleets of five in memory: no socket, scripted origins, gates instead of waiting.
 
+mod confirmed;
 mod fleet;
+mod interim;
 mod invalidation;
 mod node;
 mod parts;
@@ -15,6 +17,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::fleet::Purpose;
 use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};
@@ -48,7 +51,16 @@ impl Node {
         incarnation: u64,
         limit: Option<crate::group::Limit>,
     ) -> Self {
-        let clock = Arc::new(ManualClock::new(1_800_000_000));
+        Node::with_clock(origin, rules, incarnation, limit, Arc::new(ManualClock::new(1_800_000_000)))
+    }
+
+    fn with_clock(
+        origin: &Scripted,
+        rules: crate::freshness::Rules,
+        incarnation: u64,
+        limit: Option<crate::group::Limit>,
+        clock: Arc<ManualClock>,
+    ) -> Self {
         let store = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         let group = Arc::new(Group {
             id: GroupId(0),
@@ -227,16 +239,36 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// Bytes of bodies that came over links to this node.
+    carried: Arc<AtomicU64>,
+}
+
+/// A body that counts what is taken of it.
+struct Carried(Box<dyn BodyStream>, Arc<AtomicU64>);
+
+#[async_trait]
+impl BodyStream for Carried {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let chunk = self.0.chunk().await?;
+        self.1.fetch_add(chunk.as_ref().map_or(0, Bytes::len) as u64, Ordering::SeqCst);
+        Ok(chunk)
+    }
 }
 
 #[async_trait]
 impl Source for Link {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut"));
         }
         let request = Request::from_ask(&self.to.group, ask);
-        self.to.cache.get_as_owner(&self.to.group, &request).await
+        let fetched = self.to.cache.get_as_owner(&self.to.group, &request, aside).await?;
+        assert!(fetched.hop.is_some(), "an owner says what it answers with");
+        Ok(Fetched { body: Box::new(Carried(fetched.body, self.carried.clone())), ..fetched })
     }
 }
 
@@ -302,6 +334,8 @@ impl BodyStream for Cuttable {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    /// Bytes of bodies that came over the hop from each.
+    carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
 }
 
@@ -321,7 +355,8 @@ impl TestFleet {
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
         let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
-        let fleet = TestFleet { nodes, down, origin };
+        let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let fleet = TestFleet { nodes, down, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -332,7 +367,12 @@ impl TestFleet {
         let ring = Ring::new(RingKind::Groupcache, 50, &peers);
         let cache = &self.nodes[node].cache;
         let links = seen.iter().map(|&peer| {
-            let link = Link { from: cache.incarnation(), to: self.nodes[peer].clone(), cut: self.down[peer].clone() };
+            let link = Link {
+                from: cache.incarnation(),
+                to: self.nodes[peer].clone(),
+                cut: self.down[peer].clone(),
+                carried: self.carried[peer].clone(),
+            };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });
         cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));

@@ -609,7 +609,10 @@ impl Timer {
     #[inline]
     fn poll_tick(&mut self, tick: Duration, context: &mut Context<'_>) -> Poll<()> {
         match (&self.sleep, &self.ticking) {
-            (Some(sleep), Some(waker)) if !sleep.is_elapsed() && waker.will_wake(context.waker()) => Poll::Pending,
+            // Not `will_wake`: it also compares tables of functions, of which there may be copies.
+            (Some(sleep), Some(waker)) if !sleep.is_elapsed() && waker.data() == context.waker().data() => {
+                Poll::Pending
+            }
             _ => self.arm_tick(tick, context),
         }
     }

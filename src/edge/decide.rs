@@ -155,17 +155,16 @@ fn decide_within<'s>(
         false => RequestDirectives::default(),
     };
     let credentials = Credentials { authorization: head.seen.any(Seen::AUTHORIZATION), cookies: false };
-    let wanted = Wanted::of(head);
     let key = HashedKey::new(group.id, scratch);
     let forwarded = || group.forward.forwarded(&head.to_fields(), credentials);
     match edge.cache.find_fresh(group, &key, forwarded, &directives, now) {
-        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), site),
+        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, head), site),
         None => {
             let pass = match passing(ForwardReason::Bypass, None) {
                 Decision::Pass(facts) => Some(*facts),
                 _ => None,
             };
-            load(head, site, scratch, directives, credentials, wanted, pass)
+            load(head, site, scratch, directives, credentials, Wanted::of(head), pass)
         }
     }
 }

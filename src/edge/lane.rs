@@ -13,6 +13,7 @@
 //! parsed by looser rules.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -29,12 +30,14 @@ use super::connection::{Connection, Gone, Pace, Received};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
+use super::interim::{self, Heard};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
 use super::reset::ClientSocket;
-use super::response::{Body, Cutter, FieldRules, Framing, Response};
+use super::response::{Body, Cutter, FieldRules, Framing, Response, Segments};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
+use crate::cache::{Answer, Request};
 use crate::fields::Fields;
 use crate::following::Following;
 use crate::semantics::forward::is_of_connection_or_fill;
@@ -140,7 +143,7 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head.len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or_default();
+                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
@@ -252,7 +255,7 @@ impl Lane {
     ) -> Next {
         let Load { site, request, wanted, pass } = load;
         let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
-        let Ok(answer) = connection.wait_for(self.edge.cache.get(&site.group, &request)).await else {
+        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &request, exit.http_11).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             self.edge.log(log, Finished { detail: "the client left".into(), broken: true, ..finished });
             return Next::Gone;
@@ -280,6 +283,29 @@ impl Lane {
         self.edge.log(log, finished);
         drop(response);
         next(connection, sound, keep_alive)
+    }
+
+    /// Asks the cache, and sends the interim answers that come meanwhile.
+    async fn wait_for_answer(
+        &self,
+        connection: &mut Connection,
+        site: &Site,
+        request: &Request,
+        http_11: bool,
+    ) -> Result<Answer, Gone> {
+        let heard = Heard::default();
+        let mut asking = pin!(self.edge.cache.get_hearing(&site.group, request, &heard));
+        loop {
+            let (interims, answer) = connection.wait_for(heard.next(asking.as_mut())).await?;
+            if http_11 && !interims.is_empty() {
+                connection.head.clear();
+                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, &mut connection.head));
+                connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
+            }
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Sends a whole answer, body and all; says whether the connection may stay.

@@ -5,7 +5,7 @@
 //! - [`lane`]: owns connections of HTTP/1, over [`connection`]; [`h2`] has those of HTTP/2;
 //! - [`request_head`]: the gate, which lets nothing in that has two readings;
 //! - [`decide`]: hit, load, pass, endpoint or refusal, by the groups of [`sites`];
-//! - [`response`]: the one writer of answers;
+//! - [`response`]: the one writer of answers; [`interim`]: what comes before them;
 //! - [`pass`]: what goes to the origin as it is, over [`body`];
 //! - [`reset`]: how an answer breaks off that has no end of its own;
 //! - [`endpoints`]: the seam to what lies under `/_groupcache/`;
@@ -18,6 +18,7 @@ pub mod connection;
 pub mod decide;
 pub mod endpoints;
 pub mod h2;
+pub mod interim;
 pub mod lane;
 pub mod pass;
 pub mod request_head;

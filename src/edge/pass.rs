@@ -127,9 +127,12 @@ impl Pass {
         let group = &facts.site.group;
         // Variants are told apart by what a later GET would send; the credentials decide whether anything is shared.
         let sent = group.forward.forwarded(&request.fields, Credentials { authorization: true, cookies: false });
+        let asked = passing.peer_fields.as_ref().map(|(path, _)| &path[..]).unwrap_or_default();
+        let prefixes = [asked, &facts.received_target[..]].map(|path| prefix_of(path, &facts.target));
         let passed = Passed {
             key: &facts.key,
             authorities: &[host, &request.host],
+            prefixes,
             method: request.method.as_str(),
             directives: group.directives(&request.fields),
             sent: &sent,
@@ -159,6 +162,12 @@ impl Unsafe {
         let host = String::from_utf8_lossy(host_of(request)).into_owned();
         Unsafe { method: request.method.clone(), host, fields: end_to_end(&request.headers) }
     }
+}
+
+/// What stands before `target` in `path`, which differs from it in nothing else; empty where that cannot be said.
+fn prefix_of<'a>(path: &'a [u8], target: &[u8]) -> &'a str {
+    let prefix = path.strip_suffix(target).unwrap_or_default();
+    std::str::from_utf8(prefix).unwrap_or_default()
 }
 
 /// A header section without its framing; what belongs to the connection is left out when it is stored.
@@ -393,7 +402,11 @@ impl ProxyHttp for Pass {
                 _ => passing.failure.clone(),
             };
             let head_only = session.req_header().method == http::Method::HEAD;
-            let mut response = Response::own(status, reason, Fields::empty(), head_only, self.edge.cache.now());
+            let own = Response::own(status, reason, Fields::empty(), head_only, self.edge.cache.now());
+            let mut response = match &passing.facts {
+                Some(facts) => own.after_forwarding(facts.reason),
+                None => own,
+            };
             let mut head = Http2Head::default();
             response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
             let framing = response.framing();

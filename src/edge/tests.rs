@@ -17,7 +17,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Edge;
 use super::access_log::{AccessLog, Format, Mode};
 use super::admission::Admission;
 use super::connection::{Drain, Limits};
@@ -26,6 +25,7 @@ use super::lane::Lane;
 use super::pass::{Pass, PassPeer, PassTarget, PassTimeouts};
 use super::response::FieldRules;
 use super::sites::{PassRule, Site, Sites};
+use super::{Edge, LogFacts};
 use crate::cache::Cache;
 use crate::clock::ManualClock;
 use crate::fields::Fields;

@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Basis, Filling, Received};
 use crate::cache::{FlightKey, Landed, Route};
 use crate::clock::Now;
-use crate::fleet::{self, Begun, Fleet};
+use crate::fleet::{Begun, Fleet, Pending};
 use crate::flight::Fill;
-use crate::source::{Fetched, Method, ReadyBody};
+use crate::source::{FetchError, Fetched, InterimSink, Method, ReadyBody};
 use crate::stats::Outcome;
 
 /// A question that the owner was asked before the fill became a task.
 pub(super) struct First {
-    pub answer: fleet::Answer,
+    pub answer: Box<dyn Pending>,
     pub asked_at: Now,
     /// The view by which it was the owner.
     pub fleet: Arc<Fleet>,
@@ -34,19 +35,19 @@ impl Filling {
             return;
         };
         if let Some(entry) = self.landed_meanwhile(&fill) {
-            return fill.land(Landed::Entry(entry, Outcome::Hit), Bytes::new());
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
         let asked_at = self.cache.now();
-        owner.begin(&ask, Box::new(move |begun| self.proceed(fill, begun, asked_at, fleet)));
+        owner.begin(&ask, self.have(), Box::new(move |begun| self.proceed(fill, begun, asked_at, fleet)));
     }
 
     fn proceed(self, fill: Fill<FlightKey, Landed>, begun: Begun, asked_at: Now, fleet: Arc<Fleet>) {
-        let answer: fleet::Answer = match begun {
+        let answer: Box<dyn Pending> = match begun {
             Begun::Whole(fetched, body) if self.is_plain(&fetched, &body) => {
                 return self.land(fill, fetched, &body, asked_at);
             }
             Begun::Whole(fetched, body) => {
-                Box::pin(async move { Ok(Fetched { body: Box::new(ReadyBody::new([body])), ..fetched }) })
+                Box::new(Answered(Fetched { body: Box::new(ReadyBody::new([body])), ..fetched }))
             }
             Begun::Later(answer) => answer,
         };
@@ -71,5 +72,15 @@ impl Filling {
         let body = Bytes::copy_from_slice(body);
         self.settle(&fill, &head, std::slice::from_ref(&body), extent, role.zip(reservation));
         fill.land(Landed::Streaming(head), body);
+    }
+}
+
+/// An answer that need not be waited for.
+struct Answered(Fetched);
+
+#[async_trait]
+impl Pending for Answered {
+    async fn answer(self: Box<Self>, _: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        Ok(self.0)
     }
 }

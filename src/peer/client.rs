@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::fields::Fields;
-use crate::fleet::{Begun, Health, Purpose, Then};
+use crate::fleet::{Begun, Health, Pending, Purpose, Then};
 use crate::membership::damping::{Damping, DampingSettings};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
@@ -22,7 +22,7 @@ use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl NativePeer {
     /// # Errors
     /// Whether it has forgotten is not known.
     pub async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        let forgotten = self.ask(QuestionKind::Forget, ask, EntryId::default());
+        let forgotten = self.ask(QuestionKind::Forget, ask, Aside::default());
         match tokio::time::timeout(self.shared.settings.timeouts.silence, forgotten).await {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(FetchError::unreachable("the peer is silent")),
@@ -182,7 +182,7 @@ impl NativePeer {
     /// # Errors
     /// It was not taken.
     pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
-        self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+        self.ask(QuestionKind::Offer, ask, Aside::default()).await.map(drop)
     }
 
     /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
@@ -203,12 +203,12 @@ impl NativePeer {
             method: Method::Get,
             fields: Fields::empty(),
         };
-        let answer = self.ask(kind, &ask, EntryId::default()).await?;
+        let answer = self.ask(kind, &ask, Aside::default()).await?;
         answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
-    /// Asks as [`Peer::load`] does; see [`crate::fleet::Peer::begin`].
-    pub fn begin(&self, ask: &Ask, then: Then) {
+    /// Asks as [`Source::fetch_with`] does; see [`crate::fleet::Peer::begin`].
+    pub fn begin(&self, ask: &Ask, have: EntryId, then: Then) {
         let shared = &self.shared;
         let line = &shared.lines[shared.next_line()];
         let exchange = match &*line.state.lock() {
@@ -216,7 +216,7 @@ impl NativePeer {
             _ => None,
         };
         let then = match exchange {
-            Some(exchange) => match exchange.begin(ask, shared.node.ring_id(), then) {
+            Some(exchange) => match exchange.begin(ask, have, shared.node.ring_id(), then) {
                 Ok(()) => {
                     shared.requests.fetch_add(1, Ordering::Relaxed);
                     return;
@@ -225,30 +225,29 @@ impl NativePeer {
             },
             None => then,
         };
-        let (shared, ask) = (shared.clone(), ask.clone());
-        then(Begun::Later(Box::pin(async move { shared.load(&ask, EntryId::default()).await })));
+        then(Begun::Later(Box::new(Unconnected { shared: shared.clone(), ask: ask.clone(), have })));
     }
 
-    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
-        self.shared.ask(kind, ask, have).await
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, aside: Aside<'_>) -> Result<Option<Fetched>, FetchError> {
+        self.shared.ask(kind, ask, aside).await
     }
 }
 
 #[async_trait]
 impl Source for NativePeer {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        self.load(ask, EntryId::default()).await
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        self.shared.load(ask, aside).await
     }
 }
 
 #[async_trait]
 impl Peer for NativePeer {
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
-        self.shared.load(ask, have).await
-    }
-
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
-        self.ask(QuestionKind::Peek, ask, have).await
+        self.ask(QuestionKind::Peek, ask, Aside { have, ..Aside::default() }).await
     }
 
     fn status(&self) -> PeerStatus {
@@ -283,9 +282,23 @@ impl Drop for NativePeer {
     }
 }
 
+/// A question for which there is no connection yet.
+struct Unconnected {
+    shared: Arc<Shared>,
+    ask: Ask,
+    have: EntryId,
+}
+
+#[async_trait]
+impl Pending for Unconnected {
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        self.shared.load(&self.ask, Aside { have: self.have, interims }).await
+    }
+}
+
 impl Shared {
-    async fn load(self: &Arc<Self>, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
-        let answer = self.ask(QuestionKind::Load, ask, have).await?;
+    async fn load(self: &Arc<Self>, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, aside).await?;
         answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
     }
 
@@ -293,10 +306,10 @@ impl Shared {
         self: &Arc<Self>,
         kind: QuestionKind,
         ask: &Ask,
-        have: EntryId,
+        aside: Aside<'_>,
     ) -> Result<Option<Fetched>, FetchError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.ask_uncounted(kind, ask, have).await;
+        let result = self.ask_uncounted(kind, ask, aside).await;
         self.tallies.count(result)
     }
 
@@ -304,7 +317,7 @@ impl Shared {
         self: &Arc<Self>,
         kind: QuestionKind,
         ask: &Ask,
-        have: EntryId,
+        aside: Aside<'_>,
     ) -> Result<Option<Fetched>, FetchError> {
         if !question_fits(ask) {
             return Err(FetchError::unreachable("the question is too long for a peer"));
@@ -315,7 +328,7 @@ impl Shared {
             return Err(FetchError::unreachable("draining"));
         }
         let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
-        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window }).await
+        exchange.ask(Question { kind, ask: ask.clone(), have: aside.have, ring_id, window }, aside.interims).await
     }
 
     /// The connection for the next question.
@@ -361,6 +374,7 @@ impl Shared {
         let (begun, mut damping) = (Instant::now(), Damping::new(RETURN));
         loop {
             let connected = tokio::select! {
+                biased;
                 connected = self.connect() => connected,
                 _ = stop.wait_for(|stop| *stop) => return,
             };
@@ -383,6 +397,7 @@ impl Shared {
                     let mut run = pin!(exchange.run(pump, silence));
                     let ended = loop {
                         tokio::select! {
+                            biased;
                             reason = &mut run => break Some(reason),
                             _ = stop.wait_for(|stop| *stop) => break None,
                             () = &mut held, if holding => {
@@ -428,6 +443,7 @@ impl Shared {
             // A peer that was never reached is about to start: it shall not wait long for us then.
             let wait = if self.reached.load(Ordering::Relaxed) || retry == RETRY_GO { retry } else { RETRY_UNREACHED };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }

@@ -114,6 +114,15 @@ fn hop_back(hop: &Hop) -> Piece {
     piece.number(0x68, hop.entry.fill);
     piece.number(0x70, u64::from(hop.hit));
     piece.number(0x78, u64::from(hop.not_modified));
+    // From here on keys have two bytes, the second of which is one.
+    piece.far(0x81, hop.body.incarnation != 0);
+    piece.fixed_value(hop.body.incarnation);
+    piece.far(0x88, hop.body.fill != 0);
+    piece.varint_value(hop.body.fill);
+    for (key, flag) in [(0x90, hop.stale), (0x98, hop.weak_date), (0xa0, hop.revalidated)] {
+        piece.far(key, flag);
+        piece.varint_value(u64::from(flag));
+    }
     piece
 }
 
@@ -172,7 +181,7 @@ fn varint_bytes(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// A few numbers on their way into a frame. The longest piece is the front of a hop: 44 bytes.
+/// A few numbers on their way into a frame. The longest piece is the back of a hop: at most 53 bytes.
 struct Piece {
     bytes: [u8; 64],
     length: usize,
@@ -205,6 +214,27 @@ impl Piece {
         if value != 0 {
             self.byte(key);
             self.varint(value);
+        }
+    }
+
+    /// A key of two bytes, if the field is written.
+    fn far(&mut self, key: u8, written: bool) {
+        if written {
+            self.byte(key);
+            self.byte(1);
+        }
+    }
+
+    fn varint_value(&mut self, value: u64) {
+        if value != 0 {
+            self.varint(value);
+        }
+    }
+
+    fn fixed_value(&mut self, value: u64) {
+        if value != 0 {
+            self.bytes[self.length..self.length + 8].copy_from_slice(&value.to_le_bytes());
+            self.length += 8;
         }
     }
 
@@ -328,6 +358,12 @@ fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, Range<usize>)> {
             0x68 => hop.entry_fill = cursor.varint()?,
             0x70 => hop.hit = cursor.varint()? != 0,
             0x78 => hop.not_modified = cursor.varint()? != 0,
+            // Two bytes, the second of which is one; the first has the number's low bits.
+            0x81 if cursor.byte()? == 1 => hop.body_incarnation = cursor.fixed()?,
+            0x88 if cursor.byte()? == 1 => hop.body_fill = cursor.varint()?,
+            0x90 if cursor.byte()? == 1 => hop.answered_stale = cursor.varint()? != 0,
+            0x98 if cursor.byte()? == 1 => hop.weak_date = cursor.varint()? != 0,
+            0xa0 if cursor.byte()? == 1 => hop.revalidated = cursor.varint()? != 0,
             _ => return None,
         }
     }

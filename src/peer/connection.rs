@@ -65,8 +65,8 @@ impl Outbox {
     }
 
     /// Adds a question that is to be loaded.
-    pub(super) fn push_ask(&self, request: u64, ask: &Ask, ring_id: u64, window: u32) {
-        let beside = Beside { kind: KIND_LOAD, have: EntryId::default(), ring_id, window };
+    pub(super) fn push_ask(&self, request: u64, ask: &Ask, have: EntryId, ring_id: u64, window: u32) {
+        let beside = Beside { kind: KIND_LOAD, have, ring_id, window };
         self.with_queue(|queue| encode_ask(request, ask, &beside, &mut queue.tail));
     }
 

@@ -15,13 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::fleet::{Begun, Then};
+use crate::fleet::{Begun, Pending, Then};
 use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::protocol::{
     Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
 };
-use crate::source::{Ask, BodyStream, FetchError, Fetched, Method, NoBody};
+use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Interim, InterimSink, Method, NoBody};
 
 /// One proven connection to a peer, as askers share it.
 #[derive(Debug)]
@@ -127,21 +127,25 @@ impl Exchange {
     }
 
     /// Asks and waits for the head; `None` only for a peek. Dropping the future cancels the question.
-    pub(super) async fn ask(self: &Arc<Self>, mut question: Question) -> Result<Option<Fetched>, FetchError> {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        mut question: Question,
+        interims: &dyn InterimSink,
+    ) -> Result<Option<Fetched>, FetchError> {
         question.window = self.window_bytes;
         let (kind, method) = (question.kind, question.ask.method);
         let inbound = self.new_inbound();
         let request = self.open(|| Open::Followed(inbound.clone()))?;
         let asked = Asked { exchange: self.clone(), inbound, request, asked_at: Instant::now() };
         self.outbox.push(request, &Message::Ask(Box::new(question)));
-        asked.answer(kind, method).await
+        asked.answer(kind, method, interims).await
     }
 
     /// Asks for what is to be loaded, without waiting.
     ///
     /// # Errors
     /// The connection is closed; `then` was not called.
-    pub(super) fn begin(&self, ask: &Ask, ring_id: u64, then: Then) -> Result<(), Then> {
+    pub(super) fn begin(&self, ask: &Ask, have: EntryId, ring_id: u64, then: Then) -> Result<(), Then> {
         let mut then = Some(then);
         let method = ask.method;
         let opened = self.open(|| {
@@ -150,7 +154,7 @@ impl Exchange {
         });
         match (opened, then) {
             (Ok(request), _) => {
-                self.outbox.push_ask(request, ask, ring_id, self.window_bytes);
+                self.outbox.push_ask(request, ask, have, ring_id, self.window_bytes);
                 Ok(())
             }
             (Err(_), Some(then)) => Err(then),
@@ -175,16 +179,8 @@ impl Exchange {
 
     /// Lets the question be followed from here on.
     fn follow(self: &Arc<Self>, request: u64, waiting: Waiting, inbound: Arc<Inbound>) {
-        let (asked, tallies) =
-            (Asked { exchange: self.clone(), inbound, request, asked_at: waiting.asked_at }, self.tallies.clone());
-        let method = waiting.method;
-        call(
-            waiting.then,
-            Begun::Later(Box::pin(async move {
-                let answer = asked.answer(QuestionKind::Load, method).await;
-                tallies.count(answer)?.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
-            })),
-        );
+        let asked = Asked { exchange: self.clone(), inbound, request, asked_at: waiting.asked_at };
+        call(waiting.then, Begun::Later(Box::new(Loading { asked, method: waiting.method })));
     }
 
     /// Runs the connection until it ends; returns why. Every open question has failed by then.
@@ -196,6 +192,9 @@ impl Exchange {
             streams.closed = Some(reason.clone());
             std::mem::take(&mut streams.open)
         };
+        // In the order of asking, so that what follows is the same in every run.
+        let mut open: Vec<_> = open.into_iter().collect();
+        open.sort_unstable_by_key(|(request, _)| *request);
         for (request, open) in open {
             self.followed(request, open).fail(Failure::Unreachable(reason.clone().into()));
         }
@@ -347,6 +346,11 @@ impl Exchange {
                     inbound.sign();
                 }
             }
+            Message::Interim(interim) => {
+                if let Some(inbound) = self.inbound(request) {
+                    inbound.push_interim(interim);
+                }
+            }
             Message::Head(head) => match self.inbound(request) {
                 Some(inbound) if !inbound.set_head(*head) => return violation("second head"),
                 _ => {}
@@ -391,6 +395,8 @@ impl Exchange {
             silent.extend(streams.open.extract_if(|_, open| open.tick() >= SILENT_TICKS));
             streams.open.is_empty() && silent.is_empty()
         };
+        // In the order of asking, so that what follows is the same in every run.
+        silent.sort_unstable_by_key(|(request, _)| *request);
         for (request, open) in silent {
             self.outbox.push(request, &Message::Cancel);
             self.followed(request, open).fail(Failure::Unreachable(SILENT.into()));
@@ -508,8 +514,13 @@ struct Asked {
 
 impl Asked {
     /// Waits for the head; `None` only for a peek.
-    async fn answer(self, kind: QuestionKind, method: Method) -> Result<Option<Fetched>, FetchError> {
-        match self.inbound.head().await {
+    async fn answer(
+        self,
+        kind: QuestionKind,
+        method: Method,
+        interims: &dyn InterimSink,
+    ) -> Result<Option<Fetched>, FetchError> {
+        match self.inbound.head(interims).await {
             Ok(head) => {
                 if head.hop.as_ref().is_some_and(|hop| hop.hit) {
                     self.exchange.tallies.note_hit(self.asked_at.elapsed());
@@ -524,6 +535,21 @@ impl Asked {
             Err(Failure::Unreachable(reason)) => Err(FetchError::Unreachable(reason)),
             Err(Failure::Refused(status, reason)) => Err(FetchError::Refused { status, reason }),
         }
+    }
+}
+
+/// A question that was begun without anybody who waits.
+struct Loading {
+    asked: Asked,
+    method: Method,
+}
+
+#[async_trait]
+impl Pending for Loading {
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        let tallies = self.asked.exchange.tallies.clone();
+        let answer = tallies.count(self.asked.answer(QuestionKind::Load, self.method, interims).await)?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
     }
 }
 
@@ -547,6 +573,8 @@ struct Inbound {
 #[derive(Debug)]
 struct InboundState {
     head: HeadState,
+    /// Those that the asker has not been given yet.
+    interims: VecDeque<Interim>,
     chunks: VecDeque<Bytes>,
     chunks_bytes: u64,
     /// What the owner may still send.
@@ -571,6 +599,7 @@ impl Inbound {
     fn new(window_bytes: u32, buffered_bytes: Arc<AtomicU64>) -> Self {
         let state = InboundState {
             head: HeadState::Awaited,
+            interims: VecDeque::new(),
             chunks: VecDeque::new(),
             chunks_bytes: 0,
             credit_bytes: window_bytes,
@@ -583,8 +612,13 @@ impl Inbound {
         Inbound { state: Mutex::new(state), buffered_bytes, window_bytes }
     }
 
-    async fn head(&self) -> Result<Head, Failure> {
+    async fn head(&self, interims: &dyn InterimSink) -> Result<Head, Failure> {
         poll_fn(|context| {
+            // One by one, so that nobody is called under the lock.
+            loop {
+                let Some(interim) = self.state.lock().interims.pop_front() else { break };
+                interims.hear(interim);
+            }
             let mut state = self.state.lock();
             match std::mem::replace(&mut state.head, HeadState::Taken) {
                 HeadState::Arrived(result) => Poll::Ready(result.map(|head| *head)),
@@ -612,6 +646,19 @@ impl Inbound {
             }
             _ => 0,
         }
+    }
+
+    /// An interim answer, which is a sign of life too. One that comes after the head, or faster than it is taken, is dropped.
+    fn push_interim(&self, interim: Interim) {
+        self.change(|state| {
+            state.quiet_ticks = 0;
+            if matches!(state.head, HeadState::Awaited)
+                && !state.forgotten
+                && state.interims.len() < INTERIMS_WAITING_MAX
+            {
+                state.interims.push_back(interim);
+            }
+        });
     }
 
     /// False when there was a head already.
@@ -764,6 +811,8 @@ impl BodyStream for PeerBody {
 
 /// Why a connection ended that the peer ended in good order.
 pub(super) const SHUT_DOWN: &str = "the peer shut down";
+/// Interim answers that wait for the asker; an owner passes on as many of one answer at the most.
+const INTERIMS_WAITING_MAX: usize = 8;
 /// Why a peer is given up that says nothing.
 pub(super) const SILENT: &str = "silent";
 /// The silence is counted in so many ticks. Four keep the error below a quarter of it.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, Begun, Health, Purpose, Then};
+use crate::fleet::{self, Begun, Health, Purpose, Then, Unasked};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Source};
 
 /// A peer, in whichever protocol it speaks.
 pub struct PeerLink {
@@ -51,26 +51,26 @@ impl PeerLink {
 #[async_trait]
 impl Source for PeerLink {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        self.load(ask, EntryId::default()).await
+        self.fetch_with(ask, Aside::default()).await
     }
-}
 
-#[async_trait]
-impl Peer for PeerLink {
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         if let Some(go) = self.go_peer() {
-            return go.load(ask, have).await;
+            return go.fetch(ask).await;
         }
-        match self.native.load(ask, have).await {
+        match self.native.fetch_with(ask, aside).await {
             // This question found out.
             Err(error @ FetchError::Unreachable(_)) => match self.go_peer() {
-                Some(go) => go.load(ask, have).await,
+                Some(go) => go.fetch(ask).await,
                 None => Err(error),
             },
             answer => answer,
         }
     }
+}
 
+#[async_trait]
+impl Peer for PeerLink {
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
         match self.go_peer() {
             Some(go) => go.peek(ask, have).await,
@@ -88,12 +88,11 @@ impl Peer for PeerLink {
 
 #[async_trait]
 impl fleet::Peer for PeerLink {
-    fn begin(self: Arc<Self>, ask: &Ask, then: Then) {
+    fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
         if self.go.is_none() {
-            return self.native.begin(ask, then);
+            return self.native.begin(ask, have, then);
         }
-        let ask = ask.clone();
-        then(Begun::Later(Box::pin(async move { self.fetch(&ask).await })));
+        then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
     }
 
     async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {

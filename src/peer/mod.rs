@@ -54,18 +54,24 @@ use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source, Whole};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
 pub trait Owner: Send + Sync {
     /// Answers from memory or from the origin, and never by asking a peer. Dropping the future cancels the question. When
-    /// `context.have` is still the entry, the answer may be a head with [`crate::source::Hop::not_modified`] and no body.
+    /// `context.have` is still the body, the answer may be a head with [`crate::source::Hop::not_modified`] and no body.
+    /// `interims` hears the interim answers that come before.
     ///
     /// # Errors
     /// [`FetchError::Refused`] for whatever the origin did or did not do: the asker gives this to its clients and asks nobody
     /// else. [`FetchError::Unreachable`] only when the asker should try somebody else.
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError>;
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError>;
 
     /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
     /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
@@ -125,18 +131,20 @@ pub struct AskContext {
     pub ring_id: u64,
     /// The asker's incarnation; zero when it has none.
     pub asker: u64,
-    /// The entry that the asker holds already.
+    /// The body that the asker holds already.
     pub have: EntryId,
 }
 
 /// Somebody who can be asked as the owner of a key.
 #[async_trait]
 pub trait Peer: Source {
-    /// [`Source::fetch`], naming the entry that is held already, which the peer may confirm instead of sending it again.
+    /// [`Source::fetch`], naming the body that is held already, which the peer may confirm instead of sending it again.
     ///
     /// # Errors
     /// As [`Source::fetch`].
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError>;
+    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside { have, ..Aside::default() }).await
+    }
 
     /// Asks for what the peer has in memory, fresh or not; `None` when it has nothing. Never makes the peer fetch.
     ///

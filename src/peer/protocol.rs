@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use crate::fields::Fields;
 use crate::freshness::{HopFreshness, LifetimeSource, StalePermission};
-use crate::source::{Ask, EntryId, FetchError, Hop, Method};
+use crate::source::{Ask, EntryId, FetchError, Hop, Interim, Method};
 
 /// The generated messages of `proto/peer.proto`; nobody outside this file sees them.
 mod wire {
@@ -49,6 +49,7 @@ pub enum Message {
     Accepted,
     Loading,
     Head(Box<Head>),
+    Interim(Interim),
     Data(Bytes),
     End { length: u64, checksum: u64 },
     Abort { reason: Cow<'static, str> },
@@ -405,6 +406,10 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
             content_length: head.content_length,
             hop: head.hop.as_ref().map(hop_to_wire),
         }),
+        Message::Interim(interim) => Kind::Interim(wire::Interim {
+            status: u32::from(interim.status),
+            fields: interim.fields.as_bytes().clone(),
+        }),
         Message::Data(payload) => Kind::Data(wire::Data { payload: payload.clone() }),
         Message::End { length, checksum } => Kind::End(wire::End { length: *length, checksum: *checksum }),
         Message::Abort { reason } => Kind::Abort(wire::Abort { reason: printable(reason) }),
@@ -465,6 +470,11 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         entry_fill: hop.entry.fill,
         hit: hop.hit,
         not_modified: hop.not_modified,
+        body_incarnation: hop.body.incarnation,
+        body_fill: hop.body.fill,
+        answered_stale: hop.stale,
+        revalidated: hop.revalidated,
+        weak_date: hop.weak_date,
     }
 }
 
@@ -515,6 +525,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
         Kind::Accepted(_) => Message::Accepted,
         Kind::Loading(_) => Message::Loading,
         Kind::Head(head) => Message::Head(Box::new(check_head(head)?)),
+        Kind::Interim(interim) => Message::Interim(check_interim(interim)?),
         Kind::Data(data) if data.payload.is_empty() => return Err(ProtocolError::Malformed("empty data")),
         Kind::Data(data) => Message::Data(data.payload),
         Kind::End(end) => Message::End { length: end.length, checksum: end.checksum },
@@ -604,7 +615,11 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
             storable: hop.storable,
             sent: check_fields(hop.sent)?,
             entry: EntryId { incarnation: hop.entry_incarnation, fill: hop.entry_fill },
+            body: EntryId { incarnation: hop.body_incarnation, fill: hop.body_fill },
             hit: hop.hit,
+            stale: hop.answered_stale,
+            revalidated: hop.revalidated,
+            weak_date: hop.weak_date,
             not_modified: hop.not_modified,
         }),
     };
@@ -614,6 +629,12 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
         content_length: head.content_length,
         hop,
     })
+}
+
+fn check_interim(interim: wire::Interim) -> Result<Interim, ProtocolError> {
+    let status = u16::try_from(interim.status).ok().filter(|&status| Interim::is_one(status));
+    let status = status.ok_or(ProtocolError::Malformed("status of an interim answer"))?;
+    Ok(Interim { status, fields: check_fields(interim.fields)? })
 }
 
 fn check_fields(block: Bytes) -> Result<Fields, ProtocolError> {

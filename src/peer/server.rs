@@ -29,7 +29,7 @@ use crate::peer::protocol::{
     Question, QuestionKind, Versions, WINDOW_BYTES_MAX, head_fits,
 };
 use crate::peer::{AskContext, LocalNode, Owner, Standing};
-use crate::source::{FetchError, Fetched, Method, ReadyBody};
+use crate::source::{FetchError, Fetched, Interim, InterimSink, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
 
 /// Limits of the answering side.
@@ -129,7 +129,10 @@ impl PeerServer {
             remote: proven.remote,
         });
         let end = self.converse(&conversation, &mut pump, told, &mut shutdown).await;
-        for (_, outbound) in conversation.open.lock().drain() {
+        let mut open: Vec<_> = conversation.open.lock().drain().collect();
+        // In the order of asking, so that what follows is the same in every run.
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, outbound) in open {
             outbound.abort();
         }
         if let End::Goodbye(reason, text) = end {
@@ -269,6 +272,7 @@ impl PeerServer {
             | Message::Identity(_)
             | Message::Accepted
             | Message::Loading
+            | Message::Interim(_)
             | Message::Head(_)
             | Message::Data(_)
             | Message::End { .. }
@@ -419,7 +423,7 @@ impl Answering {
     ) -> Result<Option<Fetched>, FetchError> {
         let mut head = pin!(async move {
             match question.kind {
-                QuestionKind::Load => owner.get_as_owner(question.ask, context).await.map(Some),
+                QuestionKind::Load => owner.get_as_owner(question.ask, context, self).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
@@ -505,6 +509,16 @@ impl Answering {
             self.abort("the owner failed".into());
         } else {
             self.fail(FetchError::refused(502, "the owner failed"));
+        }
+    }
+}
+
+/// What is heard goes to the asker, who does not know the kind of frame and passes it over, or passes it on. How many there may
+/// be is for the flight to say.
+impl InterimSink for Answering {
+    fn hear(&self, interim: Interim) {
+        if interim.fields.len() <= FIELDS_BYTES_MAX {
+            self.outbox.push(self.request, &Message::Interim(interim));
         }
     }
 }

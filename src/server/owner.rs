@@ -17,7 +17,7 @@ use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, LocalNode, Owner};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Ask, FetchError, Fetched, Method, Whole};
+use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method, Whole};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -42,7 +42,12 @@ impl CacheOwner {
 
 #[async_trait]
 impl Owner for CacheOwner {
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
         let Some(group) = self.groups.load().find(&ask.group).cloned() else {
             // The asker knows a group that this node does not: a reload under way. The next on the ring may know it.
             return Err(FetchError::unreachable("this node has no such group"));
@@ -53,14 +58,14 @@ impl Owner for CacheOwner {
         }
         self.count_disagreement(&group, &ask.key, &context);
         let request = Request::from_ask(&group, &ask);
-        self.cache.get_as_owner(&group, &request).await
+        self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
     }
 
     fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
         // Nothing is asked of the origin, so what the target says does not matter.
         let groups = self.groups.load();
         let group = groups.find(&ask.group)?;
-        let answer = self.cache.find_for_peer(group, ask)?;
+        let answer = self.cache.find_for_peer(group, ask, context.have)?;
         self.count_disagreement(group, &ask.key, context);
         Some(answer)
     }

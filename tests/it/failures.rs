@@ -28,10 +28,10 @@ async fn seen(address: std::net::SocketAddr, target: &str) -> String {
 
 /// What a client of HTTP/1.0 gets to the end of its connection, and the error at that end.
 async fn to_the_end(address: std::net::SocketAddr, request: &str) -> (String, Option<std::io::ErrorKind>) {
-    let mut stream = within("a connection", tokio::net::TcpStream::connect(address)).await.unwrap();
+    let mut stream = within(tokio::net::TcpStream::connect(address)).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut read = Vec::new();
-    let end = within("the end of the connection", stream.read_to_end(&mut read)).await;
+    let end = within(stream.read_to_end(&mut read)).await;
     (String::from_utf8_lossy(&read).into_owned(), end.err().map(|error| error.kind()))
 }
 

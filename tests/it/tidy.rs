@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+invalidate+warm"),
+    ("decisions", "cache+fill+following+hop+invalidate+warm"),
     ("what decisions stand on", "parts permits slot"),
     ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
@@ -37,7 +37,8 @@ const LONG_FILES: &[(&str, &str)] = &[
     ("src/edge/tests.rs", "conversations written out byte by byte"),
 ];
 
-/// Files of `tests/it` that pause, each with its reason. The others order events instead.
+/// Files of `tests/it` that pause, each with its reason. The others order events instead. In `tests/simulate` all time is
+/// simulated.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
     ("tests/it/kit/go.rs", "waits for another process to listen"),
@@ -139,7 +140,8 @@ fn tests_with_sockets_stay_on_loopback_and_order_events() {
                 })
             });
             assert!(address.is_none(), "{name}:{number}: a private address; examples use 192.0.2.0/24 (RFC 5737)");
-            let sleeps = line.contains("sleep(") && !MAY_SLEEP.iter().any(|(listed, _)| *listed == name);
+            let simulated = name.starts_with("tests/simulate/");
+            let sleeps = line.contains("sleep(") && !simulated && !MAY_SLEEP.iter().any(|(listed, _)| *listed == name);
             assert!(
                 !sleeps,
                 "{name}:{number}: order events instead of waiting for them, or list the file with its reason"

@@ -152,6 +152,7 @@ fn deposit(node: &Node, more: &[(&str, &str)]) {
     let passed = Passed {
         key: &Bytes::from("a"),
         authorities: &["www.example.com"],
+        prefixes: ["", ""],
         method: "POST",
         sent: &Fields::empty(),
         directives: RequestDirectives::default(),
