@@ -176,7 +176,12 @@ impl Filling {
             Some(first) => first.fleet.steps(&self.request.key),
             None => self.cache.fleet.load().steps(&self.request.key),
         };
-        for step in steps {
+        let asked = first.as_ref().map(|first| first.peer.clone());
+        let is_asked =
+            |step: &Step| matches!((step, &asked), (Step::Peer(peer), Some(asked)) if Arc::ptr_eq(peer, asked));
+        let first_step = asked.iter().map(|peer| Step::Peer(peer.clone()));
+        // Who was asked already comes first, and once, whatever is known of its health by now.
+        for step in first_step.chain(steps.into_iter().filter(|step| !is_asked(step))) {
             let mut asked_at = self.cache.now();
             match step {
                 Step::Peer(peer) => {

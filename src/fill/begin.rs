@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{Basis, Filling, Received};
 use crate::cache::{FlightKey, Landed, Route};
 use crate::clock::Now;
-use crate::fleet::{Begun, Fleet, Pending};
+use crate::fleet::{Begun, Fleet, Health, Peer, Pending};
 use crate::flight::Fill;
 use crate::source::{FetchError, Fetched, InterimSink, Method, ReadyBody};
 use crate::stats::Outcome;
@@ -17,7 +17,8 @@ use crate::stats::Outcome;
 pub(super) struct First {
     pub answer: Box<dyn Pending>,
     pub asked_at: Now,
-    /// The view by which it was the owner.
+    /// Who was asked, and the view by which it was the owner.
+    pub peer: Arc<dyn Peer>,
     pub fleet: Arc<Fleet>,
 }
 
@@ -27,7 +28,7 @@ impl Filling {
     pub fn start(self, fill: Fill<FlightKey, Landed>) {
         let fleet = self.cache.fleet.load_full();
         let owner = match fill.key().route {
-            Route::Fleet => fleet.owner(&self.request.key).cloned(),
+            Route::Fleet => fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned(),
             Route::Here => None,
         };
         let (Some(owner), Ok(ask)) = (owner, self.ask_peer()) else {
@@ -38,10 +39,18 @@ impl Filling {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
         let asked_at = self.cache.now();
-        owner.begin(&ask, self.have(), Box::new(move |begun| self.proceed(fill, begun, asked_at, fleet)));
+        let (peer, have) = (owner.clone(), self.have());
+        owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, peer, fleet)));
     }
 
-    fn proceed(self, fill: Fill<FlightKey, Landed>, begun: Begun, asked_at: Now, fleet: Arc<Fleet>) {
+    fn proceed(
+        self,
+        fill: Fill<FlightKey, Landed>,
+        begun: Begun,
+        asked_at: Now,
+        peer: Arc<dyn Peer>,
+        fleet: Arc<Fleet>,
+    ) {
         let answer: Box<dyn Pending> = match begun {
             Begun::Whole(fetched, body) if self.is_plain(&fetched, &body) => {
                 return self.land(fill, fetched, &body, asked_at);
@@ -51,7 +60,7 @@ impl Filling {
             }
             Begun::Later(answer) => answer,
         };
-        tokio::spawn(self.run(fill, Some(First { answer, asked_at, fleet })));
+        tokio::spawn(self.run(fill, Some(First { answer, asked_at, peer, fleet })));
     }
 
     /// Whether an answer means what it says: nothing of ours has to be put together with it.
