@@ -27,7 +27,7 @@ use crate::fill::{Basis, Filling};
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
-use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
+use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
@@ -365,19 +365,6 @@ impl Cache {
         })
     }
 
-    /// Replaces the view of the fleet; fills under way finish under the view they started with. The view before it is
-    /// remembered for a while: who owned a key then may have it.
-    pub fn set_fleet(&self, fleet: Fleet) {
-        let fleet = Arc::new(fleet);
-        let before = self.fleet.swap(fleet.clone());
-        self.warmth.replaced(before, &fleet, self.now());
-    }
-
-    /// Whether this node is the key's owner by its present view of the ring.
-    pub fn owns(&self, key: &[u8]) -> bool {
-        self.fleet.load().owns(key)
-    }
-
     /// How many keys are in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.count()
@@ -550,17 +537,6 @@ impl Cache {
             return answer;
         }
         self.follow(group, request, route, &miss, account, interims).await
-    }
-
-    /// What an entry that is not simply fresh may do here. What lies in main and belongs to another node since the ring moved
-    /// is as good as a hot copy; what was a copy and belongs to this node now is the owner's.
-    fn stale_verdict(&self, group: &Group, request: &Request, route: Route, entry: &Entry, now: Now) -> Verdict {
-        let role = match route {
-            Route::Fleet => Copied::Hot,
-            Route::Here if self.fleet.load().owns(&request.key) => Copied::No,
-            Route::Here => entry.freshness.role(),
-        };
-        entry.freshness.with_role(role).verdict(&group.rules, &request.directives, now)
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes

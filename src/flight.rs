@@ -533,6 +533,10 @@ impl<H> State<H> {
     /// Lets go of the chunks that lie a whole window behind the fastest reader.
     fn trim(&mut self) {
         let Some(window) = self.window_bytes else { return };
+        if self.readers == 0 {
+            // Nobody can join any more: what still comes until the writer notices is for nobody.
+            (self.start, self.chunks) = (self.end, VecDeque::new());
+        }
         while let Some(first) = self.chunks.front() {
             let first_end = self.start + first.len() as u64;
             if first_end + window > self.fastest {
@@ -708,6 +712,11 @@ mod tests {
         assert!(futures_poll(&mut blocked).is_none());
         drop(reader);
         blocked.await;
+        // And nothing is held for nobody.
+        for _ in 0..100 {
+            fill.push(Bytes::from_static(b"ef")).await;
+        }
+        assert_eq!(fill.flight.state.lock().chunks.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

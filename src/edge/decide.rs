@@ -50,7 +50,7 @@ impl ClientFacts {
 #[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
 pub enum Decision<'s> {
     /// A fresh answer from memory, and its group.
-    Hit(Response, &'s Site),
+    Hit(Response, &'s Arc<Site>),
     /// The cache has to be asked.
     Load(Box<Load>),
     /// It passes to the origin.

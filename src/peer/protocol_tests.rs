@@ -298,7 +298,7 @@ fn what_is_too_long_or_not_allowed_is_refused() {
         ask(&|ask| ask.fields = Bytes::from_static(b"a: b\r\n\r\n")),
         ask(&|ask| ask.fields = Bytes::from_static(b"a: b\nc: d\r\n")),
         ask(&|ask| ask.fields = [b"a: ", &long(FIELDS_BYTES_MAX)[..], b"\r\n"].concat().into()),
-        ask(&|ask| ask.kind = 70),
+        ask(&|ask| ask.kind = 99),
         ask(&|ask| ask.method = 7),
         sent_head(&|head| head.status = 100),
         sent_head(&|head| head.status = 600),

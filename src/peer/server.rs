@@ -168,8 +168,6 @@ impl PeerServer {
         mut told: Standing,
         shutdown: &mut watch::Receiver<bool>,
     ) -> End {
-        let mut standing = self.node.standing.subscribe();
-        standing.mark_changed();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
@@ -197,12 +195,10 @@ impl PeerServer {
                     Ok(false) | Err(_) => return End::Connection,
                 },
                 () = conversation.finished.notified() => {}
-                changed = standing.changed() => if changed.is_ok() {
-                    let now = *standing.borrow_and_update();
-                    if now != std::mem::replace(&mut told, now) {
-                        conversation.outbox.push(0, &now.message());
-                    }
-                },
+                now = self.node.standing_other_than(told) => {
+                    told = now;
+                    conversation.outbox.push(0, &now.message());
+                }
                 true = told_to_stop(shutdown), if stopping.is_none() => {
                     conversation.stopping.store(true, Ordering::SeqCst);
                     conversation.outbox.push(0, &Standing { draining: true, ..told }.message());
