@@ -102,7 +102,7 @@ impl Filling {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
         loop {
-            let interims = self.into_flight(&fill);
+            let interims = self.flight_sink(&fill);
             let loaded = tokio::select! {
                 biased;
                 loaded = self.load(fill.key().route, first.take(), &interims) => loaded,
@@ -153,7 +153,7 @@ impl Filling {
 
     /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
     /// nothing says yet whether what they hint at may be shared.
-    fn into_flight<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
+    fn flight_sink<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
         let personal = self.request.authorization || self.request.forwarded.contains("cookie");
         IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
     }
