@@ -289,7 +289,8 @@ async fn a_pass_that_cannot_reach_the_origin_is_a_clear_error() {
     let answer = client.answer().await;
     assert_eq!((answer.status(), &*answer.text()), (502, "502 the origin cannot be reached\n"), "{}", answer.head.text);
     assert!(!answer.head.text.contains("127.0.0.1"), "{}", answer.head.text);
-    assert_eq!(node.group("all").await["client"]["error"], 1);
+    // Counted behind the answer.
+    poll::until("the error is counted", async || node.group("all").await["client"]["error"] == 1).await;
 }
 
 /// Small answers wait in the connection's buffer, and the socket is full when they are to leave it.
