@@ -27,7 +27,7 @@ use crate::fill::{Basis, Filling};
 use crate::fleet::Fleet;
 use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
-use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict, is_failure};
+use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
@@ -294,11 +294,13 @@ struct Miss {
     stale: Option<Stale>,
     /// Ranges of what is wanted.
     incomplete: Option<Arc<Entry>>,
+    /// The variant by what was known of the key's `Vary`; the empty one while nothing is known.
+    variant: VariantKey,
 }
 
 impl Miss {
     fn because(forward: &'static str) -> Self {
-        Miss { forward, stale: None, incomplete: None }
+        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default() }
     }
 
     fn basis(&self) -> Basis {
@@ -361,19 +363,6 @@ impl Cache {
             fills: AtomicU64::new(0),
             slot_writers: (0..64).map(|_| Mutex::default()).collect(),
         })
-    }
-
-    /// Replaces the view of the fleet; fills under way finish under the view they started with. The view before it is
-    /// remembered for a while: who owned a key then may have it.
-    pub fn set_fleet(&self, fleet: Fleet) {
-        let fleet = Arc::new(fleet);
-        let before = self.fleet.swap(fleet.clone());
-        self.warmth.replaced(before, &fleet, self.now());
-    }
-
-    /// Whether this node is the key's owner by its present view of the ring.
-    pub fn owns(&self, key: &[u8]) -> bool {
-        self.fleet.load().owns(key)
     }
 
     /// How many keys are in flight.
@@ -501,7 +490,8 @@ impl Cache {
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
-        let miss = match lookup(group, request, found, now) {
+        let known = found.as_ref().map(|(slot, _)| slot.clone());
+        let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
@@ -538,6 +528,7 @@ impl Cache {
             }
             _ => {}
         }
+        miss.variant = known.and_then(|slot| slot.rule().variant_key(&request.forwarded)).unwrap_or_default();
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
@@ -546,17 +537,6 @@ impl Cache {
             return answer;
         }
         self.follow(group, request, route, &miss, account, interims).await
-    }
-
-    /// What an entry that is not simply fresh may do here. What lies in main and belongs to another node since the ring moved
-    /// is as good as a hot copy; what was a copy and belongs to this node now is the owner's.
-    fn stale_verdict(&self, group: &Group, request: &Request, route: Route, entry: &Entry, now: Now) -> Verdict {
-        let role = match route {
-            Route::Fleet => Copied::Hot,
-            Route::Here if self.fleet.load().owns(&request.key) => Copied::No,
-            Route::Here => entry.freshness.role(),
-        };
-        entry.freshness.with_role(role).verdict(&group.rules, &request.directives, now)
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -572,7 +552,7 @@ impl Cache {
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
-        let flight_key = self.flight_key(group, &whole, route, self.variant_of(group, request));
+        let flight_key = self.flight_key(group, &whole, route, miss.variant.clone());
         let reader = self.flights.follow(&flight_key)?;
         let arrived_bytes = match reader.progress() {
             (Some(_), arrived_bytes) => arrived_bytes,
@@ -604,7 +584,7 @@ impl Cache {
         mut account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Answer {
-        let mut variant = self.variant_of(group, request);
+        let mut variant = miss.variant.clone();
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -746,12 +726,15 @@ impl Cache {
         head: Arc<Head>,
         reader: FillReader<Landed>,
     ) -> Following {
+        if reader.has_all() {
+            return Following::of_flight(head, reader);
+        }
         let (cache, group, request) = (self.clone(), group.clone(), request.clone());
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
     fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
+        Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
     }
 
     /// The next entry id of this node.

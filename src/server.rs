@@ -353,8 +353,15 @@ struct Counted {
 #[async_trait]
 impl ServerApp for Counted {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let _open = self.lifecycle.open_connection();
-        self.lane.process_new(stream, shutdown).await
+        let open = self.lifecycle.open_connection();
+        let (lane, shutdown) = (self.lane.clone(), shutdown.clone());
+        // In a task of its own: the one that pingora accepted it in has room for a whole TLS handshake and would keep it as
+        // long as the connection lives.
+        tokio::spawn(async move {
+            let _open = open;
+            lane.process_new(stream, &shutdown).await;
+        });
+        None
     }
 
     async fn cleanup(&self) {

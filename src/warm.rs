@@ -19,11 +19,12 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Request, Route};
 use crate::clock::Now;
+use crate::entry::Entry;
 use crate::fill::Filling;
 use crate::fleet::{Fleet, Health, Peer};
-use crate::freshness::RequestDirectives;
+use crate::freshness::{Copied, RequestDirectives, Verdict};
 use crate::group::Group;
 use crate::key::GroupId;
 use crate::semantics::variant::VaryRule;
@@ -78,6 +79,37 @@ impl Warmth {
 }
 
 impl Cache {
+    /// Replaces the view of the fleet; fills under way finish under the view they started with. The view before it is
+    /// remembered for a while: who owned a key then may have it.
+    pub fn set_fleet(&self, fleet: Fleet) {
+        let fleet = Arc::new(fleet);
+        let before = self.fleet.swap(fleet.clone());
+        self.warmth.replaced(before, &fleet, self.now());
+    }
+
+    /// Whether this node is the key's owner by its present view of the ring.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        self.fleet.load().owns(key)
+    }
+
+    /// What an entry that is not simply fresh may do here. What lies in main and belongs to another node since the ring moved
+    /// is as good as a hot copy; what was a copy and belongs to this node now is the owner's.
+    pub(crate) fn stale_verdict(
+        &self,
+        group: &Group,
+        request: &Request,
+        route: Route,
+        entry: &Entry,
+        now: Now,
+    ) -> Verdict {
+        let role = match route {
+            Route::Fleet => Copied::Hot,
+            Route::Here if self.fleet.load().owns(&request.key) => Copied::No,
+            Route::Here => entry.freshness.role(),
+        };
+        entry.freshness.with_role(role).verdict(&group.rules, &request.directives, now)
+    }
+
     /// From now on this node has nothing that it owns in memory, but others may have: it asks them before the origin for
     /// [`WARM_FOR`]. To be called when a node of a fleet starts.
     pub fn warm_up(&self) {

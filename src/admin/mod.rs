@@ -187,7 +187,8 @@ impl Admin {
 impl Endpoints for Admin {
     /// A body is read only of those who may act, and where it can mean something.
     fn admit(&self, request: &EndpointRequest) -> Result<usize, EndpointResponse> {
-        let takes_body = request.method == "POST" && split_query(&request.target).0 == b"/_groupcache/drain";
+        let acts = [&b"/_groupcache/drain"[..], b"/_groupcache/reload"].contains(&split_query(&request.target).0);
+        let takes_body = request.method == "POST" && acts;
         Ok(if takes_body && self.act_denied(request).is_none() { WISH_BYTES_MAX } else { 0 })
     }
 

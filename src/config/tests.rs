@@ -898,7 +898,7 @@ fn every_source_of_members() {
             "{ dns: 'http://c:1', every: 1m, nameservers: [10.0.0.2, '[::1]:5353'] }",
             "every: 1m\n    nameservers: [10.0.0.2:53, \"[::1]:5353\"]",
         ),
-        ("{ srv: _peer._tcp.Cache.internal. }", "srv: _peer._tcp.cache.internal.\n    every: 5s  # default"),
+        ("{ srv: _peer._tcp.Cache.internal. }", "srv: \"_peer._tcp.cache.internal.\"\n    every: 5s  # default"),
         ("{ gossip: 'a:1' }", "gossip: [a:1]\n    address: 0.0.0.0:7946  # default"),
         ("{ gossip: [], address: '[::]:0' }", "gossip: []\n    address: \"[::]:0\""),
     ] {

@@ -50,7 +50,7 @@ impl ClientFacts {
 #[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
 pub enum Decision<'s> {
     /// A fresh answer from memory, and its group.
-    Hit(Response, &'s Site),
+    Hit(Response, &'s Arc<Site>),
     /// The cache has to be asked.
     Load(Box<Load>),
     /// It passes to the origin.
@@ -207,7 +207,7 @@ fn load(
         forwarded: site.group.forward.forwarded(&fields, credentials),
         authorization: credentials.authorization,
         directives,
-        range: range_asked(wanted.head_only, &fields),
+        range: head.seen.any(Seen::RANGE).then(|| range_asked(wanted.head_only, &fields)).flatten(),
     };
     Decision::Load(Box::new(Load { site: site.clone(), request, wanted, pass }))
 }

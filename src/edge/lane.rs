@@ -72,7 +72,8 @@ impl ServerApp for Lane {
             }
         };
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return self.http_2.process_new(stream, &self.edge.drain.watch()).await;
+            Box::pin(self.http_2.clone().serve(stream, client)).await;
+            return None;
         }
         self.serve(stream, client, shutdown).await;
         None
@@ -509,7 +510,7 @@ impl Lane {
     fn log_unread(&self, connection: &Connection, head_bytes: usize, finished: Finished<'_>) {
         let mut lines: Lines<'_> = lines();
         if let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) {
-            self.edge.log(&LogFacts::of(&head), finished);
+            self.edge.record(&LogFacts::of(&head), finished);
         }
     }
 }

@@ -91,9 +91,13 @@ impl Edge {
 
     /// Logs a request that has ended, if such requests are logged.
     fn log(&self, facts: &LogFacts, finished: Finished<'_>) {
-        if !self.log.wants(finished.broken || finished.outcome == Outcome::Error) {
-            return;
+        if self.log.wants(finished.broken || finished.outcome == Outcome::Error) {
+            self.record(facts, finished);
         }
+    }
+
+    /// Logs a request that is known to be wanted in the log.
+    fn record(&self, facts: &LogFacts, finished: Finished<'_>) {
         let now = self.cache.now();
         self.log.write(Record {
             wall_seconds: now.wall_seconds,

@@ -347,12 +347,17 @@ impl ProxyHttp for Pass {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         passing: &mut Passing,
     ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
+        }
+        // A client of HTTP/1.0 knows no chunks (RFC 9112 section 6.1): the end of the connection ends its body.
+        if session.req_header().version == http::Version::HTTP_10 && !response.headers.contains_key("content-length") {
+            response.remove_header("transfer-encoding");
+            session.set_keepalive(None);
         }
         rewrite_response(response, &*passing.facts()?)
     }
@@ -409,12 +414,12 @@ impl ProxyHttp for Pass {
             };
             let mut head = Http2Head::default();
             response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
-            let framing = response.framing();
+            let head = ResponseHeader::from(head.finish(response.framing()).into_parts().0);
             let body = match response.body() {
                 Body::Segments(segments) => Bytes::from(segments.concat()),
                 _ => Bytes::new(),
             };
-            if session.as_downstream_mut().write_error_response(*head.finish(framing), body).await.is_err() {
+            if session.as_downstream_mut().write_error_response(head, body).await.is_err() {
                 tracing::debug!("a client left before its error");
             }
         }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use pingora::http::ResponseHeader;
 
 use super::request_head::{Method, RequestHead, Seen};
 use crate::cache::{Answer, Head, OwnerReport, Payload, Report};
@@ -807,50 +806,62 @@ impl HeadWriter for Http1Head<'_> {
 
 /// Collects a head for HTTP/2.
 pub struct Http2Head {
-    header: ResponseHeader,
+    status: http::StatusCode,
+    fields: http::HeaderMap,
 }
 
 impl Default for Http2Head {
     fn default() -> Self {
-        let header = ResponseHeader::build_no_case(200, Some(16)).expect("200 is a status");
-        Http2Head { header }
+        Http2Head { status: http::StatusCode::OK, fields: http::HeaderMap::with_capacity(16) }
     }
 }
 
 impl Http2Head {
     /// The finished head.
-    pub fn finish(mut self, framing: Framing) -> Box<ResponseHeader> {
+    pub fn finish(mut self, framing: Framing) -> http::Response<()> {
         if let Framing::Length(bytes) = framing {
             self.line("content-length", Decimal::of(bytes).as_bytes());
         }
-        Box::new(self.header)
+        let mut response = http::Response::new(());
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.fields;
+        response
+    }
+
+    fn push(&mut self, name: &str, value: Result<http::HeaderValue, http::header::InvalidHeaderValue>) {
+        // Fields hold tokens and field values only, which these accept.
+        let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name.as_bytes()), value) else { return };
+        // What belongs to a connection of HTTP/1 makes an answer of HTTP/2 malformed (RFC 9113 section 8.2.2).
+        let of_connection =
+            matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade");
+        if !of_connection {
+            // A head of more than 32,768 fields is none that we read.
+            let _ = self.fields.try_append(name, value);
+        }
     }
 }
 
 impl HeadWriter for Http2Head {
     fn status(&mut self, status: u16) {
         // Statuses come from parsed heads and are 200 to 599.
-        let _ = self.header.set_status(status);
+        self.status = http::StatusCode::from_u16(status).unwrap_or_default();
     }
 
     fn block(&mut self, fields: &Fields) {
         for (name, value) in fields.iter() {
-            self.line(name, value);
+            // Shares the bytes of the block.
+            self.push(name, http::HeaderValue::from_maybe_shared(fields.as_bytes().slice_ref(value)));
         }
     }
 
     fn line(&mut self, name: &str, value: &[u8]) {
-        // Fields hold tokens and field values only, which this accepts.
-        let name = name.to_ascii_lowercase();
-        if let Ok(value) = http::HeaderValue::from_bytes(value) {
-            let _ = self.header.append_header(name, value);
-        }
+        self.push(name, http::HeaderValue::from_bytes(value));
     }
 
     fn line_with(&mut self, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
         let mut text = Vec::with_capacity(64);
         value(&mut text);
-        self.line(name, &text);
+        self.push(name, http::HeaderValue::from_maybe_shared(Bytes::from(text)));
     }
 }
 
@@ -1338,7 +1349,7 @@ mod tests {
             response.write_head(&FieldRules::default(), later(5), &mut http_2);
             let http_2 = http_2.finish(response.framing());
             let lines: Vec<String> = http_2
-                .headers
+                .headers()
                 .iter()
                 .map(|(name, value)| format!("{}: {}", name.as_str(), value.to_str().unwrap()))
                 .collect();
@@ -1355,7 +1366,7 @@ mod tests {
             let mut lines = lines;
             lines.sort();
             expected.sort();
-            assert_eq!((http_2.status.as_u16(), lines), (response.status, expected), "{request:?}");
+            assert_eq!((http_2.status().as_u16(), lines), (response.status, expected), "{request:?}");
         }
     }
 

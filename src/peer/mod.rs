@@ -48,13 +48,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
@@ -72,6 +73,13 @@ pub trait Owner: Send + Sync {
         context: AskContext,
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError>;
+
+    /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
+    /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        let _ = (ask, context);
+        None
+    }
 
     /// Answers from memory alone, or not.
     ///
@@ -204,7 +212,9 @@ pub struct LocalNode {
     incarnation: u64,
     ring_id: AtomicU64,
     secrets: ArcSwap<Secrets>,
-    standing: watch::Sender<Standing>,
+    standing: Mutex<Standing>,
+    /// Not a watch channel, which wakes those who wait in a random order.
+    standing_changed: Notify,
 }
 
 /// What peers are told whenever it changes.
@@ -222,7 +232,8 @@ impl LocalNode {
             incarnation,
             ring_id: AtomicU64::new(0),
             secrets: ArcSwap::from_pointee(secrets),
-            standing: watch::Sender::default(),
+            standing: Mutex::default(),
+            standing_changed: Notify::new(),
         })
     }
 
@@ -249,15 +260,27 @@ impl LocalNode {
 
     /// Whether peers are told that this node is leaving.
     pub fn is_draining(&self) -> bool {
-        self.standing.borrow().draining
+        self.standing.lock().draining
     }
 
     fn change_standing(&self, change: impl FnOnce(&mut Standing)) {
-        self.standing.send_if_modified(|standing| {
-            let before = *standing;
-            change(standing);
-            *standing != before
-        });
+        change(&mut self.standing.lock());
+        self.standing_changed.notify_waiters();
+    }
+
+    /// Waits until it is another one than was told.
+    async fn standing_other_than(&self, told: Standing) -> Standing {
+        loop {
+            let changed = self.standing_changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look: a change between look and wait is not missed.
+            changed.as_mut().enable();
+            let now = *self.standing.lock();
+            if now != told {
+                return now;
+            }
+            changed.await;
+        }
     }
 
     /// The random number of this life of the node.

@@ -164,9 +164,9 @@ async fn a_dead_origin_is_an_error_at_once_and_a_returned_one_is_used() {
     let answering = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut head = vec![0; 1024];
-        let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await;
+        let _ = stream.read(&mut head).await;
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback";
-        tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.expect("answering");
+        stream.write_all(answer).await.expect("answering");
     });
     assert_eq!(seen(node.address, "/c").await, "200 back");
     within(answering).await.expect("the new origin");

@@ -309,7 +309,7 @@ async fn only_who_may_act_drains_and_reloads() {
         (
             "through a proxy",
             node.admin,
-            head("POST /_groupcache/reload", "127.0.0.1", &format!("{json}X-Forwarded-For: 10.0.0.1\r\n")),
+            head("POST /_groupcache/reload", "127.0.0.1", &format!("{json}X-Forwarded-For: 192.0.2.1\r\n")),
             403,
         ),
         ("clients' listener", node.address, head("POST /_groupcache/drain", "127.0.0.1", json), 404),

@@ -30,6 +30,7 @@ pub const ORIGIN: Place = usize::MAX;
 
 /// Everything between the nodes.
 pub struct Network {
+    seed: u64,
     random: Random,
     delays: Delays,
     state: Mutex<State>,
@@ -66,6 +67,7 @@ struct Listener {
 
 struct Connection {
     ends: (Place, Place),
+    number: u64,
     /// Nothing is carried any more, though the ends have not heard of it yet.
     dead: AtomicBool,
     is_cut: AtomicBool,
@@ -93,13 +95,17 @@ impl Network {
     pub fn new(seed: u64, nodes: usize, delays: Delays) -> Arc<Self> {
         let state = State { servers: vec![None; nodes], ..State::default() };
         let random = Random::new(seed, "network");
-        Arc::new(Network { random, delays, state: Mutex::new(state), changed: Notify::new() })
+        Arc::new(Network { seed, random, delays, state: Mutex::new(state), changed: Notify::new() })
     }
 
     /// How long the next piece is under way.
     pub fn delay(&self) -> Duration {
-        let late = self.random.percent(self.delays.late_percent);
-        self.random.microseconds(if late { self.delays.late.clone() } else { self.delays.usual.clone() })
+        self.delay_by(&self.random)
+    }
+
+    fn delay_by(&self, random: &Random) -> Duration {
+        let late = random.percent(self.delays.late_percent);
+        random.microseconds(if late { self.delays.late.clone() } else { self.delays.usual.clone() })
     }
 
     /// Whether something gets from one place to the other now.
@@ -227,8 +233,10 @@ impl Network {
     fn connect(self: &Arc<Self>, from: Place, to: Place) -> (DuplexStream, DuplexStream) {
         let (asker, asker_end) = tokio::io::duplex(PIPE_BYTES);
         let (owner, owner_end) = tokio::io::duplex(PIPE_BYTES);
+        let number = self.random.number(0..u64::MAX);
         let connection = Arc::new(Connection {
             ends: (from, to),
+            number,
             dead: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
             cut: Notify::new(),
@@ -256,6 +264,8 @@ async fn carry(
     mut writes: WriteHalf<DuplexStream>,
 ) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Bytes)>(PIECES_UNDER_WAY);
+    // Delays of its own: what other connections carry does not change them.
+    let random = Random::new(network.seed ^ connection.number, if from < to { "up" } else { "down" });
     let taking = {
         let network = network.clone();
         async move {
@@ -266,7 +276,7 @@ async fn carry(
                     Ok(bytes) if bytes > 0 => {}
                     _ => return,
                 }
-                arrives = arrives.max(Instant::now() + network.delay());
+                arrives = arrives.max(Instant::now() + network.delay_by(&random));
                 if sender.send((arrives, piece.freeze())).await.is_err() {
                     return;
                 }
