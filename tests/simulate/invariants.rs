@@ -157,8 +157,8 @@ fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, lim
     })
 }
 
-/// An invalidation goes on when its client is not made to wait any longer.
-const PURGE_LAG: Duration = Duration::from_secs(5);
+/// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
+const PURGE_LAG: Duration = Duration::from_secs(15);
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// Fills that nobody reads end after a second; a few may follow one another.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);

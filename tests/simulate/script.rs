@@ -353,8 +353,8 @@ impl Script {
     }
 }
 
-/// After so long a node that was away is connected again.
-const RECONNECTED: Duration = Duration::from_secs(3);
+/// After so long a node that was away is connected again, also one that came and went often and was watched for a while.
+const RECONNECTED: Duration = Duration::from_secs(13);
 /// How long a request may wait for its turn at the origin.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;
