@@ -294,11 +294,13 @@ struct Miss {
     stale: Option<Stale>,
     /// Ranges of what is wanted.
     incomplete: Option<Arc<Entry>>,
+    /// The variant by what was known of the key's `Vary`; the empty one while nothing is known.
+    variant: VariantKey,
 }
 
 impl Miss {
     fn because(forward: &'static str) -> Self {
-        Miss { forward, stale: None, incomplete: None }
+        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default() }
     }
 
     fn basis(&self) -> Basis {
@@ -488,7 +490,8 @@ impl Cache {
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
-        let miss = match lookup(group, request, found, now) {
+        let known = found.as_ref().map(|(slot, _)| slot.clone());
+        let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
@@ -525,6 +528,7 @@ impl Cache {
             }
             _ => {}
         }
+        miss.variant = known.and_then(|slot| slot.rule().variant_key(&request.forwarded)).unwrap_or_default();
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
@@ -548,7 +552,7 @@ impl Cache {
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
-        let flight_key = self.flight_key(group, &whole, route, self.variant_of(group, request));
+        let flight_key = self.flight_key(group, &whole, route, miss.variant.clone());
         let reader = self.flights.follow(&flight_key)?;
         let arrived_bytes = match reader.progress() {
             (Some(_), arrived_bytes) => arrived_bytes,
@@ -580,7 +584,7 @@ impl Cache {
         mut account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Answer {
-        let mut variant = self.variant_of(group, request);
+        let mut variant = miss.variant.clone();
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -722,12 +726,15 @@ impl Cache {
         head: Arc<Head>,
         reader: FillReader<Landed>,
     ) -> Following {
+        if reader.has_all() {
+            return Following::of_flight(head, reader);
+        }
         let (cache, group, request) = (self.clone(), group.clone(), request.clone());
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
     fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
+        Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
     }
 
     /// The next entry id of this node.

@@ -11,6 +11,8 @@
 //! It belongs to no client. It ends early when nobody has been reading for [`ABANDONED_GRACE`], unless the response can be
 //! stored and at least half of it is here.
 
+mod begin;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
+use crate::fill::begin::First;
 use crate::fleet::{Purpose, Step};
 use crate::flight::{Audience, Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
@@ -92,16 +95,17 @@ pub(crate) struct Shelf {
 
 impl Filling {
     /// Runs the fill to its end, whatever that is.
-    pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
-        if let Some(entry) = self.landed_meanwhile(&fill) {
-            fill.begin(Landed::Entry(entry, Outcome::Hit, None), Keep::Whole);
-            return fill.finish();
+    async fn run(mut self, fill: Fill<FlightKey, Landed>, mut first: Option<First>) {
+        if first.is_none()
+            && let Some(entry) = self.landed_meanwhile(&fill)
+        {
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
         loop {
-            let interims = self.into_flight(&fill);
+            let interims = self.flight_sink(&fill);
             let loaded = tokio::select! {
                 biased;
-                loaded = self.load(fill.key().route, &interims) => loaded,
+                loaded = self.load(fill.key().route, first.take(), &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
             let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
@@ -149,13 +153,18 @@ impl Filling {
 
     /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
     /// nothing says yet whether what they hint at may be shared.
-    fn into_flight<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
+    fn flight_sink<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
         let personal = self.request.authorization || self.request.forwarded.contains("cookie");
         IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
-    async fn load(&self, route: Route, interims: &dyn InterimSink) -> Result<(Fetched, Now), FetchError> {
+    async fn load(
+        &self,
+        route: Route,
+        mut first: Option<First>,
+        interims: &dyn InterimSink,
+    ) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
             if let Some(peeked) = self.peek_at_previous_holder().await {
                 return Ok(peeked);
@@ -163,12 +172,27 @@ impl Filling {
             return self.load_from_origin(interims).await;
         }
         let stats = &self.group.stats;
-        let steps = self.cache.fleet.load().steps(&self.request.key);
-        for step in steps {
-            let asked_at = self.cache.now();
+        let steps = match &first {
+            Some(first) => first.fleet.steps(&self.request.key),
+            None => self.cache.fleet.load().steps(&self.request.key),
+        };
+        let asked = first.as_ref().map(|first| first.peer.clone());
+        let is_asked =
+            |step: &Step| matches!((step, &asked), (Step::Peer(peer), Some(asked)) if Arc::ptr_eq(peer, asked));
+        let first_step = asked.iter().map(|peer| Step::Peer(peer.clone()));
+        // Who was asked already comes first, and once, whatever is known of its health by now.
+        for step in first_step.chain(steps.into_iter().filter(|step| !is_asked(step))) {
+            let mut asked_at = self.cache.now();
             match step {
                 Step::Peer(peer) => {
-                    match peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await {
+                    let answer = match first.take() {
+                        Some(first) => {
+                            asked_at = first.asked_at;
+                            first.answer.answer(interims).await
+                        }
+                        None => peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await,
+                    };
+                    match answer {
                         Ok(fetched) => {
                             stats.peer_loads.increment();
                             return Ok((fetched, asked_at));
@@ -260,6 +284,9 @@ impl Filling {
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
     pub(crate) fn ask_peer(&self) -> Result<Ask, FetchError> {
+        if self.request.range.is_none() && self.request.directives == RequestDirectives::default() {
+            return self.ask(self.request.forwarded.clone());
+        }
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
         if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
@@ -611,7 +638,10 @@ impl Filling {
                 return fill.fail(FetchError::broken("more bytes than declared"));
             }
             // Chunks are often slices of a large read buffer; what is kept must not keep that alive.
-            let chunk = Bytes::copy_from_slice(&chunk);
+            let chunk = match reservation.is_some() || chunk.len() < COPIED_BELOW_BYTES {
+                true => Bytes::copy_from_slice(&chunk),
+                false => chunk,
+            };
             if let Some(charge) = &mut reservation {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
@@ -637,8 +667,21 @@ impl Filling {
         if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
             return fill.fail(FetchError::broken("fewer bytes than declared"));
         }
-        match (reservation, role) {
-            (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
+        self.settle(&fill, &head, &kept, extent, role.zip(reservation));
+        fill.finish();
+    }
+
+    /// The body is whole: stores it where it has a place.
+    fn settle(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        head: &Head,
+        kept: &[Bytes],
+        extent: Extent,
+        place: Option<(Role, Charge)>,
+    ) {
+        match place {
+            Some((role, reservation)) => match self.entry_of(head, kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
                     self.cache.insert(&self.group, fill.key(), shelf, entry);
@@ -646,10 +689,9 @@ impl Filling {
                 None => self.group.stats.not_stored.increment("partial"),
             },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            _ if head.status < 500 => self.supersede(&head),
-            _ => {}
+            None if head.status < 500 => self.supersede(head),
+            None => {}
         }
-        fill.finish();
     }
 
     /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
@@ -876,6 +918,10 @@ pub const ABANDONED_GRACE: Duration = Duration::from_secs(1);
 
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// Of a body that is not stored, longer chunks than this are handed out as they were read: the read buffer that they keep
+/// alive is at most four times as large.
+const COPIED_BELOW_BYTES: usize = 16 * 1024;
 
 /// The same when memory is short. Guess: one read of a fast origin.
 const LEAST_WINDOW_BYTES: usize = 64 * 1024;

@@ -26,7 +26,7 @@ use crate::fill::Filling;
 use crate::fleet::{Fleet, Health, Peer};
 use crate::freshness::{Copied, RequestDirectives, Verdict};
 use crate::group::Group;
-use crate::key::GroupId;
+use crate::key::{GroupId, HashedKey};
 use crate::semantics::variant::VaryRule;
 use crate::source::{Ask, Fetched, Method};
 use crate::stats::Counter;
@@ -197,6 +197,10 @@ impl Filling {
             return None;
         }
         let asked_at = self.cache.now();
+        // What was invalidated since this node started may still lie where the news has not arrived.
+        if self.cache.fences.of(HashedKey::new(self.group.id, &request.key).hash()) != 0 {
+            return None;
+        }
         let holder = self.cache.previous_holder(&request.key, asked_at)?;
         let ask = self.ask_peer().ok()?;
         self.group.stats.peeks.increment();

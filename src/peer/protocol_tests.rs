@@ -209,6 +209,42 @@ fn version_1_is_still_spoken() {
 }
 
 #[test]
+fn what_is_written_by_hand_is_what_protobuf_would_write() {
+    let full = head();
+    let bare = Head { status: 204, fields: Fields::empty(), content_length: None, hop: None };
+    let default = Head { content_length: Some(0), hop: Some(Hop::default()), ..bare.clone() };
+    let mut far = head();
+    if let Some(hop) = &mut far.hop {
+        (hop.freshness.age_milliseconds, hop.freshness.remaining_milliseconds) = (u64::MAX, i64::MIN);
+        (hop.freshness.stale_while_revalidate, hop.freshness.immutable) = (Some(u32::MAX), true);
+        (hop.freshness.stale, hop.entry.fill, hop.not_modified) = (StalePermission::Never, u64::MAX, true);
+    }
+    let empty = Question {
+        kind: QuestionKind::Load,
+        ask: Ask {
+            group: "".into(),
+            key: Bytes::new(),
+            target: Bytes::new(),
+            host: Some(Bytes::new()),
+            method: Method::Head,
+            fields: Fields::empty(),
+        },
+        have: EntryId::default(),
+        ring_id: 0,
+        window: 0,
+    };
+    let heads = [full, bare, default, far].map(|head| Message::Head(Box::new(head)));
+    let ends = [(0, 0), (1, u64::MAX), (u64::MAX, 1)].map(|(length, checksum)| Message::End { length, checksum });
+    for message in every_message().into_iter().chain([Message::Ask(Box::new(empty))]).chain(heads).chain(ends) {
+        for request in [0, 1, 127, 128, u64::MAX] {
+            let mut generated = BytesMut::new();
+            encode_generated(request, &message, &mut generated);
+            assert_eq!(encoded(request, &message), generated, "{message:?}");
+        }
+    }
+}
+
+#[test]
 fn a_data_prefix_is_what_protobuf_would_write() {
     for bytes in [1, 2, 127, 128, 16_383, 16_384, DATA_BYTES_MAX] {
         for request in [1, 127, 128, u64::MAX] {
@@ -327,6 +363,26 @@ fn the_highest_common_version_is_chosen() {
 
 proptest! {
     #[test]
+    fn both_readers_agree(which in 0..23usize, changes in proptest::collection::vec(
+        (any::<proptest::sample::Index>(), any::<u8>(), any::<bool>()), 0..4)) {
+        let mut bytes = encoded(1, &every_message()[which]).split_off(LENGTH_BYTES);
+        for (at, byte, insert) in changes {
+            let at = at.index(bytes.len());
+            if insert { bytes.insert(at, byte) } else { bytes[at] = byte }
+        }
+        let mut framed = BytesMut::from(&[&(bytes.len() as u32).to_be_bytes()[..], &bytes].concat()[..]);
+        let length = framed.len();
+        match codec::take(&mut framed, length) {
+            Some((request, kind)) => {
+                let generated = wire::Frame::decode(&bytes[..]).unwrap();
+                prop_assert_eq!(wire::Frame { request, kind: Some(kind) }, generated);
+                prop_assert!(framed.is_empty());
+            }
+            None => prop_assert_eq!(framed.len(), length),
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let _ = frames(&bytes);
         let framed = [&(bytes.len() as u32).to_be_bytes()[..], &bytes].concat();
@@ -334,7 +390,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_frames_never_panic(which in 0..21usize, at in any::<proptest::sample::Index>(), byte in any::<u8>()) {
+    fn changed_frames_never_panic(which in 0..23usize, at in any::<proptest::sample::Index>(), byte in any::<u8>()) {
         let mut bytes = encoded(1, &every_message()[which]);
         let at = at.index(bytes.len());
         bytes[at] = byte;
