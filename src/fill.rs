@@ -12,6 +12,7 @@
 //! stored and at least half of it is here.
 
 mod begin;
+mod interim;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
 use crate::fleet::{Purpose, Step};
-use crate::flight::{Audience, Fill, Keep};
+use crate::flight::{Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
@@ -37,7 +38,7 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Interim, InterimSink, Method};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -149,13 +150,6 @@ impl Filling {
         let entry = slot.select(|| self.request.forwarded.clone())?;
         let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
         (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| entry.clone())
-    }
-
-    /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
-    /// nothing says yet whether what they hint at may be shared.
-    fn flight_sink<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
-        let personal = self.request.authorization || self.request.forwarded.contains("cookie");
-        IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
@@ -791,24 +785,6 @@ impl Filling {
             let key = HashedKey::new(self.group.id, &self.request.key);
             let lifetime = self.group.rules.errors;
             self.cache.remembered.remember(key.hash(), Memory::Failed(*status), self.cache.now(), lifetime);
-        }
-    }
-}
-
-/// Puts interim answers into a flight.
-struct IntoFlight<'a> {
-    fill: &'a Fill<FlightKey, Landed>,
-    audience: Audience,
-    group: &'a Group,
-}
-
-impl InterimSink for IntoFlight<'_> {
-    fn hear(&self, interim: Interim) {
-        // What is for caches stays inside, and what is left out of shared answers is left out here.
-        let fields = interim.fields.without(|name| stays_inside(name) || name.eq_ignore_ascii_case("set-cookie"));
-        match self.fill.interim(Interim { fields, ..interim }, self.audience) {
-            true => self.group.stats.interims.increment(),
-            false => self.group.stats.interims_dropped.increment(),
         }
     }
 }
