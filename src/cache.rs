@@ -24,14 +24,14 @@ use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Purpose};
 use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
-use crate::permits::Permits;
+use crate::permits::{Permit, Permits};
 use crate::remembered::{Memory, Remembered};
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -735,6 +735,29 @@ impl Cache {
 
     fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
         Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
+    }
+
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
     }
 
     /// The next entry id of this node.

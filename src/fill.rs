@@ -24,14 +24,14 @@ use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
-use crate::fleet::{Purpose, Step};
+use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
-use crate::permits::{self, Permit};
+use crate::permits;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::ranges::ByteRange;
@@ -790,29 +790,6 @@ impl Filling {
 }
 
 impl Cache {
-    /// What a request needs to go to the group's origin; `None` where that is not limited.
-    ///
-    /// # Errors
-    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
-    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
-        let Some(limit) = group.limit else { return Ok(None) };
-        let cache = self.clone();
-        let fleet = move || cache.fleet.load_full();
-        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
-    }
-
-    /// Grants a permit to the node in its life `asker`.
-    ///
-    /// # Errors
-    /// As [`Permits::grant`].
-    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
-        match group.limit {
-            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
-            // A reload under way: by this node's configuration there is no limit, so another one has to count.
-            None => Err(FetchError::unreachable("this node knows of no limit")),
-        }
-    }
-
     /// An answer of the origin is main at the key's owner and a copy everywhere else.
     pub(crate) fn role_of_origin_answers(&self, key: &[u8]) -> Role {
         if self.fleet.load().owns(key) { Role::Main } else { Role::Hot }
