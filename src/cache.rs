@@ -430,7 +430,7 @@ impl Cache {
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
     /// clients where this node is the owner. A body that the peer has already is not sent again: then the answer is a head
-    /// with [`Hop::not_modified`].
+    /// with [`Hop::not_modified`](crate::source::Hop::not_modified).
     ///
     /// # Errors
     /// [`FetchError::Refused`] with the failure that a client of this node would get.

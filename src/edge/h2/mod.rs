@@ -7,7 +7,7 @@
 //!    └───── anything else ───────────────────────── a task of its own, which ends with its stream
 //! ```
 //!
-//! Everything a connection has to say goes through one [`pipe`], so that the answers to requests that came together leave
+//! Everything a connection has to say goes through one `pipe`, so that the answers to requests that came together leave
 //! together. What floods a connection with resets, settings or continuations is ended by the `h2` crate's own limits.
 
 mod exchange;
