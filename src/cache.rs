@@ -33,6 +33,8 @@ use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::parts;
+use crate::purge::{Log, Overtaking, Stamp, Tags, Vector};
+use crate::purging::Spread;
 use crate::remembered::{Memory, Remembered};
 use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -51,6 +53,8 @@ pub struct Cache {
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
     pub(crate) remembered: Remembered,
     pub(crate) fences: Fences,
+    pub(crate) purges: Log,
+    pub(crate) spread: Spread,
     pub(crate) popularity: Popularity,
     pub(crate) clock: Arc<dyn Clock>,
     incarnation: u64,
@@ -152,6 +156,8 @@ pub struct Answer {
     pub payload: Payload,
     /// What `Cache-Status` says beside the outcome.
     pub report: Report,
+    /// Which purges a stored entry is not older than.
+    pub stamp: Stamp,
 }
 
 /// Where the bytes of an answer come from.
@@ -229,6 +235,12 @@ pub struct Head {
     pub stored: bool,
     /// What the owner reported, when a peer answered.
     pub owner: Option<OwnerReport>,
+    /// The names under which the response can be purged beside its key.
+    pub tags: Tags,
+    /// Which purges the response is not older than.
+    pub stamp: Stamp,
+    /// Whoever asked when no more purges of the log were applied than these may have it, whatever it was overtaken by.
+    pub reach: u64,
 }
 
 /// What a flight tells its readers at the head.
@@ -237,8 +249,8 @@ pub enum Landed {
     /// A response whose body is streaming.
     Streaming(Arc<Head>),
     /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin
-    /// ([`Outcome::Revalidated`]).
-    Entry(Arc<Entry>, Outcome),
+    /// ([`Outcome::Revalidated`]); with the purges that it is not older than.
+    Entry(Arc<Entry>, Outcome, Stamp),
 }
 
 /// What is collapsed into one flight.
@@ -285,11 +297,13 @@ struct Miss {
     stale: Option<Stale>,
     /// Ranges of what is wanted.
     incomplete: Option<Arc<Entry>>,
+    /// Which purges were applied when the request came, before memory was looked at.
+    asked: Stamp,
 }
 
 impl Miss {
-    fn because(forward: &'static str) -> Self {
-        Miss { forward, stale: None, incomplete: None }
+    fn because(forward: &'static str, asked: Stamp) -> Self {
+        Miss { forward, stale: None, incomplete: None, asked }
     }
 
     fn basis(&self) -> Basis {
@@ -308,7 +322,7 @@ impl Miss {
     }
 
     fn stale_answer(&self, stale: &Stale, detail: &'static str, status: Option<u16>) -> Answer {
-        let mut answer = Answer::from_entry(stale.entry.clone(), Outcome::Stale, Some(detail));
+        let mut answer = Answer::from_entry(stale.entry.clone(), Outcome::Stale, Some(detail), self.asked.clone());
         answer.report.forward = Some(self.forward);
         answer.report.forward_status = status;
         answer
@@ -340,6 +354,8 @@ impl Cache {
             fleet: ArcSwap::from_pointee(Fleet::alone()),
             store,
             popularity: Popularity::new(&ledger),
+            purges: Log::new(incarnation, &ledger),
+            spread: Spread::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
             remembered: Remembered::default(),
@@ -389,13 +405,14 @@ impl Cache {
     /// Answers a client of this node.
     pub async fn get(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Answer {
         group.stats.gets.increment();
+        let asked = self.purges.applied();
         let route = match self.fleet.load().owns(&request.key) {
             true => Route::Here,
             false => Route::Fleet,
         };
         // The look-up was counted by `find_fresh`, which every client's request comes from.
         let found = self.store.peek(&HashedKey::new(group.id, &request.key));
-        self.answer(group, request, route, found).await
+        self.answer(group, request, route, asked, found).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -416,8 +433,9 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
     ) -> Result<Fetched, FetchError> {
+        let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, found).await;
+        let mut answer = self.answer(group, request, Route::Here, asked, found).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -426,7 +444,7 @@ impl Cache {
                     let reader = self.following(group, request, Route::Here, head, reader);
                     Answer::from_stream(reader, "bypass", false)
                 }
-                Ok(Landed::Entry(entry, outcome)) => Answer::from_entry(entry, outcome, None),
+                Ok(Landed::Entry(entry, outcome, stamp)) => Answer::from_entry(entry, outcome, None, stamp),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
         }
@@ -438,6 +456,7 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         route: Route,
+        asked: Stamp,
         found: Option<(Arc<Slot>, Role)>,
     ) -> Answer {
         let now = self.now();
@@ -445,26 +464,26 @@ impl Cache {
         let miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 group.stats.cache_hits.increment();
-                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
+                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
             }
             Lookup::Stale(hit, verdict) => match verdict {
                 Verdict::Fresh | Verdict::StaleAccepted => {
                     group.stats.cache_hits.increment();
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
                 Verdict::StaleWhileRevalidate => {
                     group.stats.cache_hits.increment();
-                    self.refresh_behind(group, request, &hit.entry);
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                    self.refresh_behind(group, request, &hit.entry, &asked);
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
                 Verdict::Revalidate { reason, if_error, if_slow } => {
                     let forward = if reason.is_by_request() { "request" } else { "stale" };
                     let stale = Stale { entry: hit.entry, if_error, if_slow };
-                    Miss { stale: Some(stale), ..Miss::because(forward) }
+                    Miss { stale: Some(stale), ..Miss::because(forward, asked) }
                 }
             },
-            Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial") },
-            Lookup::Absent(reason) => Miss::because(reason),
+            Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial", asked) },
+            Lookup::Absent(reason) => Miss::because(reason, asked),
         };
         if request.directives.only_if_cached {
             return Answer::failure(504, "not in this cache, and the request wants nothing else");
@@ -515,6 +534,9 @@ impl Cache {
         let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
         let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
+        if !self.may_have(group, &request.key, &head.tags, head.reach, &miss.asked) {
+            return None;
+        }
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
             return None;
         }
@@ -531,6 +553,7 @@ impl Cache {
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
             let flight_key = self.flight_key(group, request, route, variant.clone());
+            let fence = flight_key.fence;
             let joined = match request.authorization {
                 true => {
                     let (reader, fill) = self.flights.alone(flight_key);
@@ -541,7 +564,7 @@ impl Cache {
             let (reader, causer) = match joined {
                 Joined::Following(reader) => (reader, false),
                 Joined::Opened(reader, fill) => {
-                    self.spawn_fill(group, request.clone(), miss.basis(), fill);
+                    self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
                     (reader, true)
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
@@ -565,16 +588,25 @@ impl Cache {
                 }
                 _ => reader.head().await,
             };
+            if let Ok(landed) = &landed
+                && let (tags, reach) = landed.tags_and_reach()
+                && !self.may_have(group, &request.key, tags, reach, &miss.asked)
+            {
+                // A purge that was over when this request came matches what the flight brought. Who comes now shall not join it
+                // either.
+                self.fences.separate(KeyHash::of(group.id, &request.key), fence);
+                continue;
+            }
             match landed {
                 Err(error) => {
                     let failure = || Answer::from_error(error, miss.forward);
                     return miss.in_place_of_failure(None).unwrap_or_else(failure);
                 }
-                Ok(Landed::Entry(entry, outcome)) => {
+                Ok(Landed::Entry(entry, outcome, stamp)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
                     let slot_variant = self.variant_of(group, request);
                     if slot_variant == variant || causer {
-                        let mut answer = Answer::from_entry(entry, outcome, None);
+                        let mut answer = Answer::from_entry(entry, outcome, None, stamp);
                         answer.report.collapsed = !causer;
                         if outcome == Outcome::Revalidated {
                             answer.report.forward = Some(miss.forward);
@@ -609,7 +641,7 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>) {
+    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>, asked: &Stamp) {
         // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
         // nobody has asked for the whole.
         let request = Request {
@@ -621,7 +653,7 @@ impl Cache {
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
         if let Joined::Opened(reader, fill) = self.flights.join(&flight_key) {
-            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), fill);
+            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), asked.clone(), fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(read_to_end(reader));
         }
@@ -658,7 +690,7 @@ impl Cache {
         route: Route,
     ) -> FillReader<Landed> {
         let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
-        self.spawn_fill(group, request, Basis::Nothing, fill);
+        self.spawn_fill(group, request, Basis::Nothing, self.purges.applied(), fill);
         reader
     }
 
@@ -675,8 +707,32 @@ impl Cache {
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
-    fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis }.run(fill));
+    fn spawn_fill(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: Request,
+        basis: Basis,
+        asked: Stamp,
+        fill: Fill<FlightKey, Landed>,
+    ) {
+        // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
+        self.spread.note_group(group);
+        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis, asked }.run(fill));
+    }
+
+    /// Whether a request that came when `asked` was applied may have what purges beyond `reach` may have overtaken.
+    fn may_have(&self, group: &Group, key: &[u8], tags: &Tags, reach: u64, asked: &Stamp) -> bool {
+        if asked.arrival <= reach {
+            return true;
+        }
+        let stamp = Stamp { arrival: reach, ..Stamp::default() };
+        let overtaken = self.purges.overtaken(&stamp, Overtaking::Any, &group.name, key, tags);
+        overtaken.is_none_or(|first| first > asked.arrival)
+    }
+
+    /// Which purges are recorded now: to be kept with a request that goes past the cache.
+    pub fn purges_known(&self) -> Stamp {
+        self.purges.known()
     }
 
     /// The next entry id of this node.
@@ -711,7 +767,9 @@ impl Cache {
     fn for_peer(&self, request: &Request, answer: Answer) -> Result<Fetched, FetchError> {
         let now = self.now();
         match answer.payload {
-            Payload::Entry(entry) => Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, now)),
+            Payload::Entry(entry) => {
+                Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, answer.stamp.vector, now))
+            }
             Payload::Stream(head, reader) => {
                 let hop = Hop {
                     freshness: head.freshness.over_hop(now),
@@ -721,6 +779,8 @@ impl Cache {
                     entry: head.id,
                     hit: false,
                     not_modified: false,
+                    tags: head.tags.clone(),
+                    stamp: Some(head.stamp.vector.clone()),
                 };
                 let mut fetched = Fetched {
                     status: head.status,
@@ -744,7 +804,7 @@ impl Cache {
 }
 
 /// What a peer gets of a stored entry; of a satisfiable single range only that part.
-pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: Now) -> Fetched {
+pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, stamp: Vector, now: Now) -> Fetched {
     let hop = Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
@@ -753,6 +813,8 @@ pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, now: N
         entry: entry.id,
         hit,
         not_modified: false,
+        tags: entry.tags.clone(),
+        stamp: Some(stamp),
     };
     let length = entry.body.len();
     let mut fetched = Fetched {
@@ -818,9 +880,25 @@ fn detail_of(role: Role) -> Option<&'static str> {
     }
 }
 
+impl Landed {
+    /// By which tags, and by how many purges of the log, it may have been overtaken.
+    fn tags_and_reach(&self) -> (&Tags, u64) {
+        match self {
+            Landed::Streaming(head) => (&head.tags, head.reach),
+            Landed::Entry(entry, _, stamp) => (&entry.tags, stamp.arrival),
+        }
+    }
+
+    /// The names under which it can be purged beside its key.
+    pub(crate) fn tags(&self) -> &Tags {
+        self.tags_and_reach().0
+    }
+}
+
 impl Answer {
-    pub(crate) fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>) -> Self {
-        Answer { outcome, payload: Payload::Entry(entry), report: Report { detail, ..Report::default() } }
+    fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
+        let report = Report { detail, ..Report::default() };
+        Answer { outcome, payload: Payload::Entry(entry), report, stamp }
     }
 
     fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
@@ -833,18 +911,18 @@ impl Answer {
             detail: None,
             owner: head.owner,
         };
-        Answer { outcome: Outcome::Miss, payload: Payload::Stream(head, reader), report }
+        Answer { outcome: Outcome::Miss, payload: Payload::Stream(head, reader), report, stamp: Stamp::default() }
     }
 
     fn pass(reason: &'static str) -> Self {
         let report = Report { forward: Some("bypass"), detail: Some(reason), ..Report::default() };
-        Answer { outcome: Outcome::Pass, payload: Payload::Pass(reason), report }
+        Answer { outcome: Outcome::Pass, payload: Payload::Pass(reason), report, stamp: Stamp::default() }
     }
 
     /// A failure of ours.
     pub(crate) fn failure(status: u16, reason: impl Into<Cow<'static, str>>) -> Self {
         let payload = Payload::Failure { status, reason: reason.into() };
-        Answer { outcome: Outcome::Error, payload, report: Report::default() }
+        Answer { outcome: Outcome::Error, payload, report: Report::default(), stamp: Stamp::default() }
     }
 
     fn from_error(error: FetchError, forward: &'static str) -> Self {
@@ -878,8 +956,9 @@ pub const WAITERS_PER_KEY_MAX: usize = 20_000;
 /// it alone.
 pub const FOLLOWED_AHEAD_BYTES: u64 = 1024 * 1024;
 
-/// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
-const FLIGHTS_PER_REQUEST_MAX: usize = 3;
+/// A request's own flight, the flight of its variant, one more for an origin that changed its `Vary` in between, and one for a
+/// flight that a purge by tag overtook.
+const FLIGHTS_PER_REQUEST_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,7 @@ use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
+use crate::purge::{Overtaking, Stamp, Tags};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::ranges::ByteRange;
@@ -43,6 +44,19 @@ pub(crate) struct Filling {
     pub group: Arc<Group>,
     pub request: Request,
     pub basis: Basis,
+    /// Which purges were applied before memory was asked for the basis.
+    pub asked: Stamp,
+}
+
+/// How an answer came.
+#[derive(Clone)]
+struct Came {
+    /// When the question was sent.
+    asked_at: Now,
+    /// Which purges the answer is not older than.
+    stamp: Stamp,
+    /// See [`Head::reach`].
+    reach: u64,
 }
 
 /// What we have already of what the fill is to bring.
@@ -92,33 +106,58 @@ pub(crate) struct Shelf {
 impl Filling {
     /// Runs the fill to its end, whatever that is.
     pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
-        if let Some(entry) = self.landed_meanwhile(&fill) {
-            fill.begin(Landed::Entry(entry, Outcome::Hit), Keep::Whole);
+        if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
+            fill.begin(Landed::Entry(entry, Outcome::Hit, stamp), Keep::Whole);
             return fill.finish();
         }
+        let mut asked_again = false;
         loop {
+            // Before any question is sent: what arrives from now on overtakes the answer.
+            let known = self.cache.purges.known();
+            // What is confirmed or completed is as old as the entry, whenever the origin says so.
+            if self.basis_is_purged() {
+                self.basis = Basis::Nothing;
+            }
             let loaded = tokio::select! {
                 loaded = self.load(fill.key().route) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
-            let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
-            match brought {
+            let (fetched, asked_at) = match loaded {
+                Ok(loaded) => loaded,
                 Err(error) => {
-                    self.remember_failure(&fill, &error);
+                    self.remember_failure(&fill, &error, &known);
                     return fill.fail(error);
                 }
-                Ok((Brought::Response(fetched), asked_at)) => {
-                    if self.request.method == Method::Head {
-                        self.update_by_head(&fill, &fetched, asked_at);
+            };
+            let mut came = Came { asked_at, stamp: known.clone(), reach: known.arrival };
+            if let Some(hop) = &fetched.hop
+                && let Some(vector) = &hop.stamp
+            {
+                came.stamp = Stamp::of_hop(vector.clone());
+                if self.overtaken(&came.stamp, &hop.tags).is_some_and(|first| first <= known.arrival) {
+                    // The owner had not heard of a purge that this node knew when it asked. Nobody who comes now may wait for
+                    // its next answer; who is on board may have that, whatever it is (see `purge`).
+                    fill.close();
+                    if !std::mem::replace(&mut asked_again, true) {
+                        self.cache.tell_owner(&self.request.key);
+                        continue;
                     }
-                    let received = self.receive(fetched, asked_at);
+                    came.reach = self.cache.purges.known().arrival;
+                }
+            }
+            match self.bring(&fill, fetched, &came) {
+                Brought::Response(fetched) => {
+                    if self.request.method == Method::Head {
+                        self.update_by_head(&fill, &fetched, &came);
+                    }
+                    let received = self.receive(fetched, came);
                     return self.stream(fill, received).await;
                 }
-                Ok((Brought::Confirmed(entry), _)) => {
-                    fill.begin(Landed::Entry(entry, Outcome::Revalidated), Keep::Whole);
+                Brought::Confirmed(entry) => {
+                    fill.begin(Landed::Entry(entry, Outcome::Revalidated, came.stamp), Keep::Whole);
                     return fill.finish();
                 }
-                Ok((Brought::Useless, _)) => match std::mem::replace(&mut self.basis, Basis::Nothing) {
+                Brought::Useless => match std::mem::replace(&mut self.basis, Basis::Nothing) {
                     Basis::Nothing => {
                         return fill.fail(FetchError::refused(502, "an answer to a question that was not asked"));
                     }
@@ -131,15 +170,28 @@ impl Filling {
 
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
-    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<Arc<Entry>> {
+    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Arc<Entry>, Stamp)> {
         if let Basis::Confirm(_) = self.basis {
             return None;
         }
+        let stamp = self.cache.purges.applied();
         let key = HashedKey::new(fill.key().group, &self.request.key);
         let (slot, _) = self.cache.store.peek(&key)?;
         let entry = slot.select(|| self.request.forwarded.clone())?;
         let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
-        (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| entry.clone())
+        (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| (entry.clone(), stamp))
+    }
+
+    /// Whether what we have may not be used any more: it went from memory while this fill was on its way.
+    fn basis_is_purged(&self) -> bool {
+        let (Basis::Confirm(entry) | Basis::Complete(entry)) = &self.basis else { return false };
+        let (purges, group) = (&self.cache.purges, &self.group.name);
+        purges.overtaken(&self.asked, Overtaking::Hard, group, &self.request.key, &entry.tags).is_some()
+    }
+
+    /// Which purge an answer with this stamp and these tags has not seen.
+    fn overtaken(&self, stamp: &Stamp, tags: &Tags) -> Option<u64> {
+        self.cache.purges.overtaken(stamp, Overtaking::Any, &self.group.name, &self.request.key, tags)
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
@@ -259,14 +311,12 @@ impl Filling {
     }
 
     /// Puts the answer and the basis together. What a peer sends is always a response of its own.
-    fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) -> Brought {
+    fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, came: &Came) -> Brought {
         match (&self.basis, fetched.status) {
-            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => {
-                match self.confirm(fill, stale, &fetched, asked_at) {
-                    Some(entry) => Brought::Confirmed(entry),
-                    None => Brought::Useless,
-                }
-            }
+            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => match self.confirm(fill, stale, &fetched, came) {
+                Some(entry) => Brought::Confirmed(entry),
+                None => Brought::Useless,
+            },
             (Basis::Complete(entry), 206) if self.missing(entry).is_some() => match parts::completed(entry, fetched) {
                 Some(completed) => Brought::Response(completed),
                 None => Brought::Useless,
@@ -284,7 +334,7 @@ impl Filling {
         fill: &Fill<FlightKey, Landed>,
         stale: &Arc<Entry>,
         fetched: &Fetched,
-        asked_at: Now,
+        came: &Came,
     ) -> Option<Arc<Entry>> {
         if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
             return None;
@@ -292,21 +342,25 @@ impl Filling {
         let received_at = self.cache.now();
         let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
         // A 304 that forbids storing from now on confirms nothing that others may have: the answer itself decides who gets it.
-        if self.judge(Method::Get, stale.status, &updated, asked_at, received_at).storable.is_err() {
+        if self.judge(Method::Get, stale.status, &updated, came.asked_at, received_at).storable.is_err() {
             if !self.speaks_for_itself() {
                 self.cache.remove_entry(&self.group, &self.request.key, stale);
             }
             return None;
         }
-        Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), asked_at))
+        Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), came))
     }
 
     /// What the answer to a `HEAD` says of the entry that a `GET` would be answered with (RFC 9111 section 4.3.5). Only the
     /// node that asked the origin takes its fields over; copies elsewhere hear that they are outdated.
-    fn update_by_head(&self, fill: &Fill<FlightKey, Landed>, fetched: &Fetched, asked_at: Now) {
+    fn update_by_head(&self, fill: &Fill<FlightKey, Landed>, fetched: &Fetched, came: &Came) {
         let (group, received_at) = (&self.group, self.cache.now());
         let key = HashedKey::new(group.id, &self.request.key);
+        let applied = self.cache.purges.applied();
         let Some((slot, role)) = self.cache.store.peek(&key) else { return };
+        // Of the entry and of what is said of it now, the older counts.
+        let own = came.stamp.arrival > 0 && came.stamp.arrival <= applied.arrival;
+        let came = &Came { stamp: if own { came.stamp.clone() } else { applied }, ..came.clone() };
         let Some(stored) = slot.select(|| self.request.forwarded.clone()) else { return };
         let mut head = fetched.fields.to_builder();
         if let Some(length) = fetched.content_length {
@@ -315,7 +369,7 @@ impl Filling {
         let (length, head) = (Some(stored.body.len()), head.finish());
         match freshness::updated_by_head(&group.rules, &stored.fields, length, fetched.status, &head, received_at) {
             HeadEffect::Update(updated) if fetched.hop.is_none() => {
-                self.renew(fill, stored, &updated, role, asked_at);
+                self.renew(fill, stored, &updated, role, came);
             }
             HeadEffect::Nothing | HeadEffect::Update(_) => {}
             HeadEffect::Stale => {
@@ -324,17 +378,8 @@ impl Filling {
                     rule: slot.rule().clone(),
                     variant: slot.rule().variant_key(&self.request.forwarded).unwrap_or_default(),
                 };
-                let expired = Entry {
-                    id: stored.id,
-                    status: stored.status,
-                    fields: stored.fields.clone(),
-                    freshness: stored.freshness.expired(received_at),
-                    validators: stored.validators,
-                    sent: stored.sent.clone(),
-                    body: stored.body.clone(),
-                    charge: self.cache.ledger.charge(stored.charge.bytes()),
-                };
-                self.cache.replace(group, fill.key(), shelf, stored, Arc::new(expired));
+                let expired = Arc::new(stored.expired(received_at));
+                self.cache.replace(group, fill.key(), shelf, stored, expired, &came.stamp);
             }
         }
     }
@@ -347,29 +392,33 @@ impl Filling {
         stored: &Arc<Entry>,
         updated: &Fields,
         role: Role,
-        asked_at: Now,
+        came: &Came,
     ) -> Arc<Entry> {
         let received_at = self.cache.now();
         // What is stored came of a GET, whatever the method of the request that renews it.
-        let judgement = self.judge(Method::Get, stored.status, updated, asked_at, received_at);
+        let judgement = self.judge(Method::Get, stored.status, updated, came.asked_at, received_at);
         let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, updated, received_at);
         let fields = fields.without(stays_inside);
         let rule = self.rule_of(&fields);
         let sent = self.sent_for(&rule);
+        // As with other fields, what is said anew counts.
+        let tags = if Tags::are_in(updated) { Tags::of(updated) } else { stored.tags.clone() };
+        let storable = judgement.storable.is_ok() && !tags.are_too_many();
         let entry = Arc::new(Entry {
             id: self.cache.next_entry_id(),
             status: stored.status,
             validators: self.validators(updated, &fields, received_at),
             freshness: judgement.freshness,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &stored.body)),
+            charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &tags, &stored.body)),
             fields,
             sent,
+            tags,
             body: stored.body.clone(),
         });
-        match (judgement.storable, rule.variant_key(&self.request.forwarded)) {
-            (Ok(()), Some(variant)) => {
+        match (storable, rule.variant_key(&self.request.forwarded)) {
+            (true, Some(variant)) => {
                 let shelf = Shelf { role, rule, variant };
-                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone());
+                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone(), &came.stamp);
             }
             _ if self.speaks_for_itself() => {}
             _ => self.cache.remove_entry(&self.group, &self.request.key, stored),
@@ -380,23 +429,25 @@ impl Filling {
     /// Stores what another node has for a key that this node owns.
     pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
         let Some(hop) = fetched.hop.clone() else { return };
-        let received = self.receive_copy(fetched, hop, asked_at, Copied::No, Some(Role::Main));
+        let stamp = hop.stamp.clone().map_or_else(|| self.asked.clone(), Stamp::of_hop);
+        let came = Came { asked_at, stamp, reach: self.asked.arrival };
+        let received = self.receive_copy(fetched, hop, came, Copied::No, Some(Role::Main));
         self.stream(fill, received).await;
     }
 
     /// Everything that follows from the head.
-    fn receive(&self, fetched: Fetched, asked_at: Now) -> Received {
+    fn receive(&self, fetched: Fetched, came: Came) -> Received {
         match fetched.hop.clone() {
-            Some(hop) => self.receive_from_peer(fetched, hop, asked_at),
-            None => self.receive_from_origin(fetched, asked_at),
+            Some(hop) => self.receive_from_peer(fetched, hop, came),
+            None => self.receive_from_origin(fetched, came),
         }
     }
 
-    fn receive_from_origin(&self, fetched: Fetched, asked_at: Now) -> Received {
+    fn receive_from_origin(&self, fetched: Fetched, came: Came) -> Received {
         let group = &self.group;
         let received_at = self.cache.now();
         let method = self.request.method;
-        let judgement = self.judge(method, fetched.status, &fetched.fields, asked_at, received_at);
+        let judgement = self.judge(method, fetched.status, &fetched.fields, came.asked_at, received_at);
         let rule = self.rule_of(&fetched.fields);
         let variant = rule.variant_key(&self.request.forwarded);
         let storable = judgement.storable.map_err(|reason| reason.word()).and_then(|()| self.extent(&fetched));
@@ -413,6 +464,11 @@ impl Filling {
             false => fetched.fields.clone(),
         };
         let fields = fields.without(stays_inside);
+        let mut tags = Tags::of(&fetched.fields);
+        if let Basis::Complete(entry) = &self.basis {
+            // Some of its bytes may be in this.
+            tags = tags.union(&entry.tags);
+        }
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -427,6 +483,9 @@ impl Filling {
             storable: storable.is_ok(),
             stored: false,
             owner: None,
+            tags,
+            stamp: came.stamp,
+            reach: came.reach,
         };
         self.admit(fetched, head, storable, Some(self.role_of_origin_answers()))
     }
@@ -456,16 +515,16 @@ impl Filling {
         freshness::judge(&self.group.rules, &exchange)
     }
 
-    fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
+    fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
         let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
-        self.receive_copy(fetched, hop, asked_at, Copied::Hot, deserved.then_some(Role::Hot))
+        self.receive_copy(fetched, hop, came, Copied::Hot, deserved.then_some(Role::Hot))
     }
 
     /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
-    fn receive_copy(&self, fetched: Fetched, hop: Hop, asked_at: Now, copied: Copied, role: Option<Role>) -> Received {
+    fn receive_copy(&self, fetched: Fetched, hop: Hop, came: Came, copied: Copied, role: Option<Role>) -> Received {
         let now = self.cache.now();
         let key = HashedKey::new(self.group.id, &self.request.key);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
@@ -473,7 +532,7 @@ impl Filling {
         // The variant is decided by what the owner sent the origin; we sent the owner the same.
         let variant = rule.variant_key(&hop.sent).unwrap_or_default();
         // Read before the question was sent, hence certainly not later than the owner's own reading.
-        let freshness = Freshness::from_hop(&hop.freshness, asked_at, copied);
+        let freshness = Freshness::from_hop(&hop.freshness, came.asked_at, copied);
         let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
         // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
         if hop.storable {
@@ -498,6 +557,9 @@ impl Filling {
                 hit: hop.hit,
                 ttl_seconds: hop.storable.then(|| hop.freshness.remaining_milliseconds.div_euclid(1000)),
             }),
+            tags: hop.tags,
+            stamp: came.stamp,
+            reach: came.reach,
         };
         self.admit(fetched, head, storable, role)
     }
@@ -511,6 +573,12 @@ impl Filling {
         role: Option<Role>,
     ) -> Received {
         let mut reservation = None;
+        if head.tags.are_too_many() {
+            storable = storable.and(Err("too_many_tags"));
+        }
+        if storable.is_ok() && self.overtaken(&head.stamp, &head.tags).is_some() {
+            storable = Err("invalidated");
+        }
         if storable.is_ok() && role.is_some() {
             reservation = self.cache.ledger.reserve(fetched.content_length.unwrap_or_default() as usize);
             if reservation.is_none() {
@@ -634,7 +702,7 @@ impl Filling {
             (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
-                    self.cache.insert(&self.group, fill.key(), shelf, entry);
+                    self.cache.insert(&self.group, fill.key(), shelf, entry, &head.stamp);
                 }
                 None => self.group.stats.not_stored.increment("partial"),
             },
@@ -695,9 +763,9 @@ impl Filling {
             Extent::Part(_) => found.with_date_of_ours(),
         };
         let mut charge = reservation;
-        charge.resize(Entry::charged_bytes(&fields, &head.sent, &body));
-        let (id, freshness, sent) = (head.id, head.freshness, head.sent.clone());
-        Some(Entry { id, status, fields, freshness, validators, sent, body, charge })
+        charge.resize(Entry::charged_bytes(&fields, &head.sent, &head.tags, &body));
+        let (id, freshness, sent, tags) = (head.id, head.freshness, head.sent.clone(), head.tags.clone());
+        Some(Entry { id, status, fields, freshness, validators, sent, tags, body, charge })
     }
 
     fn rule_of(&self, fields: &Fields) -> VaryRule {
@@ -734,12 +802,17 @@ impl Filling {
             && self.request.range.is_none()
     }
 
-    fn remember_failure(&self, fill: &Fill<FlightKey, Landed>, error: &FetchError) {
+    fn remember_failure(&self, fill: &Fill<FlightKey, Landed>, error: &FetchError, known: &Stamp) {
         // What failed for one client's HEAD, range or credentials need not fail for a plain GET.
         let plain = self.request.method == Method::Get && self.request.range.is_none() && !self.speaks_for_itself();
         if let (FetchError::Refused { status, .. }, Route::Here, true) = (error, fill.key().route, plain) {
             let key = HashedKey::new(self.group.id, &self.request.key);
             let lifetime = self.group.rules.errors;
+            // A purge takes the same lock before it makes forget.
+            let _writing = self.cache.slot_writer(&key).lock();
+            if self.overtaken(known, &Tags::default()).is_some() {
+                return;
+            }
             self.cache.remembered.remember(key.hash(), Memory::Failed(*status), self.cache.now(), lifetime);
         }
     }
@@ -753,10 +826,10 @@ impl Cache {
 
     /// Stores what a fill brought, beside the other variants of its key. A part is put together with what is stored of the
     /// same representation; of an entry that a later fill brought meanwhile, it takes nothing away.
-    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry) {
+    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry, stamp: &Stamp) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        if self.fences.of(key.hash()) != flight.fence {
+        if self.purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &entry.tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
@@ -772,11 +845,20 @@ impl Cache {
         self.put(group, &key, slot.as_deref(), shelf, Arc::new(entry));
     }
 
-    /// Stores `new`, which was made of `old`, unless another entry has taken its place meanwhile.
-    fn replace(&self, group: &Group, flight: &FlightKey, shelf: Shelf, old: &Arc<Entry>, new: Arc<Entry>) {
+    /// Stores `new`, which was made of `old`, if that is still there.
+    fn replace(
+        &self,
+        group: &Group,
+        flight: &FlightKey,
+        shelf: Shelf,
+        old: &Arc<Entry>,
+        new: Arc<Entry>,
+        stamp: &Stamp,
+    ) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        if self.fences.of(key.hash()) != flight.fence {
+        let (purges, tags) = (&self.purges, old.tags.union(&new.tags));
+        if purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);

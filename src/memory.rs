@@ -158,6 +158,11 @@ impl Charge {
         self.bytes
     }
 
+    /// A second charge of the same size, for a second block.
+    pub fn again(&self) -> Charge {
+        self.ledger.charge(self.bytes)
+    }
+
     /// Counts `bytes` more without asking, as [`Ledger::charge`].
     pub fn grow(&mut self, bytes: usize) {
         let bytes = bytes.min(usize::MAX - self.bytes);

@@ -236,6 +236,7 @@ fn frames() -> Run {
         have: EntryId::default(),
         ring_id: 7,
         window: 256 << 10,
+        purges: Bytes::new(),
     }));
     let fields = Fields::from_pairs([("Content-Type", "image/jpeg"), ("ETag", "\"691efb40-1000\"")]);
     let head = Message::Head(Box::new(Head {

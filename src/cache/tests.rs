@@ -4,6 +4,7 @@ mod fleet;
 mod invalidation;
 mod node;
 mod parts;
+mod purging;
 mod same;
 mod spread;
 
@@ -11,7 +12,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::fleet::PurgeFailure;
 use crate::group::KeyRule;
+use crate::purge::{Notice, Reply};
 use crate::ring::{Ring, RingKind, RingPeer};
 use crate::source::Source;
 use crate::stats::GroupStats;
@@ -227,12 +230,11 @@ impl Source for Link {
 /// What a node does with peers' questions beside answering is what `server::owner` does.
 #[async_trait]
 impl crate::fleet::Peer for Link {
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         if self.cut.load(Ordering::SeqCst) {
-            return Err(FetchError::unreachable("cut"));
+            return Err(FetchError::unreachable("cut").into());
         }
-        self.to.cache.invalidate_keys(self.to.group.id, std::slice::from_ref(&ask.key));
-        Ok(())
+        Ok(self.to.cache.receive_purges(notice.clone()).await)
     }
 
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {

@@ -265,6 +265,7 @@ fn pass(
         client: client.peer,
         tls: client.tls,
         started: now,
+        purges: edge.cache.purges_known(),
     }))
 }
 

@@ -26,6 +26,7 @@ use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::{SURROGATE_CAPABILITY, is_safe};
 use crate::invalidate::{Deposit, Passed};
+use crate::purge::Stamp;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
 use crate::semantics::forward::{Credentials, stays_inside};
 use crate::stats::Outcome;
@@ -100,6 +101,8 @@ pub struct PassFacts {
     pub tls: bool,
     /// When the head arrived.
     pub started: Now,
+    /// Which purges were recorded then.
+    pub purges: Stamp,
 }
 
 /// The pass-through proxy. One for the process; [`pingora::proxy::http_proxy`] makes the session handler of it.
@@ -132,11 +135,12 @@ impl Pass {
             fields: &fields,
             content_length: content_length.and_then(|length| length.to_str().ok()?.parse().ok()),
             requested_at: facts.started,
+            stamp: &facts.purges,
         };
-        self.edge.cache.invalidate_everywhere(group, passed.invalidated_keys(group)).await;
+        let (_, invalidated) = self.edge.cache.invalidate_everywhere(group, &passed).await;
         // What was said to one client's cookie is not for others.
         if group.cached && !request.fields.contains("cookie") {
-            passing.deposit = self.edge.cache.deposit(group, &passed);
+            passing.deposit = self.edge.cache.deposit(group, &passed, invalidated);
         }
         Ok(())
     }

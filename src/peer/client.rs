@@ -6,19 +6,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::fields::Fields;
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
 use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
+use crate::peer::purges::{decode_reply, encode_notice};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+use crate::purge::{Notice, Reply};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,16 +149,13 @@ impl NativePeer {
         self.shared.speaks_go.load(Ordering::Relaxed)
     }
 
-    /// Makes the peer forget a key; waits no longer than for a sign of life.
+    /// Tells the peer of purges, and waits until it has applied them. A peer that is leaving is told, too.
     ///
     /// # Errors
-    /// Whether it has forgotten is not known.
-    pub async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        let forgotten = self.ask(QuestionKind::Forget, ask, EntryId::default());
-        match tokio::time::timeout(self.shared.settings.timeouts.silence, forgotten).await {
-            Ok(answer) => answer.map(drop),
-            Err(_) => Err(FetchError::unreachable("the peer is silent")),
-        }
+    /// Whether it has applied them is not known.
+    pub async fn purge(&self, notice: &Notice) -> Result<Reply, FetchError> {
+        let exchange = self.shared.exchange(0).await?;
+        self.shared.purge(&exchange, notice).await
     }
 
     /// Tells the peer that this node has an answer for a key that the peer owns, and waits until it has taken it.
@@ -189,7 +190,8 @@ impl NativePeer {
             return Err(FetchError::unreachable("draining"));
         }
         let ring_id = shared.node.ring_id();
-        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window: shared.settings.window_bytes }).await
+        let window = shared.settings.window_bytes;
+        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges: Bytes::new() }).await
     }
 }
 
@@ -281,12 +283,23 @@ impl Shared {
                 Ok((pump, exchange)) => {
                     retry = RETRY_MIN;
                     let since = Instant::now();
-                    self.set(index, LineState::Up(exchange.clone()));
                     let silence = self.settings.timeouts.silence;
                     let mut run = pin!(exchange.run(pump, silence));
-                    let ended = tokio::select! {
-                        reason = &mut run => Some(reason),
-                        _ = stop.wait_for(|stop| *stop) => None,
+                    // Before any question, both know all purges that either knows.
+                    let greeted = tokio::select! {
+                        reason = &mut run => Err(reason),
+                        greeted = self.greet(&exchange) => greeted.map_err(|error| error.to_string()),
+                        _ = stop.wait_for(|stop| *stop) => return,
+                    };
+                    let ended = match greeted {
+                        Err(reason) => Some(reason),
+                        Ok(()) => {
+                            self.set(index, LineState::Up(exchange.clone()));
+                            tokio::select! {
+                                reason = &mut run => Some(reason),
+                                _ = stop.wait_for(|stop| *stop) => None,
+                            }
+                        }
                     };
                     let Some(reason) = ended else {
                         // Who reads a body reads it to its end, whether the fleet still names this peer or not.
@@ -348,6 +361,41 @@ impl Shared {
         Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
     }
 
+    async fn greet(&self, exchange: &Arc<Exchange>) -> Result<(), FetchError> {
+        let Some(purges) = self.node.purges.get() else { return Ok(()) };
+        let reply = self.purge(exchange, &purges.greeting()).await?;
+        if let Some(missing) = purges.greeted(reply).await {
+            self.purge(exchange, &missing).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, exchange: &Arc<Exchange>, notice: &Notice) -> Result<Reply, FetchError> {
+        let (method, fields) = (Method::Get, Fields::empty());
+        let ask = Ask { group: "-".into(), key: Bytes::new(), target: "/".into(), host: None, method, fields };
+        let mut reply = Reply::default();
+        for purges in encode_notice(notice) {
+            let (kind, have) = (QuestionKind::Purge, EntryId::default());
+            let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
+            let answer = exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges }).await?;
+            let mut body = answer.ok_or_else(|| FetchError::unreachable("no answer to a purge"))?.body;
+            let mut bytes = BytesMut::new();
+            while let Some(chunk) = body.chunk().await? {
+                if bytes.len() + chunk.len() > REPLY_BYTES_MAX {
+                    return Err(FetchError::unreachable("the answer to a purge is too long"));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            let said = decode_reply(bytes.freeze()).map_err(|error| FetchError::unreachable(error.to_string()))?;
+            let entries = [reply.entries, said.entries].concat();
+            reply = Reply { entries, ..said };
+            if !reply.understood {
+                break;
+            }
+        }
+        Ok(reply)
+    }
+
     fn set(&self, index: usize, state: LineState) {
         *self.lines[index].state.lock() = state;
         self.lines[index].changed.notify_waiters();
@@ -395,6 +443,8 @@ impl From<HandshakeError> for ConnectFailure {
     }
 }
 
+/// All purges that a node keeps, encoded, with room to spare.
+const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Until the next attempt after the first failure, and at most after many; in between it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(1);

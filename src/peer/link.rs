@@ -6,10 +6,11 @@
 
 use async_trait::async_trait;
 
-use crate::fleet;
+use crate::fleet::{self, PurgeFailure};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
+use crate::purge::{Notice, Reply};
 use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
 
 /// A peer, in whichever protocol it speaks.
@@ -86,10 +87,10 @@ impl Peer for PeerLink {
 
 #[async_trait]
 impl fleet::Peer for PeerLink {
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         match self.go_peer() {
-            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
-            None => self.native.forget(ask).await,
+            Some(_) => Err(PurgeFailure::Cannot),
+            None => Ok(self.native.purge(notice).await?),
         }
     }
 

@@ -13,6 +13,8 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use crate::fields::Fields;
 use crate::freshness::{HopFreshness, LifetimeSource, StalePermission};
+use crate::peer::purges::{stamp_of_wire, stamp_to_wire};
+use crate::purge::Tags;
 use crate::source::{Ask, EntryId, FetchError, Hop, Method};
 
 /// The generated messages of `proto/peer.proto`; nobody outside this file sees them.
@@ -118,6 +120,8 @@ pub struct Question {
     pub ring_id: u64,
     /// How many bytes of body may be sent before the first credit.
     pub window: u32,
+    /// Of [`QuestionKind::Purge`]: what `proto/purge.proto` says.
+    pub purges: Bytes,
 }
 
 impl PartialEq for Question {
@@ -127,6 +131,7 @@ impl PartialEq for Question {
             && (self.have, self.ring_id, self.window) == (other.have, other.ring_id, other.window)
             && (&self.ask.group, &self.ask.key, &self.ask.target)
                 == (&other.ask.group, &other.ask.key, &other.ask.target)
+            && self.purges == other.purges
             && (&self.ask.host, self.ask.method) == (&other.ask.host, other.ask.method)
             && fields(self) == fields(other)
     }
@@ -139,8 +144,8 @@ pub enum QuestionKind {
     Load,
     /// Answer from memory only.
     Peek,
-    /// Forget what memory has, and store nothing of what was fetched before; answered with 204.
-    Forget,
+    /// Purges: what [`Question::purges`] says; answered with 200 and a body.
+    Purge,
     /// Take over, with a peek, what the asker has and does not own; answered with 204.
     Offer,
 }
@@ -391,7 +396,7 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
         kind: match question.kind {
             QuestionKind::Load => wire::ask::Kind::Load,
             QuestionKind::Peek => wire::ask::Kind::Peek,
-            QuestionKind::Forget => wire::ask::Kind::Forget,
+            QuestionKind::Purge => wire::ask::Kind::Purge,
             QuestionKind::Offer => wire::ask::Kind::Offer,
         }
         .into(),
@@ -409,6 +414,7 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
         have_fill: question.have.fill,
         ring_id: question.ring_id,
         window: question.window,
+        purges: question.purges.clone(),
     }
 }
 
@@ -435,6 +441,9 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         entry_fill: hop.entry.fill,
         hit: hop.hit,
         not_modified: hop.not_modified,
+        tags: Bytes::copy_from_slice(hop.tags.text()),
+        tags_too_many: hop.tags.are_too_many(),
+        stamp: hop.stamp.as_ref().map(stamp_to_wire).unwrap_or_default(),
     }
 }
 
@@ -500,7 +509,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
     let kind = match wire::ask::Kind::try_from(ask.kind) {
         Ok(wire::ask::Kind::Load) => QuestionKind::Load,
         Ok(wire::ask::Kind::Peek) => QuestionKind::Peek,
-        Ok(wire::ask::Kind::Forget) => QuestionKind::Forget,
+        Ok(wire::ask::Kind::Purge) => QuestionKind::Purge,
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
@@ -529,6 +538,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         have: EntryId { incarnation: ask.have_incarnation, fill: ask.have_fill },
         ring_id: ask.ring_id,
         window: ask.window.min(WINDOW_BYTES_MAX),
+        purges: ask.purges,
     })
 }
 
@@ -566,6 +576,11 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
             entry: EntryId { incarnation: hop.entry_incarnation, fill: hop.entry_fill },
             hit: hop.hit,
             not_modified: hop.not_modified,
+            tags: match hop.tags_too_many {
+                true => Tags::too_many(),
+                false => Tags::new(hop.tags.split(|&byte| byte == b'\n')),
+            },
+            stamp: Some(stamp_of_wire(&hop.stamp)?),
         }),
     };
     Ok(Head {

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::purge::{Position, Vector};
 
 fn frames(bytes: &[u8]) -> Result<Vec<Envelope>, ProtocolError> {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX);
@@ -32,6 +33,7 @@ fn question() -> Question {
         have: EntryId { incarnation: 5, fill: 6 },
         ring_id: 7,
         window: 262_144,
+        purges: Bytes::new(),
     }
 }
 
@@ -57,8 +59,20 @@ fn head() -> Head {
             entry: EntryId { incarnation: 9, fill: 10 },
             hit: true,
             not_modified: false,
+            tags: Tags::default(),
+            stamp: Some(Vector::default()),
         }),
     }
+}
+
+/// What purges need to know of an answer.
+fn purgeable_head() -> Head {
+    let hop = Hop {
+        tags: Tags::new([&b"t"[..], b"u"]),
+        stamp: Some(Vector::new([Position { incarnation: u64::MAX, sequence: 2 }])),
+        ..head().hop.unwrap()
+    };
+    Head { hop: Some(hop), ..head() }
 }
 
 fn every_message() -> Vec<Message> {
@@ -88,8 +102,9 @@ fn every_message() -> Vec<Message> {
         Message::Credit(131_072),
         Message::Cancel,
         Message::Ask(Box::new(Question { kind: QuestionKind::Peek, ..question() })),
-        Message::Ask(Box::new(Question { kind: QuestionKind::Forget, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Offer, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::Purge, purges: Bytes::from_static(b"x"), ..question() })),
+        Message::Head(Box::new(purgeable_head())),
     ]
 }
 
@@ -142,12 +157,18 @@ const VERSION_1: &[&str] = &[
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
     concat!(
-        "0000006a08ac02126508021a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "0000006a08ac02126508031a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
     concat!(
-        "0000006a08ac02126508031a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "0000006d08ac02126808041a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+        "620178",
+    ),
+    concat!(
+        "0000007008ac022a6b08c8011219436f6e74656e742d547970653a20696d6167652f706e670d0a18032249080110032003280330",
+        "013801480150015a154163636570742d456e636f64696e673a2062720d0a610900000000000000680a7001820104740a750a9201",
+        "0bffffffffffffffffff0102",
     ),
 ];
 

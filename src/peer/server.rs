@@ -27,6 +27,7 @@ use crate::peer::protocol::{
     DATA_BYTES_MAX, Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
     Versions, WINDOW_BYTES_MAX, head_fits,
 };
+use crate::peer::purges::{decode_notice, encode_reply};
 use crate::peer::{AskContext, LocalNode, Owner};
 use crate::source::{FetchError, Fetched, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
@@ -238,7 +239,8 @@ impl PeerServer {
                     return Err(self.violation(ProtocolError::Malformed("number of a question")));
                 }
                 self.counters.questions.increment();
-                if stopping {
+                // Who is leaving still answers clients.
+                if stopping && question.kind != QuestionKind::Purge {
                     conversation.outbox.push(request, &Message::Failure(Failure::Draining));
                 } else if conversation.open.lock().len() >= self.settings.questions_max {
                     self.counters.rejects.increment("too_many_questions");
@@ -317,13 +319,17 @@ impl PeerServer {
 
 /// The answer to what has no answer.
 fn done() -> Fetched {
+    Fetched { status: 204, ..with_body(Bytes::new()) }
+}
+
+fn with_body(body: Bytes) -> Fetched {
     Fetched {
-        status: 204,
+        status: 200,
         fields: Fields::empty(),
-        content_length: Some(0),
+        content_length: Some(body.len() as u64),
         close_delimited: false,
         hop: None,
-        body: Box::new(ReadyBody::default()),
+        body: Box::new(ReadyBody::new([body])),
     }
 }
 
@@ -397,7 +403,11 @@ impl Answering {
             match question.kind {
                 QuestionKind::Load => owner.get_as_owner(question.ask, context).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
-                QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
+                QuestionKind::Purge => {
+                    let notice =
+                        decode_notice(question.purges).map_err(|error| FetchError::unreachable(error.to_string()))?;
+                    owner.purge(notice).await.map(|reply| Some(with_body(encode_reply(&reply))))
+                }
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
             }
         });
