@@ -6,6 +6,7 @@
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
 #   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make fuzz         every fuzz target for SECONDS=60; TARGETS= chooses some
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
 #   make release      the program as it is deployed: target/release/groupcache-proxy
 #
@@ -43,6 +44,19 @@ compare: compare-tools release
 	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
+# What a target finds stays in target/fuzz/corpus, what breaks one in target/fuzz/artifacts. No sanitizer: this crate has no
+# unsafe code, and without one no nightly compiler is needed. The versions are those of the product.
+fuzz: fuzz-tools
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	$(CARGO) fuzz build $(FUZZ)
+	@for target in $(TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target target/fuzz/artifacts/$$target; \
+		$(CARGO) fuzz run $(FUZZ) $$target target/fuzz/corpus/$$target tests/fuzz/corpus/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -max_len=8192 -artifact_prefix=target/fuzz/artifacts/$$target/ || exit 1; \
+	done
+FUZZ = --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none
+fuzz: TARGETS ?= $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs)))
+
 conformance: conformance-tools
 	$(CARGO) build --locked
 	node tests/conformance/run.mjs
@@ -51,8 +65,8 @@ release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools compare-tools conformance-tools:
+build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench instructions compare conformance release \
-	build-tools check-tools test-tools bench-tools compare-tools conformance-tools
+.PHONY: help demo test check bench instructions compare fuzz conformance release \
+	build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools

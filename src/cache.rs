@@ -25,7 +25,7 @@ use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Purpose};
 use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
@@ -33,6 +33,7 @@ use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::parts;
+use crate::permits::{Permit, Permits};
 use crate::purge::{Log, Overtaking, Stamp, Tags, Vector};
 use crate::purging::Spread;
 use crate::remembered::{Memory, Remembered};
@@ -41,7 +42,7 @@ use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
 use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
-use crate::stats::Outcome;
+use crate::stats::{Account, Outcome};
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
 
@@ -56,6 +57,8 @@ pub struct Cache {
     pub(crate) purges: Log,
     pub(crate) spread: Spread,
     pub(crate) popularity: Popularity,
+    /// Counts the requests at limited origins.
+    pub permits: Arc<Permits>,
     pub(crate) clock: Arc<dyn Clock>,
     incarnation: u64,
     fills: AtomicU64,
@@ -356,6 +359,7 @@ impl Cache {
             popularity: Popularity::new(&ledger),
             purges: Log::new(incarnation, &ledger),
             spread: Spread::default(),
+            permits: Arc::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
             remembered: Remembered::default(),
@@ -412,7 +416,7 @@ impl Cache {
         };
         // The look-up was counted by `find_fresh`, which every client's request comes from.
         let found = self.store.peek(&HashedKey::new(group.id, &request.key));
-        self.answer(group, request, route, asked, found).await
+        self.answer(group, request, route, asked, found, Account::of(&group.stats)).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -423,19 +427,27 @@ impl Cache {
     pub async fn get_as_owner(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.load_here(group, request).await
+        self.answer_here(group, request, Account::of(&group.stats)).await
     }
 
-    /// What [`Cache::get_as_owner`] does, without counting a question of a peer: also the last resort of a fill that found no
-    /// peer to answer it.
+    /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
     pub(crate) async fn load_here(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
     ) -> Result<Fetched, FetchError> {
+        self.answer_here(group, request, Account::default()).await
+    }
+
+    async fn answer_here(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        account: Account<'_>,
+    ) -> Result<Fetched, FetchError> {
         let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, asked, found).await;
+        let mut answer = self.answer(group, request, Route::Here, asked, found, account).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -458,21 +470,22 @@ impl Cache {
         route: Route,
         asked: Stamp,
         found: Option<(Arc<Slot>, Role)>,
+        account: Account<'_>,
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
         let miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
-                group.stats.cache_hits.increment();
+                account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
             }
             Lookup::Stale(hit, verdict) => match verdict {
                 Verdict::Fresh | Verdict::StaleAccepted => {
-                    group.stats.cache_hits.increment();
+                    account.hit();
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
                 Verdict::StaleWhileRevalidate => {
-                    group.stats.cache_hits.increment();
+                    account.hit();
                     self.refresh_behind(group, request, &hit.entry, &asked);
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
@@ -501,12 +514,11 @@ impl Cache {
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
-        group.stats.loads.increment();
-        group.stats.miss_reasons.increment(miss.forward);
-        if let Some(answer) = self.follow_whole(group, request, route, &miss).await {
+        account.miss(miss.forward);
+        if let Some(answer) = self.follow_whole(group, request, route, &miss, account).await {
             return answer;
         }
-        self.follow(group, request, route, &miss).await
+        self.follow(group, request, route, &miss, account).await
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -517,6 +529,7 @@ impl Cache {
         request: &Request,
         route: Route,
         miss: &Miss,
+        account: Account<'_>,
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
@@ -540,15 +553,21 @@ impl Cache {
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
             return None;
         }
-        group.stats.loads_collapsed.increment();
+        account.load(false);
         let reader = self.following(group, request, route, head, reader);
         Some(Answer::from_stream(reader, miss.forward, true))
     }
 
     /// Joins or opens flights until one brings an answer that this request may have.
-    async fn follow(self: &Arc<Self>, group: &Arc<Group>, request: &Request, route: Route, miss: &Miss) -> Answer {
+    async fn follow(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        miss: &Miss,
+        mut account: Account<'_>,
+    ) -> Answer {
         let mut variant = self.variant_of(group, request);
-        let mut counted = false;
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -569,12 +588,7 @@ impl Cache {
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
             };
-            if !std::mem::replace(&mut counted, true) {
-                match causer {
-                    true => group.stats.loads_deduped.increment(),
-                    false => group.stats.loads_collapsed.increment(),
-                }
-            }
+            std::mem::take(&mut account).load(causer);
             let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
                     match tokio::time::timeout(patience, reader.head()).await {
@@ -733,6 +747,29 @@ impl Cache {
     /// Which purges are recorded now: to be kept with a request that goes past the cache.
     pub fn purges_known(&self) -> Stamp {
         self.purges.known()
+    }
+
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
     }
 
     /// The next entry id of this node.

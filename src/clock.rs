@@ -2,7 +2,7 @@
 //!
 //! Everything below the edges takes a [`Now`] as a parameter and is therefore tested without waiting.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
@@ -32,15 +32,43 @@ pub struct SystemClock;
 static PROCESS_START: Lazy<Instant> = Lazy::new(Instant::now);
 
 impl Clock for SystemClock {
+    /// The wall clock is read anew every [`WALL_TICK`] at most: its seconds are compared with dates of whole seconds.
+    #[inline]
     #[allow(clippy::disallowed_methods, reason = "this is the one place")]
     fn now(&self) -> Now {
-        let wall_seconds = match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => since.as_secs() as i64,
-            Err(before) => -(before.duration().as_secs() as i64),
+        let monotonic = PROCESS_START.elapsed();
+        // Never 0, so that the first reading is one.
+        let tick = 1 + (monotonic.as_secs() << TICKS_PER_SECOND_LOG) + u64::from(monotonic.subsec_nanos() >> TICK_LOG);
+        let wall_seconds = match WALL_READ_AT.load(Ordering::Acquire) {
+            at if at == tick => WALL_SECONDS.load(Ordering::Relaxed),
+            _ => read_wall_seconds(tick),
         };
-        Now { monotonic: PROCESS_START.elapsed(), wall_seconds }
+        Now { monotonic, wall_seconds }
     }
 }
+
+#[cold]
+#[allow(clippy::disallowed_methods, reason = "this is the one place")]
+fn read_wall_seconds(tick: u64) -> i64 {
+    let wall_seconds = match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_secs() as i64,
+        Err(before) => -(before.duration().as_secs() as i64),
+    };
+    // Two threads may write at once; both read within this tick.
+    WALL_SECONDS.store(wall_seconds, Ordering::Relaxed);
+    WALL_READ_AT.store(tick, Ordering::Release);
+    wall_seconds
+}
+
+/// The last reading of the wall clock, and the tick it was read in.
+static WALL_SECONDS: AtomicI64 = AtomicI64::new(0);
+static WALL_READ_AT: AtomicU64 = AtomicU64::new(0);
+
+/// For how long a reading of the wall clock holds: 2^24 nanoseconds.
+pub const WALL_TICK: Duration = Duration::from_nanos(1 << TICK_LOG);
+const TICK_LOG: u32 = 24;
+/// 2^6 ticks are more than a second, so the ticks of two seconds never meet.
+const TICKS_PER_SECOND_LOG: u32 = 6;
 
 /// A clock that moves only when told to, for tests and simulation.
 #[derive(Debug)]

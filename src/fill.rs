@@ -27,6 +27,7 @@ use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
+use crate::permits;
 use crate::purge::{Overtaking, Stamp, Tags};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
@@ -230,11 +231,13 @@ impl Filling {
 
     async fn load_from_origin(&self) -> Result<(Fetched, Now), FetchError> {
         let stats = &self.group.stats;
+        let ask = self.ask_origin()?;
+        let permit = self.cache.permit(&self.group).await?;
         let asked_at = self.cache.now();
-        match self.group.source.fetch(&self.ask_origin()?).await {
+        match self.group.source.fetch(&ask).await {
             Ok(fetched) => {
                 stats.local_loads.increment();
-                Ok((fetched, asked_at))
+                Ok((permits::held_by_body(fetched, permit), asked_at))
             }
             Err(error) => {
                 stats.local_load_errs.increment();

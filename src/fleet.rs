@@ -41,6 +41,13 @@ pub trait Peer: Source {
     /// As [`Source::fetch`].
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError>;
 
+    /// Asks it, as the node that grants them, for a permit for a request at the origin of `group`; the permit lasts as long
+    /// as the body of the answer, which never says anything.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`]: it is the one to ask, and too many wait. [`FetchError::Unreachable`]: another one is asked.
+    async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError>;
+
     /// The random number of its present life, where it is known.
     fn incarnation(&self) -> Option<u64>;
 }
@@ -56,13 +63,22 @@ pub enum PurgeFailure {
     Cannot,
 }
 
+/// What a permit is wanted for (see [`crate::permits`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The request has not begun: it waits for its turn.
+    Begin,
+    /// The request is under way, and another node than before is to count it.
+    Continue,
+}
+
 /// Who is asked next for a key.
 #[derive(Clone)]
 pub enum Step {
     /// This node loads from its origin.
     Here,
     /// This peer is asked.
-    Peer(Arc<dyn Source>),
+    Peer(Arc<dyn Peer>),
 }
 
 impl Fleet {

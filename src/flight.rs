@@ -153,7 +153,10 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
 
     /// Lets no further reader join; those on board read on. Later requests for the key open a flight of their own.
     pub fn close(&self) {
-        let mut shard = self.flights.shard(&self.key).lock();
+        self.close_in(&mut self.flights.shard(&self.key).lock());
+    }
+
+    fn close_in(&self, shard: &mut HashMap<K, Arc<Flight<H>>>) {
         if shard.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
             shard.remove(&self.key);
         }
@@ -200,7 +203,8 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
         self.end(Phase::Failed(error));
     }
 
-    /// Ready when nobody has been reading for `grace`.
+    /// Ready when nobody has been reading for `grace`. From then on nobody can join: who comes next opens a flight instead
+    /// of learning that this one was given up.
     pub async fn abandoned(&self, grace: Duration) {
         loop {
             let left = self.flight.left_wake.notified();
@@ -210,7 +214,10 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
             };
             // By the moment at which the last reader left and not by that of this call: a writer asks again for each chunk.
             tokio::time::sleep_until(unread_since + grace).await;
+            // Under both locks, as readers join.
+            let mut shard = self.flights.shard(&self.key).lock();
             if self.flight.state.lock().unread_since == Some(unread_since) {
+                self.close_in(&mut shard);
                 return;
             }
         }
@@ -612,6 +619,19 @@ mod tests {
         drop(reader);
         fill.abandoned(grace).await;
         assert_eq!(left.elapsed(), grace);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_when_a_flight_has_been_given_up_opens_one() {
+        let flights = Flights::new(10);
+        let (reader, fill) = open(&flights, "a");
+        drop(reader);
+        fill.abandoned(Duration::from_secs(1)).await;
+        let (next, next_fill) = open(&flights, "a");
+        fill.fail(FetchError::broken("nobody waited any longer"));
+        next_fill.begin(200, Keep::Whole);
+        assert_eq!(next.head().await, Ok(200));
+        assert!(matches!(flights.join(&"a"), Joined::Following(_)), "the end of the first does not end the second");
     }
 
     #[tokio::test(start_paused = true)]

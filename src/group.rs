@@ -38,10 +38,23 @@ pub struct Group {
     pub object_bytes_max: u64,
     /// How long a storable fill may take in all.
     pub fill_timeout: Duration,
+    /// How many requests may be at the origin at once, from the whole fleet; `None`: any number.
+    pub limit: Option<Limit>,
     /// The origin or directory.
     pub source: Arc<dyn Source>,
     /// Counters.
     pub stats: Arc<GroupStats>,
+}
+
+/// How many requests may be at a group's origin, and where the others wait (see [`crate::permits`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// At the origin at once, from the whole fleet.
+    pub requests_max: usize,
+    /// How many may wait; one more is refused.
+    pub waiting_max: usize,
+    /// How long one waits before it is refused.
+    pub patience: Duration,
 }
 
 /// What of a target belongs to the key, and the way back from a key to the target.

@@ -53,6 +53,7 @@
 //! | *reader* | one request that follows a flight |
 //! | *route* | whether a flight may ask peers ([`Route::Fleet`](cache::Route::Fleet)) or loads here ([`Route::Here`](cache::Route::Here)) |
 //! | *hop* | the way between two nodes |
+//! | *permit* | the right of one request to be at a limited origin, counted for the whole fleet |
 //! | *pass* | to hand a request to the origin uncached |
 //! | *purge* | to make entries disappear (or, soft, stale) on all nodes, named by key, prefix, path, group or tag |
 //! | *stamp* | which purges a piece of data is certainly not older than |
@@ -93,7 +94,7 @@
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
 //! | [`cache`] + [`fill`] + [`following`] + [`invalidate`] + [`purging`] | **read these first**: every decision about a request |
-//! | [`slot`], [`parts`] | the variants under one key; what is known of a response in pieces |
+//! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
 //! | [`freshness`], [`purge`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; which purges there are; the log |
@@ -121,6 +122,7 @@ pub mod memory;
 pub mod origin;
 pub mod parts;
 pub mod peer;
+pub mod permits;
 pub mod purge;
 pub mod purging;
 pub mod remembered;

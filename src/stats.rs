@@ -2,11 +2,11 @@
 //!
 //! The names of the Go library keep its meanings. After any run, when nothing is in flight:
 //! `gets = client requests that the cache was asked for + server_requests`, `cache_hits <= main.hits + hot.hits` (memory also
-//! counts what it found stale), `loads = loads_deduped + loads_collapsed`, and
+//! counts what it found stale), `cache_hits + loads <= gets` (the difference was turned away), `loads = loads_deduped +
+//! loads_collapsed`, `loads <= the sum of miss_reasons <= gets - cache_hits`, and
 //! `client.requests = client.hit + client.stale + client.revalidated + client.miss + client.pass + client.error`.
 //!
-//! A node that loads in a dead owner's stead counts the load twice: for the flight that asked the peers, and for the one that
-//! loads here.
+//! A node that loads in a dead owner's stead counts the question once, as one of the flight that asked the peers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -204,6 +204,41 @@ impl GroupStats {
             return 0.0;
         }
         self.client.hit.value().saturating_sub(hits) as f64 / asked as f64
+    }
+}
+
+/// Where one question is counted: in its group, or nowhere (the default), because it has been counted before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Account<'a>(Option<&'a GroupStats>);
+
+impl<'a> Account<'a> {
+    /// The counters of the question's group.
+    pub fn of(stats: &'a GroupStats) -> Self {
+        Account(Some(stats))
+    }
+
+    /// Memory answers it.
+    pub fn hit(self) {
+        if let Some(stats) = self.0 {
+            stats.cache_hits.increment();
+        }
+    }
+
+    /// Memory cannot answer it, for this reason.
+    pub fn miss(self, reason: &'static str) {
+        if let Some(stats) = self.0 {
+            stats.miss_reasons.increment(reason);
+        }
+    }
+
+    /// It waits for a fill: for one that it has `started`, or for another's.
+    pub fn load(self, started: bool) {
+        let Some(stats) = self.0 else { return };
+        stats.loads.increment();
+        match started {
+            true => stats.loads_deduped.increment(),
+            false => stats.loads_collapsed.increment(),
+        }
     }
 }
 

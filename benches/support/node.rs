@@ -95,6 +95,7 @@ impl Node {
             cookies_pass: false,
             object_bytes_max,
             fill_timeout: Duration::from_secs(300),
+            limit: None,
             source: Arc::new(Constant::new(body_bytes)),
             stats: Arc::new(GroupStats::default()),
         });

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::Ring;
 use crate::origin::UpstreamSnapshot;
 use crate::peer::{self, Peer as _};
+use crate::permits::GateState;
 use crate::server::groups::Served;
 use crate::server::node::Node;
 use crate::stats::GroupStats;
@@ -93,6 +94,9 @@ struct Group {
     miss_reasons: BTreeMap<&'static str, u64>,
     not_stored: BTreeMap<&'static str, u64>,
     origins: BTreeMap<String, UpstreamSnapshot>,
+    /// What this node grants to the fleet; left out where the origin is not limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    permits: Option<GateState>,
 }
 
 #[derive(Serialize)]
@@ -221,6 +225,7 @@ fn group(node: &Node, served: &Served) -> Group {
         miss_reasons: stats.miss_reasons.counts(),
         not_stored: stats.not_stored.counts(),
         origins: origins.map(|origin| (origin.url.clone(), origin)).collect(),
+        permits: served.group.limit.map(|limit| node.cache.permits.state(&served.group.name, limit)),
     }
 }
 

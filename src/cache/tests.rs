@@ -4,6 +4,7 @@ mod fleet;
 mod invalidation;
 mod node;
 mod parts;
+mod permits;
 mod purging;
 mod same;
 mod spread;
@@ -36,6 +37,15 @@ impl Node {
     }
 
     fn with(origin: &Scripted, rules: crate::freshness::Rules, incarnation: u64) -> Self {
+        Node::limited(origin, rules, incarnation, None)
+    }
+
+    fn limited(
+        origin: &Scripted,
+        rules: crate::freshness::Rules,
+        incarnation: u64,
+        limit: Option<crate::group::Limit>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(1_800_000_000));
         let store = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         let group = Arc::new(Group {
@@ -49,6 +59,7 @@ impl Node {
             cookies_pass: false,
             object_bytes_max: 1 << 20,
             fill_timeout: Duration::from_secs(300),
+            limit,
             source: Arc::new(origin.clone()),
             stats: Arc::new(GroupStats::default()),
         });
@@ -245,8 +256,39 @@ impl crate::fleet::Peer for Link {
         Ok(self.to.cache.peek(&self.to.group, &Request::from_ask(&self.to.group, ask)))
     }
 
+    async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
+        assert_eq!(*group, self.to.group.name);
+        let answer = self.to.cache.grant_permit(&self.to.group, purpose, self.from).await?;
+        let body = Box::new(Cuttable { body: answer.body, cut: self.cut.clone() });
+        Ok(Fetched { body, ..answer })
+    }
+
     fn incarnation(&self) -> Option<u64> {
         Some(self.to.cache.incarnation())
+    }
+}
+
+/// A body that breaks when its link is cut.
+struct Cuttable {
+    body: Box<dyn BodyStream>,
+    cut: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl BodyStream for Cuttable {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let cut = async {
+            while !self.cut.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            chunk = self.body.chunk() => chunk,
+            () = cut => Err(FetchError::broken("cut")),
+        }
     }
 }
 
@@ -264,9 +306,14 @@ impl TestFleet {
     }
 
     fn with_views(size: usize, view: impl Fn(usize) -> Vec<usize>) -> Self {
+        TestFleet::build(size, view, None)
+    }
+
+    fn build(size: usize, view: impl Fn(usize) -> Vec<usize>, limit: Option<crate::group::Limit>) -> Self {
         let origin = Scripted::new();
         let rules = || crate::freshness::Rules { jitter_percent: 0.0, ..Default::default() };
-        let nodes: Vec<_> = (0..size).map(|index| Arc::new(Node::with(&origin, rules(), index as u64 + 1))).collect();
+        let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
+        let nodes: Vec<_> = (0..size).map(node).collect();
         let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
         for (index, node) in nodes.iter().enumerate() {
             let seen = view(index);

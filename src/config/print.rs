@@ -277,6 +277,11 @@ impl Printer<'_> {
         }
         self.leaf("memory", &show_amount(group.memory));
         self.leaf("max_object", &show_size(group.max_object_bytes));
+        self.leaf("max_concurrency", &group.max_concurrency.unwrap_or_default().to_string());
+        self.map("queue", |printer| {
+            printer.leaf("length", &group.queue.length.to_string());
+            printer.leaf("timeout", &show_duration(group.queue.timeout));
+        });
         self.map("timeouts", |printer| {
             printer.leaf("connect", &show_duration(group.timeouts.connect));
             printer.leaf("first_byte", &show_duration(group.timeouts.first_byte));

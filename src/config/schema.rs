@@ -353,6 +353,11 @@ struct GroupKeys {
     /// Larger bodies stream through and are never stored.
     #[schemars(extend("default" = "32MiB"))]
     max_object: Option<Size>,
+    /// Requests at the origin at once, from the whole fleet, passed ones included; 0 is no limit.
+    #[schemars(extend("default" = 0))]
+    max_concurrency: Option<Count>,
+    /// Where requests wait beyond max_concurrency; then they get a stale answer, or 503 with Retry-After.
+    queue: Option<QueueKeys>,
     /// How long the origin may take.
     timeouts: Option<TimeoutsKeys>,
     /// How long answers stay usable.
@@ -498,6 +503,17 @@ enum PassForms {
 enum PassWord {
     All,
     None,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct QueueKeys {
+    /// How many requests of the whole fleet may wait.
+    #[schemars(extend("default" = 1000))]
+    length: Option<Count>,
+    /// How long one waits.
+    #[schemars(extend("default" = "10s"))]
+    timeout: Option<Time>,
 }
 
 #[derive(JsonSchema)]

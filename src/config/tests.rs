@@ -62,6 +62,8 @@ defaults:
   pass: none
   memory: 70%
   max_object: 7MiB
+  max_concurrency: 7
+  queue: { length: 7, timeout: 7s }
   timeouts: { connect: 7s, first_byte: 7s, between_bytes: 7s, total: 7s }
   freshness: { ignore: [vary], default: 7s, heuristic_max: 7s, max: 7d, negative: { 404: 7s }, errors: 7s, jitter: 7%, stale_while_revalidate: 7s, stale_if_error: 7s, stale_if_slow: 7s }
 groups:
@@ -81,6 +83,8 @@ groups:
     pass: [POST, PURGE-X]
     memory: 100MiB
     max_object: 1MiB
+    max_concurrency: 64
+    queue: { length: 0, timeout: 2s }
     timeouts: { connect: 2s, first_byte: 3s, between_bytes: 4s, total: 5s }
     freshness: { ignore: [cache-control, expires, vary], default: 1m, heuristic_max: 0s, max: 1d, negative: {}, errors: 0, jitter: 0%, stale_while_revalidate: 10s, stale_if_error: 2d, stale_if_slow: 500ms }
   - name: two
@@ -206,6 +210,10 @@ groups:
     pass: all  # default
     memory: 100%  # default
     max_object: 32MiB  # default
+    max_concurrency: 0  # default
+    queue:
+      length: 1000  # default
+      timeout: 10s  # default
     timeouts:
       connect: 1s  # default
       first_byte: 15s  # default
@@ -294,8 +302,6 @@ fn single_mistakes() {
         (with_group("trusted_proxies: []"), "1:1: trusted_proxies: unknown key"),
         (with_group("listen: [{ address: \"127.0.0.1:1\", proxy_protocol: false }]"), "proxy_protocol: unknown key"),
         (with_group("admin: { purge_allow: [] }"), "admin.purge_allow: unknown key"),
-        (group_of("max_concurrency: 0"), "4:5: groups[0].max_concurrency: unknown key"),
-        (group_of("queue: {}"), "groups[0].queue: unknown key"),
         (with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: serve }"), "fleet.partition: unknown key"),
         (with_group("fleet: { peers: { dns: x } }"), "1:17: fleet.peers: found a map, expected a list of URLs"),
         // Listeners.

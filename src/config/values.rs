@@ -280,6 +280,10 @@ pub struct Group {
     pub memory_bytes: u64,
     /// Bodies of more bytes stream through and are never stored.
     pub max_object_bytes: u64,
+    /// How many requests may be at the origin at once, from the whole fleet; `None`: any number.
+    pub max_concurrency: Option<u32>,
+    /// Where requests wait beyond `max_concurrency`.
+    pub queue: Queue,
     /// How long the origin may take.
     pub timeouts: OriginTimeouts,
     /// How long answers stay usable.
@@ -495,6 +499,15 @@ pub enum Pass {
     All,
     /// These, others get 405; empty (written `none`) for a directory.
     Only(Vec<String>),
+}
+
+/// Where requests wait for their turn at the origin (`queue`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// How many may wait, of the whole fleet; one more is refused.
+    pub length: u32,
+    /// How long one waits before it is refused.
+    pub timeout: Duration,
 }
 
 /// How long an origin may take (`timeouts`).

@@ -1,14 +1,14 @@
 //! One client's connection of HTTP/1: bytes in, bytes out, and a deadline for every wait.
 //!
 //! A busy connection pays for no timer: one timer per connection is armed rarely and looked at only when there is nothing
-//! to do. After [`BUSY_WAIT`] without a byte the connection counts as idle, gives its buffers back, and listens for the
+//! to do. After [`BUSY_WAIT`] or a little more without a byte the connection counts as idle, gives its buffers back, and listens for the
 //! end of the process.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-use super::request_head::{Refusal, Scan};
+use super::request_head::{KnownSection, Lines, Refusal, RequestHead, Scan};
 
 /// How long a client may take, and how much it may send; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,7 @@ pub struct Connection {
     end: usize,
     /// The head of the answer; kept for the next one.
     pub head: Vec<u8>,
+    known: KnownSection,
     timer: Timer,
     limits: Limits,
     served: bool,
@@ -141,6 +142,7 @@ impl Connection {
             start: 0,
             end: 0,
             head: Vec::new(),
+            known: KnownSection::default(),
             timer: Timer::default(),
             limits: limits.without_zeros(),
             served: false,
@@ -189,6 +191,21 @@ impl Connection {
         }
     }
 
+    /// Reads the head of `bytes` bytes that [`Connection::receive_head`] has just announced. Also gives the place where the
+    /// head of the answer is written.
+    ///
+    /// # Errors
+    /// As [`RequestHead::parse`].
+    #[inline]
+    pub fn read_head<'a>(
+        &'a mut self,
+        bytes: usize,
+        lines: &'a mut Lines<'a>,
+    ) -> (Result<RequestHead<'a>, Refusal>, &'a mut Vec<u8>) {
+        let Connection { buffer, start, known, head, .. } = self;
+        (known.read(&buffer[*start..*start + bytes], lines), head)
+    }
+
     /// Waits for the next whole head.
     pub async fn receive_head(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Received {
         let mut scan = Scan::default();
@@ -196,6 +213,12 @@ impl Connection {
         let mut deadline = (!self.served).then(|| Instant::now() + self.limits.header_timeout);
         loop {
             if self.end > self.start {
+                // Only of the first read: what came in pieces has been looked at already.
+                if deadline.is_none()
+                    && let Some(bytes) = self.known.find(&self.buffer[self.start..self.end], self.limits.header_bytes)
+                {
+                    return Received::Head(bytes);
+                }
                 match scan.advance(self.unread(), self.limits.header_bytes) {
                     Ok(Some(bytes)) => return Received::Head(bytes),
                     Ok(None) => {}
@@ -213,7 +236,7 @@ impl Connection {
                     if drain.has_begun() {
                         return Received::Closed;
                     }
-                    match self.read_until(Instant::now() + BUSY_WAIT.min(self.limits.idle_timeout)).await {
+                    match self.read_busy().await {
                         Read::TimedOut => self.read_idle(drain, shutdown).await,
                         read => read,
                     }
@@ -275,7 +298,27 @@ impl Connection {
         let mut cursor = Cursor { index: 0, offset: 0 };
         let Connection { stream, head, timer, limits, .. } = self;
         poll_fn(|context| {
-            loop {
+            // The usual answer: one write takes all of it.
+            if let (0, [] | [_], b"") = (cursor.index + cursor.offset, segments, tail)
+                && !head.is_empty()
+            {
+                let body = segments.first().map_or(&[][..], |segment| segment);
+                let slices = [IoSlice::new(head), IoSlice::new(body)];
+                match Pin::new(&mut *stream).poll_write_vectored(context, &slices) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(written)) => {
+                        pace.progress(written as u64);
+                        match written == head.len() + body.len() {
+                            true => cursor.index = segments.len() + 2,
+                            false => cursor.advance(written, head, segments, tail),
+                        }
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return pace.poll_blocked(timer, limits, context),
+                }
+            }
+            // Not again when flushing has to wait: what is written must not be written once more then.
+            while cursor.index < segments.len() + 2 {
                 let mut slices = [IoSlice::new(&[]); SLICES_MAX];
                 let (count, last) = cursor.gather(head, segments, tail, &mut slices);
                 if count == 0 {
@@ -287,7 +330,6 @@ impl Connection {
                     Poll::Ready(Ok(written)) => {
                         pace.progress(written as u64);
                         if written == bytes && last {
-                            // Also when flushing has to wait: what is written must not be written once more then.
                             cursor = Cursor { index: segments.len() + 2, offset: 0 };
                             break;
                         }
@@ -364,10 +406,32 @@ impl Connection {
         .await
     }
 
+    /// The short wait between two requests: for [`BUSY_WAIT`], or a tick longer.
+    async fn read_busy(&mut self) -> Read {
+        let tick = BUSY_WAIT.min(self.limits.idle_timeout) / BUSY_TICKS;
+        // The first of those that go on from an earlier wait began before this one.
+        let ticks_needed = BUSY_TICKS + u32::from(self.timer.ticking.is_some());
+        let mut ticks = 0;
+        poll_fn(|context| match self.poll_read(context) {
+            Poll::Pending => {
+                while self.timer.poll_tick(tick, context).is_ready() {
+                    ticks += 1;
+                    if ticks >= ticks_needed {
+                        return Poll::Ready(Read::TimedOut);
+                    }
+                }
+                Poll::Pending
+            }
+            ready => ready,
+        })
+        .await
+    }
+
     /// The long wait between two requests, without buffers.
     async fn read_idle(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Read {
         self.buffer = Vec::new();
         self.head = Vec::new();
+        self.known.forget();
         (self.start, self.end) = (0, 0);
         let deadline = Instant::now() + self.limits.idle_timeout.saturating_sub(BUSY_WAIT);
         let (mut shutdown, mut draining) = (shutdown.clone(), drain.watch());
@@ -526,10 +590,36 @@ impl Pace {
 #[derive(Default)]
 struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Whom the next tick wakes, while the timer ticks.
+    ticking: Option<Waker>,
 }
 
 impl Timer {
+    /// Ready at most once for each `tick` that passes. Ticks go on from one wait to the next, so a wait that ends before the
+    /// next one costs neither a look at the clock nor at the timer.
+    #[inline]
+    fn poll_tick(&mut self, tick: Duration, context: &mut Context<'_>) -> Poll<()> {
+        match (&self.sleep, &self.ticking) {
+            (Some(sleep), Some(waker)) if !sleep.is_elapsed() && waker.will_wake(context.waker()) => Poll::Pending,
+            _ => self.arm_tick(tick, context),
+        }
+    }
+
+    #[cold]
+    fn arm_tick(&mut self, tick: Duration, context: &mut Context<'_>) -> Poll<()> {
+        let deadline = Instant::now() + tick;
+        let ticked = self.ticking.take().is_some() && self.sleep.as_ref().is_some_and(|sleep| sleep.is_elapsed());
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        sleep.as_mut().reset(deadline);
+        if sleep.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        self.ticking = Some(context.waker().clone());
+        if ticked { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+        self.ticking = None;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if deadline < sleep.deadline() {
             sleep.as_mut().reset(deadline);
@@ -546,6 +636,8 @@ impl Timer {
 
 /// A connection without a byte for so long is idle.
 pub const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// [`BUSY_WAIT`] is counted in so many ticks.
+const BUSY_TICKS: u32 = 4;
 /// A client has so long before its average rate counts.
 pub const RATE_GRACE: Duration = Duration::from_secs(30);
 /// Longer than any connection lasts.

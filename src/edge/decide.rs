@@ -11,7 +11,7 @@ use super::endpoints::{self, EndpointRequest, RoleTable, Roles};
 use super::pass::PassFacts;
 use super::request_head::{BodyFraming, Method, Refusal, RequestHead, Seen};
 use super::response::{Response, Wanted};
-use super::sites::Site;
+use super::sites::{Site, Sites};
 use crate::cache::{RangeAsked, Request};
 use crate::clock::Now;
 use crate::fields::Fields;
@@ -48,9 +48,9 @@ impl ClientFacts {
 
 /// What is to be done with a request.
 #[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
-pub enum Decision {
-    /// A fresh answer from memory.
-    Hit(Response, Arc<Site>),
+pub enum Decision<'s> {
+    /// A fresh answer from memory, and its group.
+    Hit(Response, &'s Site),
     /// The cache has to be asked.
     Load(Box<Load>),
     /// It passes to the origin.
@@ -86,43 +86,21 @@ pub struct Exit {
     pub started: Now,
 }
 
-/// What a connection uses again for each request.
-#[derive(Default)]
-pub struct Scratch {
-    key: Vec<u8>,
-    /// The group of the request before: most connections ask for one, and counting its holders again would cost more than
-    /// the look-up.
-    site: Option<Arc<Site>>,
-}
-
-impl Scratch {
-    fn site(&mut self, wanted: &Arc<Site>) -> Arc<Site> {
-        match self.site.take() {
-            Some(site) if Arc::ptr_eq(&site, wanted) => site,
-            _ => wanted.clone(),
-        }
-    }
-
-    /// Keeps the group for the next request.
-    pub fn keep_site(&mut self, site: Arc<Site>) {
-        self.site = Some(site);
-    }
-}
-
-/// Decides. For a hit nothing is allocated.
+/// Decides by the groups of `sites`. For a hit nothing is allocated; `key` is used again and again.
 #[inline]
-pub fn decide(
+pub fn decide<'s>(
     edge: &Edge,
+    sites: &'s Sites,
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    scratch: &mut Scratch,
-) -> (Decision, Exit) {
+    key: &mut Vec<u8>,
+) -> (Decision<'s>, Exit) {
     let head_only = head.method == Method::Head;
     // A body that nobody reads ends the connection; who reads it says so.
     let keep_alive = head.keep_alive && !edge.drain.has_begun();
     let mut exit = Exit { http_11: head.http_11, head_only, keep_alive, started: now };
-    let decision = decide_within(edge, head, client, now, scratch);
+    let decision = decide_within(edge, sites, head, client, now, key);
     if head.body != BodyFraming::None && !matches!(decision, Decision::Pass(_) | Decision::Endpoint(_)) {
         exit.keep_alive = false;
     }
@@ -130,29 +108,29 @@ pub fn decide(
 }
 
 #[inline]
-fn decide_within(
+fn decide_within<'s>(
     edge: &Edge,
+    sites: &'s Sites,
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    scratch: &mut Scratch,
-) -> Decision {
+    scratch: &mut Vec<u8>,
+) -> Decision<'s> {
     if head.path().starts_with(endpoints::PREFIX) {
         return endpoint(head, client, now);
     }
-    let sites = edge.sites.load();
     if client.roles.peers && sites.is_go_question(head.path()) {
         return endpoint(head, client, now);
     }
     if !client.roles.clients {
         return refuse(Refusal::new(404, "not_for_clients", "not found"));
     }
-    let site = match sites.route(head.authority.as_ref(), head.path(), head.query(), &mut scratch.key) {
+    let site = match sites.route(head.authority.as_ref(), head.path(), head.query(), scratch) {
         Ok(site) => site,
         Err(no_route) => return refuse(no_group(no_route)),
     };
     let group = &*site.group;
-    let passing = |reason, detail| pass(edge, head, site, &scratch.key, reason, detail, client, now);
+    let passing = |reason, detail| pass(edge, head, site, scratch, reason, detail, client, now);
     if let Method::Other(method) = head.method {
         if !site.passes(method) {
             let allow = Fields::from_pairs([("Allow", site.allow())]).unwrap_or_default();
@@ -178,22 +156,22 @@ fn decide_within(
     };
     let credentials = Credentials { authorization: head.seen.any(Seen::AUTHORIZATION), cookies: false };
     let wanted = Wanted::of(head);
-    let key = HashedKey::new(group.id, &scratch.key);
+    let key = HashedKey::new(group.id, scratch);
     let forwarded = || group.forward.forwarded(&head.to_fields(), credentials);
     match edge.cache.find_fresh(group, &key, forwarded, &directives, now) {
-        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), scratch.site(site)),
+        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), site),
         None => {
             let pass = match passing(ForwardReason::Bypass, None) {
                 Decision::Pass(facts) => Some(*facts),
                 _ => None,
             };
-            load(head, site, &scratch.key, directives, credentials, wanted, pass)
+            load(head, site, scratch, directives, credentials, wanted, pass)
         }
     }
 }
 
 #[cold]
-fn endpoint(head: &RequestHead<'_>, client: &ClientFacts, now: Now) -> Decision {
+fn endpoint(head: &RequestHead<'_>, client: &ClientFacts, now: Now) -> Decision<'static> {
     // Internal names are decided on the bytes received: any other spelling leads nowhere.
     if head.absolute {
         return refuse(Refusal::new(404, "not_found", "not found"));
@@ -222,7 +200,7 @@ fn load(
     credentials: Credentials,
     wanted: Wanted,
     pass: Option<PassFacts>,
-) -> Decision {
+) -> Decision<'static> {
     let fields = head.to_fields();
     let request = Request {
         key: Bytes::copy_from_slice(key),
@@ -246,7 +224,7 @@ fn pass(
     detail: Option<&'static str>,
     client: &ClientFacts,
     now: Now,
-) -> Decision {
+) -> Decision<'static> {
     let body_bytes_max = edge.limits().body_bytes;
     if matches!(head.body, BodyFraming::Length(bytes) if body_bytes_max > 0 && bytes > body_bytes_max) {
         let refusal = Refusal::new(413, "body_bytes", "the body is too large");
@@ -269,7 +247,7 @@ fn pass(
     }))
 }
 
-fn refuse(refusal: Refusal) -> Decision {
+fn refuse(refusal: Refusal) -> Decision<'static> {
     Decision::Refuse(refusal, Fields::empty(), None)
 }
 

@@ -20,12 +20,12 @@ use pingora::server::ShutdownWatch;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Gone, Limits, RATE_GRACE};
-use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
+use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{Refusal, RequestHead};
 use super::response::{Body, FieldRules, Framing, Http2Head, Response};
-use super::sites::Site;
+use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::fields::Fields;
 use crate::stats::Outcome;
@@ -95,10 +95,11 @@ impl Http2 {
         let digest = session.digest().and_then(|digest| digest.socket_digest.clone());
         let client = ClientFacts::of(digest.as_deref(), true, &self.edge.roles);
         let has_body = !session.is_body_empty();
-        let (decision, exit, log) = self.decide(session.req_header(), has_body, &client, &limits);
+        let sites = self.edge.sites.load_full();
+        let (decision, exit, log) = self.decide(&sites, session.req_header(), has_body, &client, &limits);
         match decision {
             Decision::Hit(mut response, site) => {
-                self.finish_site(&mut session, &mut response, &site, &client, exit, &log, &limits).await;
+                self.finish_site(&mut session, &mut response, site, &client, exit, &log, &limits).await;
             }
             Decision::Load(load) => self.answer_load(session, *load, &client, exit, &log, &limits, shutdown).await,
             Decision::Pass(facts) => self.pass(session, *facts, shutdown).await,
@@ -122,13 +123,14 @@ impl Http2 {
         }
     }
 
-    fn decide(
+    fn decide<'s>(
         &self,
+        sites: &'s Sites,
         request: &RequestHeader,
         has_body: bool,
         client: &ClientFacts,
         limits: &Limits,
-    ) -> (Decision, Exit, LogFacts) {
+    ) -> (Decision<'s>, Exit, LogFacts) {
         let now = self.edge.cache.now();
         let lines: Vec<Header<'_>> = request
             .headers
@@ -143,7 +145,7 @@ impl Http2 {
             });
         match head {
             Ok(head) => {
-                let (decision, exit) = decide(&self.edge, &head, client, now, &mut Scratch::default());
+                let (decision, exit) = decide(&self.edge, sites, &head, client, now, &mut Vec::new());
                 (decision, exit, LogFacts::of(&head))
             }
             Err(refusal) => {

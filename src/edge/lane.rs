@@ -25,13 +25,13 @@ use pingora::server::ShutdownWatch;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received};
-use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
+use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
-use super::response::{Body, Cutter, FieldRules, Framing, Http1Head, Response};
-use super::sites::Site;
+use super::response::{Body, Cutter, FieldRules, Framing, Response};
+use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::fields::Fields;
 use crate::following::Following;
@@ -89,8 +89,8 @@ enum Next {
 }
 
 /// A request as far as it had to be read, for what cannot be answered at once.
-struct Turn {
-    decision: Decision,
+struct Turn<'s> {
+    decision: Decision<'s>,
     exit: Exit,
     framing: BodyFraming,
     /// The request in the one form that goes further; empty where it cannot pass.
@@ -100,10 +100,10 @@ struct Turn {
 
 /// What is decided about a request.
 #[allow(clippy::large_enum_variant)] // The large one is the usual one, and must not be allocated.
-enum Ready {
+enum Ready<'s> {
     /// The answer is in memory and its head is written.
-    Hit(Response, Arc<Site>, Exit),
-    Unusual(Box<Turn>),
+    Hit(Response, &'s Site, Exit),
+    Unusual(Box<Turn<'s>>),
 }
 
 /// What a full session needs of a request.
@@ -123,7 +123,8 @@ struct Sent {
 impl Lane {
     async fn serve(&self, stream: Stream, client: ClientFacts, shutdown: &ShutdownWatch) {
         let mut connection = Connection::new(stream, &[], self.edge.limits());
-        let mut scratch = Scratch::default();
+        let mut sites = arc_swap::Cache::new(&self.edge.sites);
+        let mut key = Vec::new();
         loop {
             let head_bytes = match connection.receive_head(&self.edge.drain, shutdown).await {
                 Received::Head(bytes) => bytes,
@@ -133,7 +134,7 @@ impl Lane {
                     return;
                 }
             };
-            let next = match self.decide(&mut connection, head_bytes, &client, &mut scratch) {
+            let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut key) {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head.len() as u64;
                     let mut pace = Pace::default();
@@ -143,7 +144,7 @@ impl Lane {
                     site.group.stats.client.count(response.outcome, body_bytes);
                     if self.edge.log.wants(sent.is_err()) {
                         let finished = Finished {
-                            site: Some(&site),
+                            site: Some(site),
                             status: response.status,
                             outcome: response.outcome,
                             body_bytes,
@@ -153,7 +154,6 @@ impl Lane {
                         };
                         self.log_unread(&connection, head_bytes, finished);
                     }
-                    scratch.keep_site(site);
                     connection.consume(head_bytes);
                     match sent {
                         Err(_) => return,
@@ -176,22 +176,21 @@ impl Lane {
 
     /// Reads a whole head and decides; the head of a hit's answer is then written. Nothing in here waits.
     #[inline]
-    fn decide(
+    fn decide<'s>(
         &self,
         connection: &mut Connection,
         head_bytes: usize,
         client: &ClientFacts,
-        scratch: &mut Scratch,
-    ) -> Ready {
+        sites: &'s Sites,
+        key: &mut Vec<u8>,
+    ) -> Ready<'s> {
         let now = self.edge.cache.now();
-        let mut out = std::mem::take(&mut connection.head);
         let mut lines: Lines<'_> = lines();
-        let ready = match RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) {
-            Ok(head) => match decide(&self.edge, &head, client, now, scratch) {
+        let (head, out) = connection.read_head(head_bytes, &mut lines);
+        match head {
+            Ok(head) => match decide(&self.edge, sites, &head, client, now, key) {
                 (Decision::Hit(response, site), exit) => {
-                    out.clear();
-                    response.write_head(&site.to_client, now, &mut Http1Head(&mut out));
-                    Http1Head(&mut out).finish(response.framing(), exit.http_11, exit.keep_alive);
+                    response.write_http_1(&site.to_client, now, exit.http_11, exit.keep_alive, out);
                     Ready::Hit(response, site, exit)
                 }
                 (decision, exit) => Ready::Unusual(Box::new(Turn::of(decision, exit, &head))),
@@ -208,16 +207,14 @@ impl Lane {
                     log,
                 }))
             }
-        };
-        connection.head = out;
-        ready
+        }
     }
 
     /// Everything but a hit.
     async fn unusual(
         &self,
         mut connection: Connection,
-        turn: Turn,
+        turn: Turn<'_>,
         client: &ClientFacts,
         shutdown: &ShutdownWatch,
     ) -> Next {
@@ -295,9 +292,7 @@ impl Lane {
         // HTTP/1.0 knows no chunks: the end of the body is the end of the connection.
         let may_stay = exit.http_11 || framing != Framing::Unknown;
         let keep_alive = exit.keep_alive && may_stay && !self.edge.drain.has_begun();
-        connection.head.clear();
-        response.write_head(to_client, self.edge.cache.now(), &mut Http1Head(&mut connection.head));
-        Http1Head(&mut connection.head).finish(framing, exit.http_11, keep_alive);
+        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, &mut connection.head);
         let head_length = connection.head.len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
@@ -486,9 +481,9 @@ impl Lane {
     }
 }
 
-impl Turn {
+impl<'s> Turn<'s> {
     #[cold]
-    fn of(decision: Decision, exit: Exit, head: &RequestHead<'_>) -> Self {
+    fn of(decision: Decision<'s>, exit: Exit, head: &RequestHead<'_>) -> Self {
         let passes = match &decision {
             Decision::Pass(_) => true,
             Decision::Load(load) => load.pass.is_some(),

@@ -26,9 +26,11 @@ use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::{SURROGATE_CAPABILITY, is_safe};
 use crate::invalidate::{Deposit, Passed};
+use crate::permits::Permit;
 use crate::purge::Stamp;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
 use crate::semantics::forward::{Credentials, stays_inside};
+use crate::source::FetchError;
 use crate::stats::Outcome;
 
 /// Where the requests of one group go when they pass.
@@ -176,6 +178,8 @@ pub struct Passing {
     failure: Cow<'static, str>,
     /// The answer to a `POST` on its way into the store.
     deposit: Option<Deposit>,
+    /// Where the origin is limited: the right to be there, until this request has ended.
+    permit: Option<Permit>,
 }
 
 #[async_trait]
@@ -191,6 +195,7 @@ impl ProxyHttp for Pass {
             body_since: None,
             failure: Cow::Borrowed(""),
             deposit: None,
+            permit: None,
         }
     }
 
@@ -220,6 +225,19 @@ impl ProxyHttp for Pass {
     async fn upstream_peer(&self, _session: &mut Session, passing: &mut Passing) -> Result<Box<HttpPeer>> {
         let facts = passing.facts()?;
         let target = facts.site.target.clone().or_err(ErrorType::HTTPStatus(502), "the group has no origin")?;
+        if passing.permit.is_none() {
+            match self.edge.cache.permit(&facts.site.group).await {
+                Ok(permit) => passing.permit = permit,
+                Err(error) => {
+                    let (status, reason) = match error {
+                        FetchError::Refused { status, reason } => (status, reason),
+                        FetchError::Unreachable(reason) | FetchError::Broken(reason) => (503, reason),
+                    };
+                    passing.failure = reason;
+                    return Error::e_explain(ErrorType::HTTPStatus(status), "no permit");
+                }
+            }
+        }
         let chosen = match target.choose(passing.attempts).await {
             Ok(chosen) => chosen,
             Err(reason) => {

@@ -3,12 +3,13 @@
 //! What is not certain is refused, never repaired: two parsers that read one byte string as two different requests are how
 //! requests get smuggled. A refusal closes the connection, because nobody knows where the next request would begin.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 use httparse::Header;
 
 use crate::fields::{Fields, FieldsBuilder, is_field_value, is_token};
-use crate::semantics::target::{Authority, TARGET_BYTES_MAX, Target};
+use crate::semantics::target::{Authority, TARGET_BYTES_MAX, Target, path_of_origin_form};
 
 /// Room for the field lines of one request; lives on the stack of the caller and is not initialised for each request.
 pub type Lines<'a> = [MaybeUninit<Header<'a>>; FIELDS_MAX];
@@ -46,7 +47,10 @@ pub struct RequestHead<'a> {
     pub seen: Seen,
     /// Length of the head in bytes, with the empty line behind it and the one before it.
     pub head_bytes: usize,
+    /// The fields, as far as they are not in `section`.
     lines: &'a [Header<'a>],
+    /// A checked field section that was not taken apart for this request.
+    section: &'a [u8],
 }
 
 /// The method of a request.
@@ -322,22 +326,25 @@ impl<'a> RequestHead<'a> {
             seen: facts.seen,
             head_bytes,
             lines,
+            section: b"",
         })
     }
 
     /// The path, without the query.
+    #[inline]
     pub fn path(&self) -> &'a [u8] {
         &self.target[..self.path_bytes]
     }
 
     /// The query, without its `?`.
+    #[inline]
     pub fn query(&self) -> Option<&'a [u8]> {
         self.target.get(self.path_bytes + 1..)
     }
 
     /// The fields in order, hop-by-hop ones included.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        self.lines.iter().map(|line| (line.name, line.value.trim_ascii()))
+        self.lines.iter().map(|line| (line.name, line.value.trim_ascii())).chain(lines_of_section(self.section))
     }
 
     /// The first value of the field `name`.
@@ -347,8 +354,8 @@ impl<'a> RequestHead<'a> {
 
     /// The fields for which `keep` says so, as a block of their own.
     pub fn fields_where(&self, mut keep: impl FnMut(&str) -> bool) -> Fields {
-        let bytes = self.lines.iter().map(|line| line.name.len() + line.value.len() + 4).sum();
-        let mut builder = FieldsBuilder::with_capacity(bytes);
+        let bytes = self.lines.iter().map(|line| line.name.len() + line.value.len() + 4).sum::<usize>();
+        let mut builder = FieldsBuilder::with_capacity(bytes + self.section.len());
         for (name, value) in self.iter().filter(|(name, _)| keep(name)) {
             // Cannot fail: the gate let only tokens and field values in.
             let _ = builder.push(name.as_bytes(), value);
@@ -360,6 +367,140 @@ impl<'a> RequestHead<'a> {
     pub fn to_fields(&self) -> Fields {
         self.fields_where(|_| true)
     }
+}
+
+/// The field section of the last plain request of a connection, and what was found in it.
+///
+/// Most clients send the same fields with every request of a connection. Equal bytes have one reading, so they are compared
+/// and not read again; the request line is. What is not exactly as usual goes through [`Scan`] and [`RequestHead::parse`].
+#[derive(Debug, Default)]
+pub struct KnownSection {
+    /// From behind the request line to the empty line, that one included; empty when nothing is known.
+    section: Vec<u8>,
+    /// Value of `Host` as it stands in the section.
+    host_start: usize,
+    host_bytes: usize,
+    /// The host in lower case, and the port.
+    site: String,
+    port: Option<u16>,
+    keep_alive: bool,
+    seen: Seen,
+    /// The request line before a section that was found to be the known one.
+    found: Option<PlainLine>,
+}
+
+/// A request line with `GET` or `HEAD`, an ordinary target and version 1.1.
+#[derive(Clone, Copy, Debug)]
+struct PlainLine {
+    head_only: bool,
+    /// With its end.
+    line_bytes: usize,
+    target_bytes: usize,
+    path_bytes: usize,
+}
+
+impl KnownSection {
+    /// Length of the head at the beginning of `read` if its request line is a plain one and its field section the known one:
+    /// what [`Scan::advance`] and [`RequestHead::parse`] would say of it needs neither. `header_bytes_max` is as there.
+    #[inline]
+    pub fn find(&mut self, read: &[u8], header_bytes_max: usize) -> Option<usize> {
+        self.found = None;
+        if self.section.is_empty() {
+            return None;
+        }
+        let line_bytes = memchr::memchr(b'\n', read)? + 1;
+        let head_bytes = line_bytes + self.section.len();
+        if read.get(line_bytes..head_bytes)? != self.section || head_bytes > header_bytes_max {
+            return None;
+        }
+        self.found = Some(PlainLine::read(&read[..line_bytes])?);
+        Some(head_bytes)
+    }
+
+    /// As [`RequestHead::parse`], for the head that [`KnownSection::find`] or, if that did not, [`Scan`] has found last.
+    ///
+    /// # Errors
+    /// As [`RequestHead::parse`].
+    #[inline]
+    pub fn read<'a>(&'a mut self, head: &'a [u8], lines: &'a mut Lines<'a>) -> Result<RequestHead<'a>, Refusal> {
+        if let Some(line) = self.found.take() {
+            let target_start = line.line_bytes - line.target_bytes - PlainLine::END.len();
+            return Ok(RequestHead {
+                method: if line.head_only { Method::Head } else { Method::Get },
+                target: &head[target_start..target_start + line.target_bytes],
+                path_bytes: line.path_bytes,
+                absolute: false,
+                http_11: true,
+                http_2: false,
+                host: &self.section[self.host_start..self.host_start + self.host_bytes],
+                authority: Some(Authority { host: Cow::Borrowed(&self.site), port: self.port }),
+                keep_alive: self.keep_alive,
+                body: BodyFraming::None,
+                seen: self.seen,
+                head_bytes: head.len(),
+                lines: &[],
+                section: &self.section,
+            });
+        }
+        let head_read = RequestHead::parse(head, lines)?;
+        self.learn(head, &head_read);
+        Ok(head_read)
+    }
+
+    /// Gives the memory back.
+    pub fn forget(&mut self) {
+        *self = KnownSection::default();
+    }
+
+    /// Remembers the section of a request that has no body.
+    fn learn(&mut self, bytes: &[u8], head: &RequestHead<'_>) {
+        self.section.clear();
+        let (BodyFraming::None, true, Some(authority)) = (head.body, head.http_11, &head.authority) else { return };
+        let Some(line_feed) = memchr::memchr(b'\n', bytes).filter(|&line_feed| line_feed > 1) else { return };
+        let section = &bytes[line_feed + 1..];
+        // Where in the section the gate found it.
+        let Some(host_start) = (head.host.as_ptr() as usize).checked_sub(section.as_ptr() as usize) else { return };
+        if section.len() > SECTION_BYTES_MAX || section.get(host_start..host_start + head.host.len()) != Some(head.host)
+        {
+            return;
+        }
+        self.section.extend_from_slice(section);
+        (self.host_start, self.host_bytes) = (host_start, head.host.len());
+        self.site.clear();
+        self.site.push_str(&authority.host);
+        self.port = authority.port;
+        self.keep_alive = head.keep_alive;
+        self.seen = head.seen;
+    }
+}
+
+impl PlainLine {
+    const END: &[u8] = b" HTTP/1.1\r\n";
+
+    /// Reads a whole line; `None` of anything else.
+    #[inline]
+    fn read(line: &[u8]) -> Option<Self> {
+        let (head_only, rest) = match line {
+            [b'G', b'E', b'T', b' ', rest @ ..] => (false, rest),
+            [b'H', b'E', b'A', b'D', b' ', rest @ ..] => (true, rest),
+            _ => return None,
+        };
+        let target = rest.strip_suffix(PlainLine::END)?;
+        let path_bytes = path_of_origin_form(target).ok()?;
+        Some(PlainLine { head_only, line_bytes: line.len(), target_bytes: target.len(), path_bytes })
+    }
+}
+
+/// The lines of a section that the gate let in.
+fn lines_of_section<'a>(section: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+    let mut rest = section;
+    std::iter::from_fn(move || {
+        let end = memchr::memchr(b'\r', rest)?;
+        let line = &rest[..end];
+        rest = rest.get(end + 2..)?;
+        let colon = memchr::memchr(b':', line)?;
+        Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
+    })
 }
 
 /// What one pass over the field lines finds.
@@ -512,6 +653,9 @@ fn split_target<'a>(raw: &'a [u8], host: Option<&Authority<'_>>) -> Result<(&'a 
 
 /// More fields than this are refused: browsers send about twenty.
 pub const FIELDS_MAX: usize = 100;
+
+/// A longer field section is read anew each time: it costs memory on every busy connection.
+const SECTION_BYTES_MAX: usize = 2048;
 
 /// Method, target and version of the longest request line.
 const REQUEST_LINE_BYTES_MAX: usize = TARGET_BYTES_MAX + 64;
@@ -723,6 +867,64 @@ mod tests {
         }
     }
 
+    /// What a connection says of a head, with what it knows and without.
+    fn read_twice(known: &mut KnownSection, request: &[u8], header_bytes_max: usize) -> (String, String) {
+        let shown = |head: Result<RequestHead<'_>, Refusal>| match head {
+            Ok(head) => {
+                let facts = (head.method, head.target, head.path_bytes, head.absolute, head.http_11, head.http_2);
+                let site = (head.host, &head.authority, head.keep_alive, head.body, head.seen, head.head_bytes);
+                format!("{facts:?} {site:?} {:?}", head.iter().collect::<Vec<_>>())
+            }
+            Err(refusal) => refusal.to_string(),
+        };
+        let (mut some_lines, mut other_lines) = (lines(), lines());
+        let plain = Scan::default().advance(request, header_bytes_max);
+        let with = match known.find(request, header_bytes_max).map_or(plain, |bytes| Ok(Some(bytes))) {
+            Ok(Some(bytes)) => format!("{bytes} {}", shown(known.read(&request[..bytes], &mut some_lines))),
+            other => format!("{other:?}"),
+        };
+        let without = match plain {
+            Ok(Some(bytes)) => format!("{bytes} {}", shown(RequestHead::parse(&request[..bytes], &mut other_lines))),
+            other => format!("{other:?}"),
+        };
+        (with, without)
+    }
+
+    const SECTION: &str = "Host: Example.org:81\r\nAccept:  x \r\nempty:\r\nCookie: a=b\r\n\r\n";
+
+    #[test]
+    fn a_known_section_is_read_as_before() {
+        let mut known = KnownSection::default();
+        assert_eq!(known.find(b"GET / HTTP/1.1\r\n\r\n", 100), None);
+        for (line, found) in [
+            ("GET /a HTTP/1.1\r\n", false),
+            ("GET /b?c HTTP/1.1\r\n", true),
+            ("HEAD /%41.jpg HTTP/1.1\r\n", true),
+            ("POST / HTTP/1.1\r\n", false),
+            ("GET / HTTP/1.0\r\n", false),
+            ("GET / HTTP/1.1\r\n", false),
+            ("GET / HTTP/1.1\n", false),
+            ("\r\n", false),
+            ("\r\nGET / HTTP/1.1\r\n", false),
+            ("GET / HTTP/1.1\r\nX: y\r\n", false),
+            ("GET / HTTP/1.1\r\n", false),
+            ("GET /.. HTTP/1.1\r\n", false),
+            ("GET http://example.org:81/ HTTP/1.1\r\n", false),
+            ("GET / HTTP/1.1\r\n", true),
+        ] {
+            let request = format!("{line}{SECTION}GET /next");
+            assert_eq!(known.find(request.as_bytes(), 4096).is_some(), found, "{line:?}");
+            let (with, without) = read_twice(&mut known, request.as_bytes(), 4096);
+            assert_eq!(with, without, "{line:?}");
+        }
+        let request = format!("GET / HTTP/1.1\r\n{SECTION}");
+        assert_eq!(known.find(request.as_bytes(), request.len()), Some(request.len()));
+        assert_eq!(known.find(request.as_bytes(), request.len() - 1), None);
+        assert_eq!(known.find(&request.as_bytes()[..request.len() - 1], 4096), None);
+        known.forget();
+        assert_eq!(known.find(request.as_bytes(), 4096), None);
+    }
+
     #[test]
     fn fields_become_a_block_only_when_asked() {
         let mut lines = lines();
@@ -752,6 +954,21 @@ mod tests {
                 }
             }
             prop_assert_eq!(found, Some(request.len()));
+        }
+
+        /// Whatever came before on a connection, a head is read as if it were the first.
+        #[test]
+        fn what_is_known_changes_no_reading(
+            before in prop::sample::select(&[SECTION, "Host: a\r\n\r\n", "Host: a\r\nContent-Length: 2\r\n\r\n"][..]),
+            section in prop::sample::select(&[SECTION, "Host: a\r\n\r\n", "\r\n"][..]),
+            line in "(GET|HEAD|PUT) (/|/a\\.|/\\.|\\?|%2e|x|\\\\|\u{e4}){1,5} HTTP/1\\.[01]\r?\n",
+            header_bytes_max in 40usize..200,
+        ) {
+            let mut known = KnownSection::default();
+            for request in [format!("GET / HTTP/1.1\r\n{before}"), format!("{line}{section}"), format!("{line}{section}")] {
+                let (with, without) = read_twice(&mut known, request.as_bytes(), header_bytes_max);
+                prop_assert_eq!(with, without);
+            }
         }
 
         #[test]

@@ -30,6 +30,12 @@ use crate::stats::Outcome;
 pub struct Wanted {
     /// The method is `HEAD`: the same head, no body.
     pub head_only: bool,
+    exceptional: Option<Box<Exceptional>>,
+}
+
+/// Conditions and ranges of a request.
+#[derive(Clone, Debug)]
+struct Exceptional {
     conditions: Preconditions,
     ranges: Option<(RangeSet, IfRange)>,
 }
@@ -51,11 +57,10 @@ impl Wanted {
     /// What a request with these fields wants.
     pub fn of_fields(head_only: bool, fields: &Fields) -> Self {
         let method = if head_only { http::Method::HEAD } else { http::Method::GET };
-        Wanted {
-            head_only,
-            conditions: Preconditions::parse(fields),
-            ranges: RangeSet::parse(&method, fields).map(|ranges| (ranges, IfRange::parse(fields))),
-        }
+        let conditions = Preconditions::parse(fields);
+        let ranges = RangeSet::parse(&method, fields).map(|ranges| (ranges, IfRange::parse(fields)));
+        let exceptional = !conditions.is_empty() || ranges.is_some();
+        Wanted { head_only, exceptional: exceptional.then(|| Box::new(Exceptional { conditions, ranges })) }
     }
 }
 
@@ -69,16 +74,19 @@ pub struct Response {
     pub detail: Cow<'static, str>,
     selection: Selection,
     content: Content,
-    report: Report,
+    /// `None`: nothing but what [`Response::hot`] says.
+    report: Option<Box<Report>>,
+    /// Whether the entry is a hot copy.
+    hot: bool,
     head_only: bool,
 }
 
-/// Where head and body come from.
+/// Where head and body come from. A hit is moved about, and the others are boxed, to be small.
 enum Content {
     Entry(Arc<Entry>),
-    Stream(Arc<Head>, Following),
+    Stream(Box<(Arc<Head>, Following)>),
     /// An answer of our own: plain text, and fields beside the usual ones.
-    Own(Fields, Bytes),
+    Own(Box<(Fields, Bytes)>),
 }
 
 /// Which part of a representation is sent.
@@ -137,14 +145,15 @@ impl Response {
     /// The answer of a fresh hit.
     #[inline]
     pub fn hit(entry: Arc<Entry>, hot: bool, wanted: &Wanted) -> Self {
-        let report = Report { detail: hot.then_some("hot"), ..Report::default() };
-        Self::of_entry(entry, Outcome::Hit, report, wanted)
+        Self::of_entry(entry, Outcome::Hit, None, hot, wanted)
     }
 
     /// The answer that the cache gave; `None` when the request has to pass through, with the reason.
     pub fn of_answer(answer: Answer, wanted: &Wanted, now: Now) -> Result<Self, &'static str> {
         match answer.payload {
-            Payload::Entry(entry) => Ok(Self::of_entry(entry, answer.outcome, answer.report, wanted)),
+            Payload::Entry(entry) => {
+                Ok(Self::of_entry(entry, answer.outcome, Some(Box::new(answer.report)), false, wanted))
+            }
             Payload::Stream(head, reader) => {
                 let selection = select(wanted, head.status, &head.fields, &head.validators, head.content_length);
                 Ok(Response {
@@ -152,15 +161,16 @@ impl Response {
                     outcome: answer.outcome,
                     detail: Cow::Borrowed(""),
                     selection,
-                    content: Content::Stream(head, reader),
-                    report: answer.report,
+                    content: Content::Stream(Box::new((head, reader))),
+                    report: Some(Box::new(answer.report)),
+                    hot: false,
                     head_only: wanted.head_only,
                 })
             }
             Payload::Pass(reason) => Err(reason),
             Payload::Failure { status, reason } => {
                 let mut response = Self::own(status, reason, Fields::empty(), wanted.head_only, now);
-                response.report = answer.report;
+                response.report = Some(Box::new(answer.report));
                 Ok(response)
             }
         }
@@ -186,8 +196,9 @@ impl Response {
             outcome: Outcome::Error,
             detail: reason,
             selection: Selection::Whole,
-            content: Content::Own(builder.finish(), text),
-            report: Report::default(),
+            content: Content::Own(Box::new((builder.finish(), text))),
+            report: None,
+            hot: false,
             head_only,
         }
     }
@@ -199,14 +210,15 @@ impl Response {
             outcome: Outcome::Hit,
             detail: Cow::Borrowed(""),
             selection: Selection::Whole,
-            content: Content::Own(fields, body),
-            report: Report::default(),
+            content: Content::Own(Box::new((fields, body))),
+            report: None,
+            hot: false,
             head_only,
         }
     }
 
     #[inline]
-    fn of_entry(entry: Arc<Entry>, outcome: Outcome, report: Report, wanted: &Wanted) -> Self {
+    fn of_entry(entry: Arc<Entry>, outcome: Outcome, report: Option<Box<Report>>, hot: bool, wanted: &Wanted) -> Self {
         let selection = select(wanted, entry.status, &entry.fields, &entry.validators, Some(entry.body.len()));
         Response {
             status: selection.status(entry.status),
@@ -215,7 +227,19 @@ impl Response {
             selection,
             content: Content::Entry(entry),
             report,
+            hot,
             head_only: wanted.head_only,
+        }
+    }
+
+    fn report(&self) -> &Report {
+        const PLAIN: Report =
+            Report { forward: None, forward_status: None, collapsed: false, stored: false, detail: None, owner: None };
+        const HOT: Report = Report { detail: Some("hot"), ..PLAIN };
+        match &self.report {
+            Some(report) => report,
+            None if self.hot => &HOT,
+            None => &PLAIN,
         }
     }
 
@@ -232,13 +256,59 @@ impl Response {
                 Framing::Length(0)
             }
             (Selection::Whole, Content::Entry(entry)) => Framing::Length(entry.body.len()),
-            (Selection::Whole, Content::Own(_, text)) => Framing::Length(text.len() as u64),
-            (Selection::Whole, Content::Stream(head, _)) => match head.content_length {
+            (Selection::Whole, Content::Own(own)) => Framing::Length(own.1.len() as u64),
+            (Selection::Whole, Content::Stream(stream)) => match stream.0.content_length {
                 Some(bytes) => Framing::Length(bytes),
                 None if self.head_only => Framing::None,
                 None => Framing::Unknown,
             },
         }
+    }
+
+    /// Writes the whole head for HTTP/1 in place of what is in `out`.
+    #[inline]
+    pub fn write_http_1(&self, to_client: &FieldRules, now: Now, http_11: bool, keep_alive: bool, out: &mut Vec<u8>) {
+        out.clear();
+        if let (Content::Entry(entry), Selection::Whole, Framing::Length(bytes), None, Outcome::Hit) =
+            (&self.content, &self.selection, self.framing(), &self.report, self.outcome)
+            && to_client.is_empty()
+            && let Ok(remaining_milliseconds) = u64::try_from(entry.freshness.remaining(now))
+            && remaining_milliseconds <= CENTURY_MILLISECONDS
+        {
+            let ttl_seconds = remaining_milliseconds / 1000;
+            return self.write_plain_hit(entry, bytes, ttl_seconds, now, http_11, keep_alive, out);
+        }
+        self.write_head(to_client, now, &mut Http1Head(out));
+        Http1Head(out).finish(self.framing(), http_11, keep_alive);
+    }
+
+    /// The same bytes for the usual hit, in as few pieces as can be.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn write_plain_hit(
+        &self,
+        entry: &Entry,
+        bytes: u64,
+        ttl_seconds: u64,
+        now: Now,
+        http_11: bool,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) {
+        out.reserve(entry.fields.len() + HEAD_BYTES_BESIDE_FIELDS);
+        Http1Head(out).status(self.status);
+        out.extend_from_slice(entry.fields.as_bytes());
+        out.extend_from_slice(b"Age: ");
+        put_decimal(entry.freshness.age(now).as_secs(), out);
+        out.extend_from_slice(b"\r\nCache-Status: groupcache-proxy; hit; ttl=");
+        put_decimal(ttl_seconds, out);
+        if self.hot {
+            out.extend_from_slice(b"; detail=hot");
+        }
+        out.extend_from_slice(b"\r\nVia: 1.1 groupcache-proxy\r\nContent-Length: ");
+        put_decimal(bytes, out);
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(end_of_head(http_11, keep_alive));
     }
 
     /// Writes status and all fields but those that delimit the body.
@@ -247,8 +317,8 @@ impl Response {
         out.status(self.status);
         let (fields, freshness) = match &self.content {
             Content::Entry(entry) => (&entry.fields, Some(&entry.freshness)),
-            Content::Stream(head, _) => (&head.fields, Some(&head.freshness)),
-            Content::Own(fields, _) => (fields, None),
+            Content::Stream(stream) => (&stream.0.fields, Some(&stream.0.freshness)),
+            Content::Own(own) => (&own.0, None),
         };
         match (&self.selection, freshness) {
             (Selection::Whole | Selection::Part(..), Some(_)) if to_client.is_empty() => out.block(fields),
@@ -317,7 +387,7 @@ impl Response {
             _ => {}
         }
         // A response that came straight from its origin for this request has no age (RFC 9111 section 5.1).
-        let first_hand = matches!(self.outcome, Outcome::Miss) && self.report.owner.is_none();
+        let first_hand = matches!(self.outcome, Outcome::Miss) && self.report().owner.is_none();
         let age_seconds = freshness.age(now).as_secs();
         if !first_hand || age_seconds > 0 {
             out.line("Age", Decimal::of(age_seconds).as_bytes());
@@ -326,13 +396,14 @@ impl Response {
 
     #[inline]
     fn write_cache_status(&self, freshness: Option<&Freshness>, now: Now, out: &mut impl HeadWriter) {
+        let report = self.report();
         let ttl_seconds = freshness.map(|freshness| freshness.remaining(now).div_euclid(1000));
-        let handling = match self.report.forward {
+        let handling = match report.forward {
             Some(word) => Handling::Forwarded {
                 reason: forward_reason(word),
-                status: self.report.forward_status,
-                stored: self.report.stored,
-                collapsed: self.report.collapsed,
+                status: report.forward_status,
+                stored: report.stored,
+                collapsed: report.collapsed,
             },
             None if freshness.is_some() => Handling::Hit,
             None => Handling::Own,
@@ -341,13 +412,13 @@ impl Response {
             Handling::Forwarded { stored: false, .. } => None,
             _ => ttl_seconds,
         };
-        let detail = match (&self.content, self.report.detail) {
+        let detail = match (&self.content, report.detail) {
             (_, Some(detail)) => Some(detail),
-            (Content::Own(..), None) if self.outcome == Outcome::Error => Some(&*self.detail),
+            (Content::Own(_), None) if self.outcome == Outcome::Error => Some(&*self.detail),
             _ => None,
         };
         out.line_with("Cache-Status", |value| {
-            if let Some(owner) = &self.report.owner {
+            if let Some(owner) = &report.owner {
                 let forwarded = Handling::Forwarded {
                     reason: ForwardReason::Miss,
                     status: None,
@@ -367,8 +438,8 @@ impl Response {
     #[inline]
     pub fn body(&mut self) -> Body<'_> {
         if self.is_stream() && !self.head_only && !matches!(self.framing(), Framing::None | Framing::Length(0)) {
-            let Content::Stream(_, reader) = &mut self.content else { return Body::None };
-            return Body::Stream(reader, Cutter::of(&self.selection));
+            let Content::Stream(stream) = &mut self.content else { return Body::None };
+            return Body::Stream(&mut stream.1, Cutter::of(&self.selection));
         }
         self.segments().map_or(Body::None, Body::Segments)
     }
@@ -380,7 +451,7 @@ impl Response {
             return None;
         }
         match &self.content {
-            Content::Own(_, text) => Some(Cow::Owned(vec![text.clone()])),
+            Content::Own(own) => Some(Cow::Borrowed(std::slice::from_ref(&own.1))),
             Content::Entry(entry) => Some(match &self.selection {
                 Selection::Part(range, _) => Cow::Owned(cut(&entry.body, *range)),
                 Selection::Parts(parts) => {
@@ -394,13 +465,13 @@ impl Response {
                 }
                 _ => Cow::Borrowed(entry.body.segments()),
             }),
-            Content::Stream(..) => None,
+            Content::Stream(_) => None,
         }
     }
 
     /// Whether the body is still arriving.
     pub fn is_stream(&self) -> bool {
-        matches!(self.content, Content::Stream(..))
+        matches!(self.content, Content::Stream(_))
     }
 }
 
@@ -426,15 +497,15 @@ fn select(
     validators: &StoredValidators,
     length: Option<u64>,
 ) -> Selection {
-    if wanted.conditions.is_empty() && wanted.ranges.is_none() {
-        return Selection::Whole;
+    match &wanted.exceptional {
+        None => Selection::Whole,
+        Some(wanted) => select_exceptional(wanted, status, fields, validators, length),
     }
-    select_exceptional(wanted, status, fields, validators, length)
 }
 
 #[cold]
 fn select_exceptional(
-    wanted: &Wanted,
+    wanted: &Exceptional,
     status: u16,
     fields: &Fields,
     validators: &StoredValidators,
@@ -577,13 +648,32 @@ impl Http1Head<'_> {
             Framing::Unknown if http_11 => self.0.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
             Framing::Unknown => {}
         }
-        self.0.extend_from_slice(match (http_11, keep_alive) {
-            (true, true) => b"\r\n",
-            (_, false) => b"Connection: close\r\n\r\n",
-            (false, true) => b"Connection: keep-alive\r\n\r\n",
-        });
+        self.0.extend_from_slice(end_of_head(http_11, keep_alive));
     }
 }
+
+#[inline]
+fn end_of_head(http_11: bool, keep_alive: bool) -> &'static [u8] {
+    match (http_11, keep_alive) {
+        (true, true) => b"\r\n",
+        (_, false) => b"Connection: close\r\n\r\n",
+        (false, true) => b"Connection: keep-alive\r\n\r\n",
+    }
+}
+
+#[inline]
+fn put_decimal(number: u64, out: &mut Vec<u8>) {
+    match number {
+        0..10 => out.push(b'0' + number as u8),
+        _ => out.extend_from_slice(Decimal::of(number).as_bytes()),
+    }
+}
+
+/// Longer lifetimes are for the general form, which knows the largest integer of a structured field.
+const CENTURY_MILLISECONDS: u64 = 100 * 366 * 86_400 * 1000;
+
+/// More than status line and our own fields of a hit take.
+const HEAD_BYTES_BESIDE_FIELDS: usize = 320;
 
 impl HeadWriter for Http1Head<'_> {
     #[inline]
@@ -793,6 +883,30 @@ mod tests {
     }
 
     #[test]
+    fn the_short_way_of_a_hit_writes_what_the_general_one_writes() {
+        let rules = [FieldRules::default(), FieldRules { removed: vec!["etag".into()], ..FieldRules::default() }];
+        for status in [200, 203, 204, 301, 404, 503] {
+            for request in [&[][..], &[("Range", "bytes=1-2")], &[("If-None-Match", "\"e\"")]] {
+                for (hot, head_only) in [(false, false), (true, false), (false, true)] {
+                    let wanted = Wanted::of_fields(head_only, &fields(request));
+                    for age_seconds in [0, 9, 10, 59, 60, 61, 1234] {
+                        let response = Response::hit(entry_of(status, stored(), &["abc", "d"]), hot, &wanted);
+                        for (http_11, keep_alive) in [(true, true), (true, false), (false, true), (false, false)] {
+                            for rules in &rules {
+                                let (now, mut short, mut general) = (later(age_seconds), b"old".to_vec(), Vec::new());
+                                response.write_http_1(rules, now, http_11, keep_alive, &mut short);
+                                response.write_head(rules, now, &mut Http1Head(&mut general));
+                                Http1Head(&mut general).finish(response.framing(), http_11, keep_alive);
+                                assert_eq!(String::from_utf8(short), String::from_utf8(general));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn conditions_and_ranges_of_a_stored_response() {
         // request; status, content-range or -, content-length, body
         type Row<'a> = (&'a [(&'a str, &'a str)], u16, &'a str, &'a str, &'a str);
@@ -925,7 +1039,13 @@ mod tests {
                 "groupcache-proxy/owner; fwd=miss, groupcache-proxy; fwd=miss",
             ),
         ] {
-            let response = Response::of_entry(entry_of(200, stored(), &["a"]), outcome, report, &Wanted::default());
+            let response = Response::of_entry(
+                entry_of(200, stored(), &["a"]),
+                outcome,
+                Some(Box::new(report)),
+                false,
+                &Wanted::default(),
+            );
             let head = head_of(&response, &FieldRules::default(), later(age_seconds));
             let said = head.lines().find_map(|line| line.strip_prefix("Cache-Status: ")).unwrap();
             assert_eq!(said, expected);

@@ -107,6 +107,7 @@ impl Node {
             cookies_pass: setup.cookies_pass,
             object_bytes_max: 16 << 20,
             fill_timeout: Duration::from_secs(300),
+            limit: None,
             source: Arc::new(origin.clone()),
             stats: Arc::new(GroupStats::default()),
         });

@@ -231,12 +231,14 @@ impl Freshness {
     }
 
     /// `current_age` of section 4.2.3. The `Age` field holds its whole seconds.
+    #[inline]
     pub fn age(&self, now: Now) -> Duration {
         Duration::from_millis(self.age_milliseconds(now))
     }
 
     /// Milliseconds until the entry is stale; zero or less once it is. `ttl` of `Cache-Status` is its whole seconds,
     /// rounded down.
+    #[inline]
     pub fn remaining(&self, now: Now) -> i64 {
         let remaining = i128::from(self.lifetime_milliseconds) - i128::from(self.age_milliseconds(now));
         remaining.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
@@ -265,6 +267,7 @@ impl Freshness {
     /// Whether the entry answers a request with these directives (section 4.2.4, RFC 5861, RFC 8246).
     ///
     /// The rules are those of now: the three stale times are read when serving.
+    #[inline]
     pub fn verdict(&self, rules: &Rules, request: &RequestDirectives, now: Now) -> Verdict {
         let age = self.age_milliseconds(now);
         let fresh = age < self.lifetime_milliseconds;
@@ -338,6 +341,7 @@ impl Freshness {
         Verdict::Revalidate { reason, if_error, if_slow: slow.then_some(rules.stale_if_slow) }
     }
 
+    #[inline]
     fn age_milliseconds(&self, now: Now) -> u64 {
         let resident = milliseconds(now.monotonic).saturating_sub(self.received_milliseconds);
         self.initial_age_milliseconds.saturating_add(resident)
@@ -377,8 +381,9 @@ fn jittered(lifetime: u64, age: u64, percent: f64, random: f64) -> u64 {
     lifetime - (taken as u64).min(remaining)
 }
 
+#[inline]
 fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1000).saturating_add(u64::from(duration.subsec_millis()))
 }
 
 fn seconds(seconds: u32) -> u64 {

@@ -6,7 +6,7 @@ use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
 use super::invalidation::{self, Target};
 use super::rules::{Rules, SetCookie};
 use crate::clock::Now;
-use crate::fields::Fields;
+use crate::fields::{Fields, is_token};
 
 /// One request that went to the origin and the head that came back.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ pub enum WhyNotStored {
     Private,
     /// The response sets a cookie, and the rules keep such responses private.
     SetCookie,
-    /// `Vary: *` matches no other request (section 4.1).
+    /// `Vary: *`, or a `Vary` that cannot be read, matches no other request (section 4.1).
     VaryAny,
     /// The request carried `Authorization` and the response does not allow sharing (section 3.5).
     Authorization,
@@ -253,8 +253,10 @@ pub(super) fn is_cookie(name: &str) -> bool {
     matches!(name, "set-cookie" | "set-cookie2")
 }
 
+/// Whether `Vary` has a star, or a member that is no field name: then nobody knows what it asks to be compared.
 fn varies_on_everything(received: &Fields) -> bool {
-    received.get_all("vary").flat_map(|line| line.split(|byte| *byte == b',')).any(|name| name.trim_ascii() == b"*")
+    let members = received.get_all("vary").flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    members.filter(|member| !member.is_empty()).any(|member| member == b"*" || !is_token(member))
 }
 
 /// Names in `Connection`, lower case. Fields for every recipient must not be named there (RFC 9110 section 7.6.1); one

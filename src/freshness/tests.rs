@@ -358,6 +358,8 @@ fn prohibitions_and_permissions() {
             ("5.2.2.3", &["Cache-Control: no-store, must-understand, max-age=60"], 0, "fresh"),
             ("5.2.2.3 badly written", &["Cache-Control: no-store, must-understand=1, max-age=60"], 0, "no_store"),
             ("4.1", &["Cache-Control: max-age=60", "Vary: a, *"], 0, "vary_any"),
+            ("4.1, which of them cannot be read", &["Cache-Control: max-age=60", "Vary: a b"], 0, "vary_any"),
+            ("4.1, the same", &["Cache-Control: max-age=60", "Vary: a, \"b, c\""], 0, "vary_any"),
             ("4.1", &["Cache-Control: max-age=60", "Vary: a", "Vary: b"], 0, "fresh"),
             ("7.3 shared", &["Cache-Control: max-age=60", "Set-Cookie: a=b"], 0, "fresh"),
         ],

@@ -13,7 +13,7 @@ use crate::source::{Ask, FetchError, Method};
 
 /// The head of a final answer after all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub struct Head {
     /// 200 to 599.
     pub status: u16,
     /// End-to-end fields in the order received, without `Content-Length`.
@@ -26,7 +26,7 @@ pub(super) struct Head {
 
 /// What the request allows an answer to be.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Asked {
+pub struct Asked {
     /// Only the head was asked for.
     pub head_only: bool,
     /// A range was asked for: 206 and 416 are answers.
@@ -47,17 +47,23 @@ impl Asked {
 
 /// How the status line was framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wire {
+pub enum Wire {
+    /// By a version of HTTP/1 before 1.1, where nothing is in chunked coding.
     Http10,
+    /// By HTTP/1.1.
     Http11,
+    /// By HTTP/2, which frames bodies itself.
     Http2,
 }
 
 /// Longest head, in bytes, that an origin may send (hardening rule FRM 11).
-pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Checks the head of an HTTP/1 answer as it stood on the wire, status line included.
-pub(super) fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result<Head, FetchError> {
+///
+/// # Errors
+/// [`FetchError::Refused`]: the answer could be read in two ways, or was not asked for.
+pub fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result<Head, FetchError> {
     if block.len() > HEAD_BYTES_MAX {
         return Err(refused("the origin's header is too large"));
     }
@@ -81,7 +87,10 @@ pub(super) fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) ->
 }
 
 /// Checks the head of an HTTP/2 answer.
-pub(super) fn from_map(headers: &HeaderMap, status: u16, asked: Asked) -> Result<Head, FetchError> {
+///
+/// # Errors
+/// As [`from_block`].
+pub fn from_map(headers: &HeaderMap, status: u16, asked: Asked) -> Result<Head, FetchError> {
     let lines: Vec<(&[u8], &[u8])> =
         headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())).collect();
     if lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>() > HEAD_BYTES_MAX {

@@ -205,8 +205,18 @@ impl Inner {
             let Some(index) = choose(&self.upstreams, self.settings.balance, turn, &tried) else { break };
             tried.push(index);
             let upstream = &self.upstreams[index];
+            if !upstream.admits() {
+                outcome = Err(FetchError::unreachable("the origin failed several times in a row"));
+                continue;
+            }
             upstream.count_request();
             outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask).await;
+            match &outcome {
+                Ok(_) => upstream.answered(true),
+                Err(FetchError::Unreachable(_) | FetchError::Refused { status: 504, .. }) => upstream.answered(false),
+                // A malformed answer is one: else one bad page, asked for again and again, would close the way to all.
+                Err(_) => {}
+            }
             if outcome.is_err() {
                 upstream.count_error();
             }

@@ -5,7 +5,7 @@
 
 mod body;
 mod directory;
-mod head;
+pub mod head;
 mod http;
 mod settings;
 mod upstream;

@@ -44,11 +44,19 @@ pub enum UpstreamState {
     Failing,
     /// The last probe failed: only when no other server is up.
     Down,
+    /// It failed [`FAILURES_IN_A_ROW`] times in a row: one request in [`TRIAL_INTERVAL`] is let through until one is answered.
+    Broken,
 }
 
 /// How long a server is passed over after a failed connection. Long enough that a dead server costs little, short enough that
 /// nobody notices that it came back (guess).
 pub const FAILING_FOR: Duration = Duration::from_secs(1);
+
+/// So many requests without an answer, one after the other, open the circuit breaker of a server (guess: fewer would be chance).
+pub const FAILURES_IN_A_ROW: u32 = 5;
+
+/// How often a request is let through to a server whose circuit breaker is open, to see whether it answers again.
+pub const TRIAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest wait for a name: two tries of five seconds are the resolver's own default, and nobody should wait for both.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,11 +85,19 @@ pub(super) struct Upstream {
     /// Index of the address that worked last.
     preferred: AtomicUsize,
     failing_until: Mutex<Option<Instant>>,
+    breaker: Mutex<Breaker>,
     probed_down: AtomicBool,
     requests: AtomicU64,
     errors: AtomicU64,
     connect_failures: AtomicU64,
     in_flight: AtomicUsize,
+}
+
+/// The circuit breaker of a server that does not answer: those who ask it anyway would only wait for their timeouts.
+#[derive(Debug, Default)]
+struct Breaker {
+    failures_in_a_row: u32,
+    next_trial: Option<Instant>,
 }
 
 /// The addresses of a server, and how long they are good.
@@ -106,6 +122,7 @@ impl Upstream {
             looking_up: tokio::sync::Mutex::new(()),
             preferred: AtomicUsize::new(0),
             failing_until: Mutex::new(None),
+            breaker: Mutex::default(),
             probed_down: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -207,11 +224,44 @@ impl Upstream {
         }
     }
 
+    /// Whether a request may go there: always, but for a server that failed several times in a row.
+    pub(super) fn admits(&self) -> bool {
+        let mut breaker = self.breaker.lock();
+        if breaker.failures_in_a_row < FAILURES_IN_A_ROW {
+            return true;
+        }
+        let now = Instant::now();
+        let due = breaker.next_trial.is_none_or(|next_trial| next_trial <= now);
+        if due {
+            breaker.next_trial = Some(now + TRIAL_INTERVAL);
+        }
+        due
+    }
+
+    /// Records whether a request got an answer, of whatever status.
+    pub(super) fn answered(&self, answered: bool) {
+        let changed = {
+            let mut breaker = self.breaker.lock();
+            let before = breaker.failures_in_a_row;
+            breaker.failures_in_a_row = if answered { 0 } else { before.saturating_add(1) };
+            if breaker.failures_in_a_row == FAILURES_IN_A_ROW {
+                breaker.next_trial = Some(Instant::now() + TRIAL_INTERVAL);
+            }
+            (before < FAILURES_IN_A_ROW) != (breaker.failures_in_a_row < FAILURES_IN_A_ROW)
+        };
+        match (changed, answered) {
+            (true, true) => tracing::info!(origin = %self.url, "origin answers again"),
+            (true, false) => tracing::warn!(origin = %self.url, "origin failed {FAILURES_IN_A_ROW} times in a row"),
+            _ => {}
+        }
+    }
+
     /// Records what a probe found.
     pub(super) fn probed(&self, up: bool) {
         let was_down = self.probed_down.swap(!up, Ordering::Relaxed);
         if up {
             *self.failing_until.lock() = None;
+            self.answered(true);
         }
         match (was_down, up) {
             (true, true) => tracing::info!(origin = %self.url, "origin is up again"),
@@ -223,6 +273,8 @@ impl Upstream {
     pub(super) fn state(&self) -> UpstreamState {
         if self.probed_down.load(Ordering::Relaxed) {
             UpstreamState::Down
+        } else if self.breaker.lock().failures_in_a_row >= FAILURES_IN_A_ROW {
+            UpstreamState::Broken
         } else if self.failing_until.lock().is_some_and(|until| Instant::now() < until) {
             UpstreamState::Failing
         } else {
@@ -339,6 +391,32 @@ mod tests {
         assert!(matches!(upstream.peers().await, Err(FetchError::Unreachable(_))));
         assert_eq!(addresses(&upstream).await, "127.0.0.1:1");
         assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_in_a_row_is_tried_once_in_a_while() {
+        let server = upstream("http://127.0.0.1:1", system_lookup());
+        for _ in 0..2 {
+            for _ in 1..FAILURES_IN_A_ROW {
+                server.answered(false);
+                assert!(server.admits() && server.state() == UpstreamState::Up);
+            }
+            server.answered(true);
+        }
+        for _ in 0..FAILURES_IN_A_ROW {
+            server.answered(false);
+        }
+        for _ in 0..3 {
+            assert_eq!(server.state(), UpstreamState::Broken);
+            assert!(!server.admits());
+            tokio::time::advance(TRIAL_INTERVAL).await;
+            assert!(server.admits(), "a trial");
+            assert!(!server.admits(), "one");
+            server.answered(false);
+        }
+        server.answered(true);
+        assert!(server.admits() && server.admits());
+        assert_eq!(server.state(), UpstreamState::Up);
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
 use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
@@ -164,6 +165,28 @@ impl NativePeer {
     /// It was not taken.
     pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
         self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+    }
+
+    /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    pub async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        let kind = match purpose {
+            Purpose::Begin => QuestionKind::Permit,
+            Purpose::Continue => QuestionKind::HoldPermit,
+        };
+        // It is about the group as a whole.
+        let ask = Ask {
+            group: group.clone(),
+            key: Bytes::new(),
+            target: Bytes::from_static(b"/"),
+            host: None,
+            method: Method::Get,
+            fields: Fields::empty(),
+        };
+        let answer = self.ask(kind, &ask, EntryId::default()).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
     async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {

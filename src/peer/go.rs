@@ -215,17 +215,21 @@ fn described(fields: &Fields) -> Fields {
 
 /// What a Go peer's `GetResponse` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct GoValue {
-    pub(super) value: Bytes,
-    pub(super) fields: Fields,
+pub struct GoValue {
+    /// The value: the body of an answer.
+    pub value: Bytes,
+    /// `Content-Type`, `ETag` and `Last-Modified`, where the peer is one of ours that speaks this protocol.
+    pub fields: Fields,
     /// `None` when the peer set no expiry: then the group's own rules for origins apply.
-    pub(super) hop: Option<Hop>,
+    pub hop: Option<Hop>,
 }
 
 impl GoValue {
+    /// Reads the body of a Go peer's answer.
+    ///
     /// # Errors
     /// The bytes are not a `GetResponse`.
-    pub(super) fn decode(body: Bytes, now: Now) -> Result<Self, &'static str> {
+    pub fn decode(body: Bytes, now: Now) -> Result<Self, &'static str> {
         let response = wire::GetResponse::decode(body).map_err(|_| "the Go peer's answer is not a GetResponse")?;
         let metadata = response.metadata.unwrap_or_default();
         let fields =

@@ -4,9 +4,11 @@
 //! a Go server does, it is asked in Go's way from then on, and once a minute for the upgrade again. Everywhere else a refused
 //! upgrade is an error: whoever could make a node fall back could also take its proof away.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
-use crate::fleet::{self, PurgeFailure};
+use crate::fleet::{self, PurgeFailure, Purpose};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -103,6 +105,13 @@ impl fleet::Peer for PeerLink {
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
         Peer::peek(self, ask, EntryId::default()).await
+    }
+
+    async fn permit(&self, group: &Arc<str>, purpose: Purpose) -> Result<Fetched, FetchError> {
+        match self.go_peer() {
+            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
+            None => self.native.permit(group, purpose).await,
+        }
     }
 
     fn incarnation(&self) -> Option<u64> {

@@ -53,6 +53,7 @@ use once_cell::sync::OnceCell;
 use tokio::sync::watch;
 
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
 use crate::purge::{Notice, Reply};
@@ -94,6 +95,15 @@ pub trait Owner: Send + Sync {
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
         let _ = (ask, context);
         Ok(())
+    }
+
+    /// Grants the asker a permit for a request at the origin of `group`, for as long as the body of the answer goes on.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] when too many wait; [`FetchError::Unreachable`]: another node is to be asked.
+    async fn permit(&self, group: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
+        let _ = (group, purpose, context);
+        Err(FetchError::unreachable("this node grants nothing"))
     }
 
     /// The question behind a bare key, as Go peers ask: which target has this key in this group? `None`: there is no such

@@ -148,6 +148,10 @@ pub enum QuestionKind {
     Purge,
     /// Take over, with a peek, what the asker has and does not own; answered with 204.
     Offer,
+    /// A permit for a request at the origin of the group; the body of the answer lasts as long as it is used.
+    Permit,
+    /// The same for a request that is at the origin already: it is counted at once.
+    HoldPermit,
 }
 
 /// The answer up to its body.
@@ -398,6 +402,8 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
             QuestionKind::Peek => wire::ask::Kind::Peek,
             QuestionKind::Purge => wire::ask::Kind::Purge,
             QuestionKind::Offer => wire::ask::Kind::Offer,
+            QuestionKind::Permit => wire::ask::Kind::Permit,
+            QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
         }
         .into(),
         method: match ask.method {
@@ -511,6 +517,8 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         Ok(wire::ask::Kind::Peek) => QuestionKind::Peek,
         Ok(wire::ask::Kind::Purge) => QuestionKind::Purge,
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
+        Ok(wire::ask::Kind::Permit) => QuestionKind::Permit,
+        Ok(wire::ask::Kind::HoldPermit) => QuestionKind::HoldPermit,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
     let method = match wire::ask::Method::try_from(ask.method) {

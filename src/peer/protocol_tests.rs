@@ -103,6 +103,8 @@ fn every_message() -> Vec<Message> {
         Message::Cancel,
         Message::Ask(Box::new(Question { kind: QuestionKind::Peek, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Offer, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::Permit, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::HoldPermit, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Purge, purges: Bytes::from_static(b"x"), ..question() })),
         Message::Head(Box::new(purgeable_head())),
     ]

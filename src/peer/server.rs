@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{debug, warn};
 
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Closed, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
@@ -409,6 +410,10 @@ impl Answering {
                     owner.purge(notice).await.map(|reply| Some(with_body(encode_reply(&reply))))
                 }
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
+                QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
+                QuestionKind::HoldPermit => {
+                    owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)
+                }
             }
         });
         if let Poll::Ready(head) = poll_fn(|task| Poll::Ready(head.as_mut().poll(task))).await {

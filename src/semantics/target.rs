@@ -106,13 +106,34 @@ impl<'a> Target<'a> {
     }
 
     fn parse_origin_form(raw: &'a [u8]) -> Result<Self, TargetError> {
-        let (path, query) = split_query(raw);
-        check_path(path)?;
-        if let Some(query) = query {
-            check_query(query)?;
-        }
-        Ok(Target { site: None, path, query })
+        let path_bytes = path_of_origin_form(raw)?;
+        Ok(Target { site: None, path: &raw[..path_bytes], query: raw.get(path_bytes + 1..) })
     }
+}
+
+/// The length of the path of a target that begins with `/`, all of which is checked as [`Target::parse`] does.
+///
+/// # Errors
+/// As there; also when it does not begin with `/`.
+#[inline]
+pub fn path_of_origin_form(raw: &[u8]) -> Result<usize, TargetError> {
+    if raw.len() > TARGET_BYTES_MAX {
+        return Err(TargetError::TooLong);
+    }
+    if raw.first() != Some(&b'/') {
+        return Err(TargetError::Form);
+    }
+    // One pass for the usual target, which has neither query nor escape.
+    let classes = classes_of(raw);
+    if classes & !DOT == PLAIN {
+        return check_path_of(raw, classes).map(|()| raw.len());
+    }
+    let (path, query) = split_query(raw);
+    check_path(path)?;
+    if let Some(query) = query {
+        check_query(query)?;
+    }
+    Ok(path.len())
 }
 
 /// Splits at the first `?`.
@@ -125,16 +146,39 @@ pub(super) fn split_query(raw: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 /// Checks a path, or the part of one behind a `/`: only `pchar` and `/`, whole escapes, no dot segment.
 pub(super) fn check_path(path: &[u8]) -> Result<(), TargetError> {
-    let may_have_dots = check_characters(path, PATH)?;
-    if may_have_dots && path.split(|&byte| byte == b'/').any(is_dot_segment) {
+    check_path_of(path, classes_of(path))
+}
+
+#[inline]
+fn check_path_of(path: &[u8], classes: u8) -> Result<(), TargetError> {
+    // A segment of dots begins with one, and an escaped dot with a percent sign.
+    let suspicious = match classes {
+        PLAIN => false,
+        DOT => memchr::memchr_iter(b'.', path).any(|at| at == 0 || path[at - 1] == b'/'),
+        _ => check_characters(path, NOT_IN_PATH)?,
+    };
+    if suspicious && path.split(|&byte| byte == b'/').any(is_dot_segment) {
         return Err(TargetError::DotSegment);
     }
     Ok(())
 }
 
+/// What kinds of bytes there are in a text.
+#[inline]
+fn classes_of(text: &[u8]) -> u8 {
+    let class = |byte: u8| CLASSES[usize::from(byte)];
+    let (chunks, rest) = text.as_chunks::<8>();
+    let of_chunks =
+        chunks.iter().fold(PLAIN, |classes, chunk| chunk.iter().fold(classes, |all, &byte| all | class(byte)));
+    rest.iter().fold(of_chunks, |all, &byte| all | class(byte))
+}
+
 /// Checks a query: only `pchar`, `/` and `?`, whole escapes.
 pub(super) fn check_query(query: &[u8]) -> Result<(), TargetError> {
-    check_characters(query, QUERY).map(|_| ())
+    match classes_of(query) & NOT_IN_QUERY {
+        PLAIN => Ok(()),
+        _ => check_characters(query, NOT_IN_QUERY).map(|_| ()),
+    }
 }
 
 /// Whether a segment is `.` or `..` in any spelling.
@@ -152,7 +196,7 @@ fn is_dot_segment(segment: &[u8]) -> bool {
 }
 
 /// Checks every byte; the answer says whether a dot was seen, plain or escaped.
-fn check_characters(text: &[u8], allowed: u8) -> Result<bool, TargetError> {
+fn check_characters(text: &[u8], forbidden: u8) -> Result<bool, TargetError> {
     let mut has_dot = false;
     let mut index = 0;
     while let Some(&byte) = text.get(index) {
@@ -165,7 +209,7 @@ fn check_characters(text: &[u8], allowed: u8) -> Result<bool, TargetError> {
             index += 3;
             continue;
         }
-        if CHARACTERS[usize::from(byte)] & allowed == 0 {
+        if CLASSES[usize::from(byte)] & forbidden != 0 {
             return Err(TargetError::Character);
         }
         has_dot |= byte == b'.';
@@ -174,20 +218,27 @@ fn check_characters(text: &[u8], allowed: u8) -> Result<bool, TargetError> {
     Ok(has_dot)
 }
 
-const PATH: u8 = 1;
-const QUERY: u8 = 2;
+/// Stands for itself, in path and query.
+const PLAIN: u8 = 0;
+/// Allowed in a query and not in a path.
+const NOT_IN_PATH: u8 = 1;
+/// Allowed nowhere, but for the percent sign of an escape.
+const NOT_IN_QUERY: u8 = 2;
+/// A dot, which is allowed.
+const DOT: u8 = 4;
 
 /// Where each byte may stand (RFC 3986 sections 3.3 and 3.4).
-const CHARACTERS: [u8; 256] = {
+const CLASSES: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
         table[byte] = match byte as u8 {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => PATH | QUERY,
-            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => PATH | QUERY,
-            b':' | b'@' | b'/' => PATH | QUERY,
-            b'?' => QUERY,
-            _ => 0,
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'~' => PLAIN,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => PLAIN,
+            b':' | b'@' | b'/' => PLAIN,
+            b'.' => DOT,
+            b'?' => NOT_IN_PATH,
+            _ => NOT_IN_PATH | NOT_IN_QUERY,
         };
         byte += 1;
     }
@@ -223,7 +274,7 @@ impl<'a> Authority<'a> {
         let value = std::str::from_utf8(value).map_err(|_| AuthorityError)?;
         let host_end = match value.strip_prefix('[') {
             Some(literal) => 2 + literal.find(']').ok_or(AuthorityError)?,
-            None => value.find(':').unwrap_or(value.len()),
+            None => value.bytes().position(|byte| byte == b':').unwrap_or(value.len()),
         };
         let (host, port) = value.split_at(host_end);
         let sound = match host.strip_prefix('[') {
@@ -243,7 +294,7 @@ impl<'a> Authority<'a> {
             None if port.is_empty() => None,
             None => return Err(AuthorityError),
         };
-        let has_upper_case = host.bytes().any(|byte| byte.is_ascii_uppercase());
+        let has_upper_case = host.bytes().fold(false, |any, byte| any | byte.is_ascii_uppercase());
         let host = if has_upper_case { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };
         Ok(Authority { host, port })
     }
@@ -270,11 +321,16 @@ impl fmt::Display for Authority<'_> {
 }
 
 fn is_name(host: &str) -> bool {
-    let labels = host.strip_suffix('.').unwrap_or(host);
-    host.len() <= HOST_BYTES_MAX
-        && labels.split('.').all(|label| {
-            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-        })
+    // A point may stand behind a label, that is, where the byte before is none.
+    let mut behind_label = false;
+    for byte in host.bytes() {
+        match byte {
+            b'.' if behind_label => behind_label = false,
+            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => behind_label = true,
+            _ => return false,
+        }
+    }
+    (1..=HOST_BYTES_MAX).contains(&host.len())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::edge::response::FieldRules;
 use crate::edge::sites::{PassRule, Site, Sites};
 use crate::fields::FieldsBuilder;
 use crate::freshness::{self, Rules};
-use crate::group::{Group, KeyRule};
+use crate::group::{Group, KeyRule, Limit};
 use crate::key::GroupId;
 use crate::origin::{
     Balance, Directory, DirectorySettings, HeaderRules, Health, HostRule, HttpOrigin, OriginSettings, OriginUrl,
@@ -143,6 +143,11 @@ pub fn build(config: &Config, registry: &mut Registry) -> Result<Groups, GroupEr
             cookies_pass: configured.cookies == config::Cookies::Bypass,
             object_bytes_max: configured.max_object_bytes,
             fill_timeout: configured.timeouts.total,
+            limit: configured.max_concurrency.map(|most| Limit {
+                requests_max: most as usize,
+                waiting_max: configured.queue.length as usize,
+                patience: configured.queue.timeout,
+            }),
             source,
             stats,
         });

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::cache::{Cache, Request};
 use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
+use crate::fleet::Purpose;
 use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, KnowsPurges, Owner};
 use crate::purge::{Notice, Reply};
@@ -53,6 +54,13 @@ impl Owner for CacheOwner {
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
         let Some(group) = self.groups.load().find(&ask.group).cloned() else { return Ok(()) };
         self.cache.take_over(&group, &ask, context.asker).await
+    }
+
+    async fn permit(&self, group: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
+        let Some(group) = self.groups.load().find(group).cloned() else {
+            return Err(FetchError::unreachable("this node has no such group"));
+        };
+        self.cache.grant_permit(&group, purpose, context.asker).await
     }
 
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {

@@ -76,6 +76,7 @@ impl Supervise for Reloader {
     fn begin_shutdown(&self) -> ShutdownTimes {
         // Peers hear first: they ask the next on the ring while this node still answers.
         self.node.local.set_draining(true);
+        self.node.cache.permits.set_leaving(true);
         let shutdown = self.node.current.load().config.shutdown;
         ShutdownTimes { delay: shutdown.delay, timeout: shutdown.timeout }
     }

@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
     ("decisions", "cache+fill+following+invalidate+purging"),
-    ("what decisions stand on", "parts slot"),
+    ("what decisions stand on", "parts permits slot"),
     ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness purge semantics logging"),

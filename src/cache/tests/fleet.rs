@@ -1,6 +1,7 @@
 //! Fleets: who asks whom, who stores what, and what a broken link or ring costs.
 
 use super::*;
+use crate::stats::Counter;
 
 #[tokio::test]
 async fn every_node_asks_the_owner_and_the_owner_asks_once() {
@@ -66,6 +67,10 @@ async fn with_all_peers_dead_a_node_loads_itself() {
     }
     assert_eq!(fleet.nodes[other].ask("a").await, "miss 200 body");
     assert_eq!(fleet.nodes[other].ask("a").await, "hit 200 body");
+    let stats = &fleet.nodes[other].group.stats;
+    let counted = [&stats.gets, &stats.cache_hits, &stats.loads, &stats.loads_deduped, &stats.local_loads];
+    assert_eq!(counted.map(Counter::value), [2, 1, 1, 1, 1], "the load in the owner's stead is the same one");
+    assert_eq!(stats.miss_reasons.value("uri-miss"), 1);
 }
 
 #[tokio::test]

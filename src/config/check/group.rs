@@ -7,7 +7,8 @@ use super::super::section::{Checker, Section};
 use super::super::units::{self, Amount, Expected, duration, duration_above_zero};
 use super::super::values::{
     Cookies, Freshness, Group, GroupSource, HeaderEdit, HeaderEdits, HostPattern, IgnoredHeaders, Matching,
-    NamePattern, OriginHost, OriginTimeouts, Pass, Query, RequestDirectives, RequestHeaders, SetCookie, Variants,
+    NamePattern, OriginHost, OriginTimeouts, Pass, Query, Queue, RequestDirectives, RequestHeaders, SetCookie,
+    Variants,
 };
 use super::super::yaml::{Entry, Node, Value};
 use super::{origin, text};
@@ -170,6 +171,8 @@ fn group(checker: &mut Checker<'_>, node: &Node, completeness: Completeness, nod
         let message = format!("is more than the memory of the group ({})", units::show_size(memory_bytes));
         checker.warn(node.position, &node.path, message);
     }
+    let max_concurrency = max_concurrency(checker, &mut section, &source);
+    let queue = queue(checker, &mut section);
     let timeouts = timeouts(checker, &mut section);
     let freshness = freshness(checker, &mut section);
     section.finish(checker);
@@ -191,6 +194,8 @@ fn group(checker: &mut Checker<'_>, node: &Node, completeness: Completeness, nod
         memory,
         memory_bytes,
         max_object_bytes,
+        max_concurrency,
+        queue,
         timeouts,
         freshness,
     }
@@ -361,6 +366,28 @@ fn pass(checker: &mut Checker<'_>, section: &mut Section<'_>, is_directory: bool
         return otherwise;
     }
     pass
+}
+
+fn max_concurrency(checker: &mut Checker<'_>, section: &mut Section<'_>, source: &GroupSource) -> Option<u32> {
+    let node = section.take("max_concurrency")?;
+    let most = checker.read(node, text::number(0, 1_000_000)).and_then(|most| u32::try_from(most).ok());
+    let most = most.filter(|most| *most > 0)?;
+    if let GroupSource::Directory(_) = source {
+        // What `defaults` says is meant for the groups with an origin.
+        if node.path == section.path_of("max_concurrency") {
+            checker.warn(node.position, &node.path, "does nothing for a directory");
+        }
+        return None;
+    }
+    Some(most)
+}
+
+fn queue(checker: &mut Checker<'_>, section: &mut Section<'_>) -> Queue {
+    let mut section = checker.subsection(section, "queue");
+    let length = checker.leaf(&mut section, "length", 1000, text::number(0, 100_000));
+    let timeout = checker.leaf(&mut section, "timeout", Duration::from_secs(10), duration);
+    section.finish(checker);
+    Queue { length: u32::try_from(length).unwrap_or(1000), timeout }
 }
 
 fn timeouts(checker: &mut Checker<'_>, section: &mut Section<'_>) -> OriginTimeouts {

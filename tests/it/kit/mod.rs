@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod counters;
 pub mod echo;
 pub mod fleet;
 pub mod go;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::client::{self, Client, PATIENCE};
+use super::counters;
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_groupcache-proxy");
 
-/// A running node. Killed when dropped.
+/// A running node. Killed when dropped; what it counted must add up then.
 pub struct Node {
     child: Child,
     /// Where clients are answered.
@@ -25,6 +27,7 @@ pub struct Node {
     pub admin: SocketAddr,
     folder: TempDir,
     log: Arc<Mutex<String>>,
+    stopped: AtomicBool,
 }
 
 /// What a node's configuration says.
@@ -123,7 +126,7 @@ impl Node {
             }
         });
         let (address, admin) = (clients.expect("an address"), admin.expect("an address"));
-        Node { child, address, admin, folder, log }
+        Node { child, address, admin, folder, log, stopped: AtomicBool::new(false) }
     }
 
     /// The only place that asks again and again: whether the node is ready.
@@ -217,7 +220,28 @@ impl Node {
 
     /// Sends a signal: `TERM`, `HUP`, `STOP` and so on.
     pub fn signal(&self, name: &str) {
+        match name {
+            "STOP" => self.stopped.store(true, Ordering::Relaxed),
+            "CONT" => self.stopped.store(false, Ordering::Relaxed),
+            _ => {}
+        }
         signal(self.child.id(), name);
+    }
+
+    /// What does not add up in the statistics of this node, if it lives, has nothing to do, and tells. What was written last
+    /// may be counted a moment later.
+    fn contradictions(&mut self) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let alive = matches!(self.child.try_wait(), Ok(None)) && !self.stopped.load(Ordering::Relaxed);
+            let stats = if alive { counters::ask(self.admin) } else { None };
+            let Some(stats) = stats.filter(counters::is_idle) else { return Vec::new() };
+            let contradictions = counters::contradictions(&stats);
+            if contradictions.is_empty() || Instant::now() > deadline {
+                return contradictions;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Kills the node at once.
@@ -239,10 +263,12 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        let contradictions = if std::thread::panicking() { Vec::new() } else { self.contradictions() };
         self.kill();
         if std::thread::panicking() {
             eprintln!("log of the node on {}:\n{}", self.address, self.log());
         }
+        assert!(contradictions.is_empty(), "the counters of {} do not add up: {contradictions:#?}", self.address);
     }
 }
 
