@@ -85,7 +85,7 @@ pub enum NodeState {
 pub(crate) struct Spread {
     couriers: Mutex<HashMap<String, Arc<Courier>>>,
     /// The groups that ever fetched something here: purges name them, the store numbers them.
-    groups: ArcSwap<Vec<(GroupId, Arc<str>)>>,
+    groups: ArcSwap<Vec<Option<Arc<str>>>>,
     /// Purges are applied one after the other, in the order of the log.
     applying: tokio::sync::Mutex<()>,
 }
@@ -117,20 +117,25 @@ enum Action {
 impl Spread {
     /// Notes the name of a group that is about to fetch something.
     pub fn note_group(&self, group: &Group) {
-        if self.groups.load().iter().any(|(id, _)| *id == group.id) {
+        let at = usize::from(group.id.0);
+        if self.groups.load().get(at).is_some_and(Option::is_some) {
             return;
         }
         self.groups.rcu(|groups| {
             let mut groups = Vec::clone(groups);
-            if !groups.iter().any(|(id, _)| *id == group.id) {
-                groups.push((group.id, group.name.clone()));
-            }
+            groups.resize(groups.len().max(at + 1), None);
+            groups[at] = Some(group.name.clone());
             groups
         });
     }
 
-    fn group_id(&self, name: &str) -> Option<GroupId> {
-        self.groups.load().iter().find(|(_, known)| **known == *name).map(|(id, _)| *id)
+    /// All numbers that the group of this name ever had: a reload may have given it another one. Without a name, all groups.
+    fn group_ids(&self, name: Option<&Arc<str>>) -> Vec<GroupId> {
+        let groups = self.groups.load();
+        let is_meant =
+            |known: &Option<Arc<str>>| known.as_ref().is_some_and(|known| name.is_none_or(|name| known == name));
+        let numbered = groups.iter().zip(0u16..);
+        numbered.filter(|(known, _)| is_meant(known)).map(|(_, id)| GroupId(id)).collect()
     }
 
     /// The courier to a peer; one that is new has told everything before `sequence`.
@@ -416,10 +421,10 @@ impl Cache {
 
     async fn apply(&self, batch: &Batch) -> u64 {
         for target in &batch.targets {
-            if let Target::Key(group, key) = &**target
-                && let Some(group) = self.spread.group_id(group)
-            {
-                self.fences.raise(HashedKey::new(group, key).hash());
+            if let Target::Key(name, key) = &**target {
+                for group in self.spread.group_ids(Some(name)) {
+                    self.fences.raise(HashedKey::new(group, key).hash());
+                }
             }
         }
         let wide: Vec<&Arc<Target>> =
@@ -427,7 +432,7 @@ impl Cache {
         if !wide.is_empty() {
             let groups = self.spread.groups.load();
             self.flights.detach(|flight, landed| {
-                let name = groups.iter().find(|(id, _)| *id == flight.group).map_or("", |(_, name)| &**name);
+                let name = groups.get(usize::from(flight.group.0)).and_then(Option::as_deref).unwrap_or_default();
                 wide.iter().any(|target| match (&***target, landed) {
                     (Target::Tag(..), Some(landed)) => target.matches(name, &flight.key, landed.tags()),
                     (target, _) => target.matches_key(name, &flight.key),
@@ -448,14 +453,8 @@ impl Cache {
 
     /// Does it to all entries that match; returns how many.
     async fn act_on(&self, target: &Target, action: Action) -> u64 {
-        let groups = match target.group() {
-            None => self.spread.groups.load().iter().map(|(id, _)| *id).collect(),
-            Some(name) => match self.spread.group_id(name) {
-                Some(group) => vec![group],
-                // It never stored anything here.
-                None => return 0,
-            },
-        };
+        // Of a group that never fetched anything there is nothing here.
+        let groups = self.spread.group_ids(target.group());
         let mut entries = 0;
         match target {
             Target::Key(_, key) => {
@@ -476,22 +475,29 @@ impl Cache {
                 }
             }
             Target::Tag(group, tag) => {
-                let group = group.as_ref().and_then(|_| groups.first().copied());
-                let mut place = None;
-                loop {
-                    let (keys, next) = self.store.keys_with_tag(group, tag, place);
-                    for (group, key) in keys {
-                        entries += self.act_on_key(group, &key, action, |entry| entry.tags.may_have(tag));
-                    }
-                    if next.is_none() {
-                        break;
-                    }
-                    place = next;
-                    tokio::task::yield_now().await;
+                let groups = if group.is_some() { groups.into_iter().map(Some).collect() } else { vec![None] };
+                for group in groups {
+                    entries += self.act_on_tag(group, tag, action).await;
                 }
             }
         }
         entries
+    }
+
+    async fn act_on_tag(&self, group: Option<GroupId>, tag: &[u8], action: Action) -> u64 {
+        let mut entries = 0;
+        let mut place = None;
+        loop {
+            let (keys, next) = self.store.keys_with_tag(group, tag, place);
+            for (group, key) in keys {
+                entries += self.act_on_key(group, &key, action, |entry| entry.tags.may_have(tag));
+            }
+            if next.is_none() {
+                return entries;
+            }
+            place = next;
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn act_on_prefix(&self, group: GroupId, prefix: &[u8], action: Action) -> u64 {

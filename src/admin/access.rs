@@ -5,6 +5,7 @@
 //! | health, ready | every listener | everybody |
 //! | statistics, explain | `admin.address` | addresses of `admin.allow`, or a token |
 //! | the same, without `admin.address` | listeners for clients | loopback, asking directly |
+//! | purge | where statistics are; `PURGE` on the listeners for clients, too | `admin.token`, addresses of `admin.purge_allow`, loopback |
 //! | a native peer | listeners with the peers' role | who proves the secret; without one, loopback asking directly |
 //! | a Go peer | the same, on a Go ring | addresses of listed peers and of `fleet.go.allow` |
 //!
@@ -19,6 +20,7 @@ use ring::digest::{SHA256, digest};
 
 use crate::config::{Admin, Secret};
 use crate::fields::Fields;
+use crate::semantics::target::Authority;
 
 /// What decides over a caller.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +104,49 @@ pub fn may_read(admin: &Admin, caller: &Caller<'_>) -> Result<(), Denied> {
             _ => Err(Denied::Forbidden),
         },
     }
+}
+
+/// Whether the caller may purge on a listener where that is answered. `is_json`: whether a body is wanted, which a page in a
+/// browser cannot send to another site without being asked.
+///
+/// # Errors
+/// Why not.
+pub fn may_purge(admin: &Admin, caller: &Caller<'_>, host: &[u8], is_json: bool) -> Result<(), Denied> {
+    if shows_one_of(caller.fields, admin.tokens.iter()) {
+        return Ok(());
+    }
+    let shows_another = caller.fields.contains("authorization") && !admin.tokens.is_empty();
+    if shows_another {
+        return Err(Denied::TokenNeeded);
+    }
+    if caller.is_in(&admin.purge_allow) && !caller.is_direct_loopback() {
+        return Ok(());
+    }
+    if caller.is_trusted_loopback() && names_loopback(host) && is_own_origin(caller.fields, host) && is_json {
+        return Ok(());
+    }
+    Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
+}
+
+/// Whether the body is declared as JSON.
+pub fn declares_json(fields: &Fields) -> bool {
+    let media_type = fields.get("content-type").and_then(|value| value.split(|&byte| byte == b';').next());
+    media_type.is_some_and(|media_type| media_type.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+}
+
+/// Whether `Host` names this machine: another name may be one that an attacker made point here.
+fn names_loopback(host: &[u8]) -> bool {
+    let Ok(authority) = Authority::parse(host) else { return false };
+    let name = authority.host.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Whether no page of another site sent the request.
+fn is_own_origin(fields: &Fields, host: &[u8]) -> bool {
+    fields.get_all("origin").all(|origin| {
+        let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+    }) && fields.get("sec-fetch-site").is_none_or(|site| matches!(site, b"same-origin" | b"none"))
 }
 
 /// Whether the caller may speak the native protocol; with a secret, that is for the handshake to find out.

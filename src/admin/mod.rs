@@ -4,6 +4,7 @@
 
 pub mod access;
 mod explain;
+mod purge;
 mod stats;
 
 use std::borrow::Cow;
@@ -12,11 +13,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::admin::access::{Caller, Denied, may_ask_as_go_peer, may_read, may_upgrade};
+use crate::admin::access::{Caller, Denied, declares_json, may_ask_as_go_peer, may_purge, may_read, may_upgrade};
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
 use crate::peer::go::answer_go;
 use crate::peer::handshake::is_upgrade;
+use crate::purging::PurgeRequest;
 use crate::server::node::Node;
 use crate::server::owner::{CacheOwner, Conversation};
 use crate::server::shutdown::State;
@@ -34,8 +36,14 @@ impl Admin {
         Admin { node, owner }
     }
 
-    async fn answer(&self, request: &EndpointRequest) -> EndpointAnswer {
+    async fn answer(&self, request: &EndpointRequest, body: &Bytes) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
+        if is_purge_of_target(request) {
+            return match purge::of_method(&self.node, request) {
+                Ok(wanted) => self.purge(wanted, false).await,
+                Err(reason) => text(404, format!("{reason}\n")),
+            };
+        }
         let Some(name) = path.strip_prefix(PREFIX) else {
             return self.answer_go_peer(request, path).await;
         };
@@ -56,9 +64,29 @@ impl Admin {
                     Err(reason) => text(400, format!("{reason}\n")),
                 },
             },
+            b"purge" => match purge::read(&self.node, body) {
+                Ok(wanted) => self.purge(wanted.request, wanted.accept_partial).await,
+                Err(reason) => text(400, format!("{reason}\n")),
+            },
             b"" => self.upgrade(request),
             _ => self.answer_go_peer(request, path).await,
         }
+    }
+
+    async fn purge(&self, wanted: PurgeRequest, accept_partial: bool) -> EndpointAnswer {
+        let mut receipt = self.node.cache.purge_everywhere(wanted).await;
+        if let Some(own) = receipt.nodes.first_mut().filter(|own| own.url.is_empty()) {
+            own.url = self.node.own_url();
+        }
+        let status = purge::status(&receipt, accept_partial);
+        let more: &[(&str, &str)] = if status == 503 { &[("Retry-After", "1")] } else { &[] };
+        json_with(status, &receipt, more)
+    }
+
+    /// Whether the caller may purge here, before its body is read.
+    fn purge_denied(&self, request: &EndpointRequest, is_json: bool) -> Option<Denied> {
+        let admin = &self.node.current.load().config.admin;
+        may_purge(admin, &self.caller(request), &request.host, is_json).err()
     }
 
     fn read_denied(&self, request: &EndpointRequest) -> Option<Denied> {
@@ -139,14 +167,44 @@ impl Admin {
 
 #[async_trait]
 impl Endpoints for Admin {
-    /// Nothing here takes a body yet.
-    fn admit(&self, _: &EndpointRequest) -> Result<usize, EndpointResponse> {
-        Ok(0)
+    /// Only a purge has a body, and only that of whom may purge is read.
+    fn admit(&self, request: &EndpointRequest) -> Result<usize, EndpointResponse> {
+        let refusal = |answer| match answer {
+            EndpointAnswer::Response(response) => Err(response),
+            EndpointAnswer::Upgrade(..) => Ok(0),
+        };
+        if is_purge_of_target(request) {
+            // Like any method that nobody may use here, whatever token might help.
+            return match self.purge_denied(request, true) {
+                Some(_) => refusal(self.deny(Denied::Forbidden)),
+                None => Ok(0),
+            };
+        }
+        if &request.target[..] != PURGE_TARGET {
+            return Ok(0);
+        }
+        if !request.roles.admin {
+            return refusal(self.deny(Denied::NotHere));
+        }
+        let is_json = declares_json(&request.fields);
+        match self.purge_denied(request, is_json) {
+            Some(denied) => refusal(self.deny(denied)),
+            None if request.method != "POST" => {
+                refusal(respond(405, TEXT, &[("Allow", "POST")], Bytes::from_static(b"method not allowed\n")))
+            }
+            None if !is_json => refusal(text(415, "expected Content-Type: application/json\n")),
+            None => Ok(purge::BODY_BYTES_MAX),
+        }
     }
 
-    async fn handle(&self, request: EndpointRequest, _: Bytes) -> EndpointAnswer {
-        self.answer(&request).await
+    async fn handle(&self, request: EndpointRequest, body: Bytes) -> EndpointAnswer {
+        self.answer(&request, &body).await
     }
+}
+
+/// Whether the method purges what the target names; below our own prefix nothing can be purged so.
+fn is_purge_of_target(request: &EndpointRequest) -> bool {
+    request.method == "PURGE" && request.roles.clients && !request.target.starts_with(PREFIX)
 }
 
 fn is_read(request: &EndpointRequest) -> bool {
@@ -173,10 +231,14 @@ fn text(status: u16, text: impl Into<Cow<'static, str>>) -> EndpointAnswer {
 }
 
 fn json(status: u16, value: &impl serde::Serialize) -> EndpointAnswer {
+    json_with(status, value, &[])
+}
+
+fn json_with(status: u16, value: &impl serde::Serialize, more: &[(&str, &str)]) -> EndpointAnswer {
     match serde_json::to_vec_pretty(value) {
         Ok(mut body) => {
             body.push(b'\n');
-            respond(status, "application/json", &[], body.into())
+            respond(status, "application/json", more, body.into())
         }
         Err(error) => {
             tracing::error!(%error, "an answer cannot be written as JSON");
@@ -192,5 +254,7 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
     let fields = Fields::from_pairs(fields.iter().chain(more).copied()).unwrap_or_default();
     EndpointAnswer::Response(EndpointResponse { status, fields, body })
 }
+
+const PURGE_TARGET: &[u8] = b"/_groupcache/purge";
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -94,11 +94,39 @@ impl NodeArguments {
 /// # Errors
 /// When it is not reached, or turns us away.
 pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, Failure> {
+    reply_to(node, Question { method: "GET", target, token, body: "" }, DEADLINE)
+}
+
+/// Asks a node with `POST` and a JSON body; the work may take `patience`.
+///
+/// # Errors
+/// As [`get`].
+pub(super) fn post(
+    node: &NodeUrl,
+    target: &str,
+    body: &str,
+    token: Option<&str>,
+    patience: Duration,
+) -> Result<Reply, Failure> {
+    reply_to(node, Question { method: "POST", target, token, body }, DEADLINE.saturating_add(patience))
+}
+
+/// One question.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    method: &'static str,
+    target: &'a str,
+    token: Option<&'a str>,
+    /// JSON; empty for none.
+    body: &'a str,
+}
+
+fn reply_to(node: &NodeUrl, question: Question<'_>, deadline: Duration) -> Result<Reply, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::unable(format!("no runtime: {error}")))?;
-    let asked = runtime.block_on(async { tokio::time::timeout(DEADLINE, ask(node, target, token)).await });
+    let asked = runtime.block_on(async { tokio::time::timeout(deadline, ask(node, question)).await });
     let reply = asked
         .unwrap_or_else(|_| Err("it does not answer".into()))
         .map_err(|reason| Failure::unable(format!("{node} was not reached: {reason}; does the node run?")))?;
@@ -116,25 +144,29 @@ pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<R
     }
 }
 
-async fn ask(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, String> {
+async fn ask(node: &NodeUrl, question: Question<'_>) -> Result<Reply, String> {
     if node.tls {
         let address = PeerAddress::parse(&node.to_string())?;
-        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, target, token).await;
+        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, question).await;
     }
     // Tries all addresses of a name: "localhost" has two, and a node listens on one of them.
     let stream = tokio::net::TcpStream::connect((node.host.as_str(), node.port)).await;
-    converse(stream.map_err(|error| error.to_string())?, node, target, token).await
+    converse(stream.map_err(|error| error.to_string())?, node, question).await
 }
 
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     node: &NodeUrl,
-    target: &str,
-    token: Option<&str>,
+    question: Question<'_>,
 ) -> Result<Reply, String> {
+    let Question { method, target, token, body } = question;
+    let content = match body {
+        "" => String::new(),
+        body => format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
+    };
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!(
-        "GET {target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}Connection: close\r\n\r\n",
+        "{method} {target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}{content}Connection: close\r\n\r\n{body}",
         node.authority()
     );
     let wrong = |error: std::io::Error| error.to_string();

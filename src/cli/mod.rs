@@ -5,6 +5,7 @@ mod client;
 mod demo;
 mod explain;
 mod init;
+mod purge;
 mod run;
 mod stats;
 
@@ -23,6 +24,8 @@ pub enum Exit {
     Bad = 1,
     /// Could not run or was not reached: an address in use, no permission, 401, 403.
     Unable = 2,
+    /// Partly done: some members of the fleet have not confirmed.
+    Partly = 3,
 }
 
 /// Why a command did not do what it was asked: one line that says what to do.
@@ -74,6 +77,8 @@ enum Command {
     Stats(stats::Arguments),
     /// Tell what a node knows of a URL, without fetching it.
     Explain(explain::Arguments),
+    /// Make entries disappear from all nodes.
+    Purge(purge::Arguments),
 }
 
 /// Which node a command speaks to, and as whom.
@@ -107,6 +112,7 @@ pub fn main() -> ExitCode {
         Some(Command::Init(arguments)) => init::run(&arguments),
         Some(Command::Stats(arguments)) => stats::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Purge(arguments)) => purge::run(&arguments),
     };
     match ended {
         Ok(exit) => ExitCode::from(exit as u8),

@@ -177,6 +177,7 @@ admin:
   allow: [127.0.0.0/8, "::1/128"]  # default
   read_token: []  # default
   token: []  # default
+  purge_allow: []  # default
 # fleet: a fleet of one  # default
 groups:
   - name: thumbnails
@@ -301,7 +302,7 @@ fn single_mistakes() {
         // Features that come later.
         (with_group("trusted_proxies: []"), "1:1: trusted_proxies: unknown key"),
         (with_group("listen: [{ address: \"127.0.0.1:1\", proxy_protocol: false }]"), "proxy_protocol: unknown key"),
-        (with_group("admin: { purge_allow: [] }"), "admin.purge_allow: unknown key"),
+        (with_group("admin: { purge_allow: [x] }"), "admin.purge_allow[0]: found \"x\", expected an address"),
         (with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: serve }"), "fleet.partition: unknown key"),
         (with_group("fleet: { peers: { dns: x } }"), "1:17: fleet.peers: found a map, expected a list of URLs"),
         // Listeners.
