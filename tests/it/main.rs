@@ -19,6 +19,7 @@ mod go;
 mod limits;
 mod listeners;
 mod origin;
+mod purge;
 mod reload;
 mod sharing;
 mod shutdown;
