@@ -32,7 +32,7 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 17] = [
+pub const OPERATIONS: [Operation; 19] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
@@ -46,6 +46,8 @@ pub const OPERATIONS: [Operation; 17] = [
     Operation { name: "ring/owner of a hash", prepare: ring_owner_of_hash },
     Operation { name: "store/find", prepare: store_find },
     Operation { name: "store/insert while another gives way", prepare: store_insert },
+    Operation { name: "purge/tag of 1000, a 200th, among 12000", prepare: || purge_by_tag(12) },
+    Operation { name: "purge/tag of 1000, a 200th, among 1000000", prepare: || purge_by_tag(1000) },
     Operation { name: "freshness/verdict", prepare: freshness_verdict },
     Operation { name: "entry to wire", prepare: entry_to_wire },
     Operation { name: "frames/question and answer of 4 KiB", prepare: frames },
@@ -190,6 +192,42 @@ fn store_insert() -> Run {
 fn freshness() -> (Freshness, Now) {
     let now = SystemClock.now();
     (Freshness::of_ours(std::time::Duration::from_secs(3600), now), now)
+}
+
+/// Objects of 1,000 each with one tag of `tags`; what is purged does not come back, so that only purging counts.
+fn purge_by_tag(tags: u64) -> Run {
+    struct Tagged(u64, Charge);
+    impl Stored for Tagged {
+        fn charged_bytes(&self) -> usize {
+            self.1.bytes()
+        }
+        fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+            give(&self.0.to_le_bytes());
+        }
+    }
+    let store = Store::new(Ledger::new(1 << 30), &Settings::default(), None);
+    for number in 0..tags * 1000 {
+        let object = Arc::new(Tagged(number % tags, store.ledger().charge(100)));
+        let key = format!("thumbnails/{number:08x}.jpg");
+        store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), object);
+    }
+    let mut next = 0;
+    Box::new(move |count| {
+        for _ in 0..count / 200 {
+            let (tag, mut place) = (next % tags, None);
+            next += 1;
+            loop {
+                let (keys, after) = store.keys_with_tag(None, &tag.to_le_bytes(), place);
+                for (group, key) in keys {
+                    black_box(store.remove(&HashedKey::new(group, &key)));
+                }
+                match after {
+                    Some(_) => place = after,
+                    None => break,
+                }
+            }
+        }
+    })
 }
 
 fn freshness_verdict() -> Run {

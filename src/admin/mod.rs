@@ -9,6 +9,7 @@ mod stats;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,8 +17,9 @@ use bytes::Bytes;
 use crate::admin::access::{Caller, Denied, declares_json, may_ask_as_go_peer, may_purge, may_read, may_upgrade};
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
-use crate::peer::go::answer_go;
+use crate::peer::go::{answer_go, deleted_by_go};
 use crate::peer::handshake::is_upgrade;
+use crate::purge::Target;
 use crate::purging::PurgeRequest;
 use crate::server::node::Node;
 use crate::server::owner::{CacheOwner, Conversation};
@@ -117,6 +119,16 @@ impl Admin {
         };
         if let Err(denied) = may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request)) {
             return self.deny(denied);
+        }
+        if request.method == "DELETE" && dialect.is_fork() {
+            // The sender tells all of its peers; what the nodes of ours hold goes with it, whichever of them it told first.
+            let Some((group, key)) = deleted_by_go(dialect, &fleet.go.base_path, path) else {
+                return text(400, "bad request\n");
+            };
+            let targets = vec![Target::Key(group.into(), key)];
+            let wanted = PurgeRequest { targets, timeout: GO_DELETE_TIMEOUT, ..PurgeRequest::default() };
+            self.node.cache.purge_everywhere(wanted).await;
+            return text(200, "");
         }
         if request.method != "GET" {
             return method_not_allowed();
@@ -254,6 +266,9 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
     let fields = Fields::from_pairs(fields.iter().chain(more).copied()).unwrap_or_default();
     EndpointAnswer::Response(EndpointResponse { status, fields, body })
 }
+
+/// How long a Go peer that deletes a key is made to wait for the rest of the fleet.
+const GO_DELETE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const PURGE_TARGET: &[u8] = b"/_groupcache/purge";
 

@@ -225,6 +225,8 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// It hears of no purge.
+    deaf: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -242,7 +244,7 @@ impl Source for Link {
 #[async_trait]
 impl crate::fleet::Peer for Link {
     async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
-        if self.cut.load(Ordering::SeqCst) {
+        if self.cut.load(Ordering::SeqCst) || self.deaf.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut").into());
         }
         Ok(self.to.cache.receive_purges(notice.clone()).await)
@@ -296,6 +298,7 @@ impl BodyStream for Cuttable {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    deaf: Vec<Arc<AtomicBool>>,
     origin: Scripted,
 }
 
@@ -314,18 +317,24 @@ impl TestFleet {
         let rules = || crate::freshness::Rules { jitter_percent: 0.0, ..Default::default() };
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
-        let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
+        let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
+        let (down, deaf) = (flags(), flags());
         for (index, node) in nodes.iter().enumerate() {
             let seen = view(index);
             let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = seen.iter().map(|&peer| {
-                let link = Link { from: node.cache.incarnation(), to: nodes[peer].clone(), cut: down[peer].clone() };
+                let link = Link {
+                    from: node.cache.incarnation(),
+                    to: nodes[peer].clone(),
+                    cut: down[peer].clone(),
+                    deaf: deaf[peer].clone(),
+                };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
             node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
         }
-        TestFleet { nodes, down, origin }
+        TestFleet { nodes, down, deaf, origin }
     }
 
     /// The index of the key's owner, by the first node's view.

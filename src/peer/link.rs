@@ -12,7 +12,7 @@ use crate::fleet::{self, PurgeFailure, Purpose};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
-use crate::purge::{Notice, Reply};
+use crate::purge::{Notice, Reply, Target};
 use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
 
 /// A peer, in whichever protocol it speaks.
@@ -91,7 +91,7 @@ impl Peer for PeerLink {
 impl fleet::Peer for PeerLink {
     async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         match self.go_peer() {
-            Some(_) => Err(PurgeFailure::Cannot),
+            Some(go) => purge_of_go(go, notice).await,
             None => Ok(self.native.purge(notice).await?),
         }
     }
@@ -116,5 +116,21 @@ impl fleet::Peer for PeerLink {
 
     fn incarnation(&self) -> Option<u64> {
         self.status().incarnation
+    }
+}
+
+/// What of the purges Go's protocol can say: keys, one by one, and only to the forks. Such a peer tells nothing of what it knows, so
+/// that every notice is understood.
+async fn purge_of_go(go: &GoPeer, notice: &Notice) -> Result<Reply, PurgeFailure> {
+    let mut said_all = !notice.dry_run;
+    for target in notice.records.iter().flat_map(|record| &record.targets) {
+        match &**target {
+            Target::Key(group, key) if !notice.dry_run => go.delete(group, key).await?,
+            _ => said_all = false,
+        }
+    }
+    match said_all {
+        true => Ok(Reply { understood: true, ..Reply::default() }),
+        false => Err(PurgeFailure::Cannot),
     }
 }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use self::log::{Batch, Log, Overtaking, RECORDS_MAX};
+pub use self::log::{Batch, Lacking, Log, Overtaking, RECORDS_MAX};
 pub use self::tags::Tags;
 pub use self::vector::{Position, Stamp, Vector};
 
@@ -138,3 +138,6 @@ pub struct Reply {
     /// What the asker lacks.
     pub missing: Option<Box<Notice>>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,3 +115,127 @@ pub const KEYS_PER_STEP: usize = 256;
 /// What an element of a tree takes: 16 bytes, in nodes of 11 that are between six elevenths and two thirds full, and the inner
 /// nodes above them.
 const ELEMENT_BYTES: usize = 36;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::HashedKey;
+    use crate::memory::{Charge, Ledger};
+    use crate::store::{Role, Settings};
+
+    struct Page {
+        tags: Vec<u8>,
+        charge: Charge,
+    }
+
+    impl Stored for Page {
+        fn charged_bytes(&self) -> usize {
+            self.charge.bytes()
+        }
+
+        fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+            self.tags.iter().for_each(|tag| give(&[*tag]));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u16, String, Vec<u8>),
+        Remove(u16, String),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let tags = prop::collection::vec(0u8..4, 0..3);
+        prop_oneof![
+            3 => (0u16..2, "[ab]{0,3}", tags).prop_map(|(group, key, tags)| Step::Insert(group, key, tags)),
+            1 => (0u16..2, "[ab]{0,3}").prop_map(|(group, key)| Step::Remove(group, key)),
+        ]
+    }
+
+    fn all_with_prefix(store: &Store<Page>, group: u16, prefix: &str) -> Vec<String> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let keys = store.keys_with_prefix(GroupId(group), prefix.as_bytes(), after.as_deref());
+            let Some(last) = keys.last() else { return found };
+            after = Some(last.clone());
+            found.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
+        }
+    }
+
+    fn all_with_tag(store: &Store<Page>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
+        let (mut found, mut place) = (BTreeSet::new(), None);
+        loop {
+            let (keys, next) = store.keys_with_tag(group.map(GroupId), &[tag], place);
+            found.extend(keys.iter().map(|(group, key)| (group.0, String::from_utf8(key.to_vec()).unwrap())));
+            match next {
+                Some(_) => place = next,
+                None => return found,
+            }
+        }
+    }
+
+    proptest! {
+        /// The limit is so small that entries give way all the time.
+        #[test]
+        fn the_books_say_what_is_stored(
+            steps in prop::collection::vec(step(), 0..200),
+            prefix in "[ab]{0,2}",
+            tag in 0u8..4,
+        ) {
+            let store: Arc<Store<Page>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
+            for step in steps {
+                match step {
+                    Step::Insert(group, key, tags) => {
+                        let page = Page { tags, charge: store.ledger().charge(30 << 10) };
+                        store.insert(Role::Main, &HashedKey::new(GroupId(group), key.as_bytes()), Arc::new(page));
+                    }
+                    Step::Remove(group, key) => {
+                        store.remove(&HashedKey::new(GroupId(group), key.as_bytes()));
+                    }
+                }
+            }
+            let mut stored: BTreeMap<(u16, String), Vec<u8>> = BTreeMap::new();
+            store.for_each(None, |listed| {
+                let key = String::from_utf8(listed.key.to_vec()).unwrap();
+                stored.insert((listed.group.0, key), listed.value.tags.clone());
+            });
+            let pairs: BTreeSet<_> =
+                stored.iter().flat_map(|(key, tags)| tags.iter().map(move |tag| (key.clone(), *tag))).collect();
+            prop_assert_eq!(store.order.lock().books.counts(), (stored.len(), pairs.len()));
+            for group in 0..2 {
+                let expected: Vec<String> = stored
+                    .keys()
+                    .filter(|(of, key)| *of == group && key.starts_with(&prefix))
+                    .map(|(_, key)| key.clone())
+                    .collect();
+                prop_assert_eq!(all_with_prefix(&store, group, &prefix), expected);
+            }
+            for group in [None, Some(0), Some(1)] {
+                let expected: BTreeSet<_> = pairs
+                    .iter()
+                    .filter(|((of, _), known)| *known == tag && group.is_none_or(|group| group == *of))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                prop_assert_eq!(all_with_tag(&store, group, tag), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_goes_on_where_its_step_ended() {
+        let store: Arc<Store<Page>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
+        for number in 0..1000 {
+            let page = Page { tags: vec![7], charge: store.ledger().charge(100) };
+            store.insert(Role::Main, &HashedKey::new(GroupId(1), format!("k{number:04}").as_bytes()), Arc::new(page));
+        }
+        assert_eq!(store.keys_with_prefix(GroupId(1), b"k", None).len(), KEYS_PER_STEP);
+        assert_eq!(all_with_prefix(&store, 1, "k").len(), 1000);
+        assert_eq!(all_with_prefix(&store, 1, "k01").len(), 100);
+        assert_eq!(all_with_tag(&store, None, 7).len(), 1000);
+        assert_eq!(all_with_tag(&store, Some(0), 7).len(), 0);
+    }
+}

@@ -173,7 +173,8 @@ impl Side {
         for (index, node) in nodes.iter().enumerate().filter(|_| size > 1) {
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = nodes.iter().enumerate().map(|(peer, to)| {
-                let link = Link { from: node.cache.incarnation(), to: to.clone(), cut: Arc::default() };
+                let link =
+                    Link { from: node.cache.incarnation(), to: to.clone(), cut: Arc::default(), deaf: Arc::default() };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
             node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
