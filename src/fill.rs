@@ -70,6 +70,7 @@ pub(crate) enum Basis {
 }
 
 /// What the origin's answer and the basis make together.
+#[allow(clippy::large_enum_variant, reason = "one lives for a moment per fill, and a box would be an allocation")]
 enum Brought {
     /// A response of its own.
     Response(Fetched),

@@ -35,6 +35,7 @@ admin:
   allow: [10.0.0.0/8]
   read_token: read-token-of-16-bytes
   token: [admin-token-of-16-bytes, older-token-of-16-bytes]
+  purge_allow: [10.2.0.0/16]
 fleet:
   address: 10.0.0.4:8082
   self: https://10.0.0.4:8082

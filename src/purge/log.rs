@@ -35,6 +35,8 @@ pub struct Log {
 struct Seen {
     known: Stamp,
     applied: Stamp,
+    /// Some purges came ahead of what makes the knowledge of their life complete: the vector alone does not tell of them.
+    ahead: bool,
 }
 
 struct State {
@@ -219,8 +221,9 @@ impl Log {
                 }
                 state.entries.push_back((position, entries));
             }
-            let known = self.seen.load().known.clone();
-            self.seen.store(Arc::new(Seen { known, applied: batch.then.clone() }));
+            let seen = self.seen.load();
+            let (known, ahead) = (seen.known.clone(), seen.ahead);
+            self.seen.store(Arc::new(Seen { known, applied: batch.then.clone(), ahead }));
         }
     }
 
@@ -243,8 +246,11 @@ impl Log {
         if arrivals <= stamp.arrival {
             return None;
         }
-        if stamp.arrival == 0 && stamp.vector.contains_all(&self.seen.load().known.vector) {
-            return None;
+        if stamp.arrival == 0 {
+            let seen = self.seen.load();
+            if !seen.ahead && stamp.vector.contains_all(&seen.known.vector) {
+                return None;
+            }
         }
         self.state.lock().overtaken(stamp, overtaking, group, key, tags)
     }
@@ -317,7 +323,7 @@ impl Log {
     fn publish(&self, state: &State) {
         let known = Stamp { arrival: state.arrivals, vector: state.known.clone() };
         let applied = self.seen.load().applied.clone();
-        self.seen.store(Arc::new(Seen { known, applied }));
+        self.seen.store(Arc::new(Seen { known, applied, ahead: state.is_ahead() }));
         self.arrivals.store(state.arrivals, Ordering::SeqCst);
     }
 }
@@ -356,6 +362,21 @@ impl State {
             self.by_position.insert((incarnation, sequence, index), arrival);
             self.by_target.insert(same, arrival);
         }
+    }
+
+    /// Whether purges are listed that are not claimed yet.
+    fn is_ahead(&self) -> bool {
+        let mut until = (u64::MAX, u64::MAX, u32::MAX);
+        while let Some((&(incarnation, sequence, _), _)) = self.by_position.range(..=until).next_back() {
+            if !self.known.contains(Position { incarnation, sequence }) {
+                return true;
+            }
+            match incarnation.checked_sub(1) {
+                Some(before) => until = (before, u64::MAX, u32::MAX),
+                None => break,
+            }
+        }
+        false
     }
 
     fn remove(&mut self, arrival: u64) -> Option<Item> {

@@ -203,3 +203,46 @@ async fn an_unsafe_request_purges_everywhere() {
         assert_eq!(text_of(node, "/a").await, "new");
     }
 }
+
+/// A server that answers as a fork of groupcache does, and what it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_peers_are_told_of_keys_and_tell_of_them() {
+    let origin = Origin::start().await;
+    origin.on("/a", Reply::ok("old").header("Cache-Control", FRESH));
+    let go = Origin::start().await;
+    let no = Reply::status(400, "bad request\n")
+        .header("Content-Type", "text/plain; charset=utf-8")
+        .header("X-Content-Type-Options", "nosniff");
+    go.on("/_groupcache/", no);
+    go.on("/_groupcache/all/a", Reply::ok(""));
+    let [address] = node::free_addresses(1)[..] else { panic!("one address") };
+    for (ring, key, all, deleted) in [
+        ("mailgun", (200, "confirmed"), (503, "cannot_purge"), 200),
+        ("groupcache", (503, "cannot_purge"), (503, "cannot_purge"), 405),
+    ] {
+        let fleet = format!(
+            "fleet: {{ self: 'http://{address}', peers: ['http://{address}', '{}'], ring: {ring} }}\n",
+            go.url()
+        );
+        let setup = setup(&origin);
+        let node = Setup { address, more: format!("{}{fleet}", setup.more), ..setup }.start();
+        poll::until("the Go peer is known", async || node.stats().await["fleet"]["peers"][0]["protocol"] == "go").await;
+        for (body, (status, state)) in [(r#"{"group":"all","key":"a"}"#, key), (r#"{"group":"all","all":true}"#, all)] {
+            let (answered, receipt) = purge(&node, body).await;
+            assert_eq!(
+                (answered, receipt["nodes"][1]["state"].as_str()),
+                (status, Some(state)),
+                "{ring} {body}: {receipt}"
+            );
+        }
+        node.get("/a").await;
+        let before = node.stats().await["purge"]["sequence"].as_u64().unwrap();
+        let answer = send(node.address, "DELETE", "/_groupcache/all/a", "", "").await;
+        assert_eq!(answer.status(), deleted, "{ring}: {}", answer.text());
+        let after = node.stats().await["purge"]["sequence"].as_u64().unwrap();
+        assert_eq!(after - before, u64::from(deleted == 200), "{ring}");
+    }
+    let deletes = go.log().into_iter().filter(|request| request.method == "DELETE");
+    assert!(deletes.clone().count() >= 1, "told of the purge");
+    assert!(deletes.map(|request| request.target).all(|target| target == "/_groupcache/all/a"));
+}
