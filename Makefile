@@ -2,6 +2,10 @@
 #
 #   make demo         a fleet of three on this machine, with sample pictures; Ctrl-C stops it
 #   make test         all tests
+#   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
+#   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
+#   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
+#   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
@@ -27,6 +31,28 @@ demo: build-tools
 test: test-tools
 	$(CARGO) test --locked
 
+# The whole fleet in one process, one seed one run; see tests/simulate/README.md.
+simulate: build-tools
+	$(CARGO) test --locked $(SIMULATE_PROFILE) --test simulate -- \
+		$(foreach name,SEEDS NODES STEPS SEED,$(call option,$(name)))
+
+simulate-nightly: SIMULATE_PROFILE = --profile simulate
+simulate-nightly: SEEDS ?= 10000
+simulate-nightly: simulate
+
+# A thousand nodes through churn and a rolling restart; the chart goes to benches/results/.
+simulate-fleet: build-tools
+	mkdir -p benches/results
+	$(CARGO) test --locked --profile simulate --test simulate -- --fleet $(or $(NODES),1000)
+
+# Reads, changes and invalidations on real processes, and the check of what was seen.
+history: test-tools
+	HISTORY_MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test it -- history --nocapture
+
+# Small interleavings of purges with fills and hot copies, without time; a thousand for each seed.
+simulate-races: build-tools
+	$(CARGO) test --locked --profile simulate --test simulate -- --races $(or $(COUNT),1000000) $(call option,SEED)
+
 check: check-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -36,7 +62,7 @@ bench: bench-tools
 	$(CARGO) bench --locked
 
 # Fails when a count of instructions grew by more than a tenth over benches/instructions.toml.
-instructions: bench-tools
+instructions: instructions-tools
 	$(CARGO) bench --locked --bench instructions
 
 # Variables that are given become options of the script, which installs the other servers itself.
@@ -65,8 +91,8 @@ release: build-tools
 	$(CARGO) build --locked --release
 
 # What each target needs, for itself: `make test-tools` as root prepares a machine.
-build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools:
+build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test check bench instructions compare fuzz conformance release \
-	build-tools check-tools test-tools bench-tools compare-tools fuzz-tools conformance-tools
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fuzz conformance release \
+	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

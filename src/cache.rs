@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
@@ -25,30 +24,31 @@ use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::{Fleet, Purpose};
-use crate::flight::{Fill, FillReader, Flights, Joined, ReadError};
+use crate::fleet::Fleet;
+use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
-use crate::parts;
-use crate::permits::{Permit, Permits};
-use crate::purge::{Log, Overtaking, Stamp, Tags, Vector};
+use crate::permits::Permits;
+use crate::purge::{Log, Overtaking, Stamp, Tags};
 use crate::purging::Spread;
 use crate::remembered::{Memory, Remembered};
-use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, RangeSpec, Resolved};
+use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
+use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, InterimSink, Method};
 use crate::stats::{Account, Outcome};
 use crate::store::promote::Popularity;
 use crate::store::{Role, Store};
+use crate::warm::Warmth;
 
 /// The cache of one node.
 pub struct Cache {
     pub(crate) fleet: ArcSwap<Fleet>,
+    pub(crate) warmth: Warmth,
     pub(crate) store: Arc<Store<Slot>>,
     pub(crate) ledger: Ledger,
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
@@ -129,12 +129,12 @@ impl Request {
     }
 
     /// The one part that answers this request out of `entry`; `None` when the answer is something else.
-    fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
+    pub(crate) fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
         self.part(entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
     }
 
     /// The one part that answers this request out of a response; `None` when that is the whole, several parts, or a 416.
-    fn part(
+    pub(crate) fn part(
         &self,
         status: u16,
         fields: &Fields,
@@ -201,10 +201,14 @@ pub struct Report {
 }
 
 /// The owner's part of `Cache-Status`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnerReport {
-    /// Whether the owner had it in memory.
+    /// Whether the owner answered from its memory without asking the origin.
     pub hit: bool,
+    /// Whether what it answered with is stale, as the rules allow; without `hit`, after the origin failed.
+    pub stale: bool,
+    /// Whether the origin confirmed what the owner answered with.
+    pub revalidated: bool,
     /// Remaining freshness in seconds at the owner, where it could be stored.
     pub ttl_seconds: Option<i64>,
 }
@@ -224,6 +228,8 @@ pub struct Head {
     pub validators: StoredValidators,
     /// Which fill this is.
     pub id: EntryId,
+    /// As [`Entry::body_id`], of what is arriving.
+    pub body_id: EntryId,
     /// How the response varies.
     pub rule: VaryRule,
     /// Which of its variants this is.
@@ -241,9 +247,23 @@ pub struct Head {
     /// The names under which the response can be purged beside its key.
     pub tags: Tags,
     /// Which purges the response is not older than.
+    pub dating: Dating,
+}
+
+/// How old an answer is, counted in purges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dating {
+    /// Which purges it is not older than.
     pub stamp: Stamp,
     /// Whoever asked when no more purges of the log were applied than these may have it, whatever it was overtaken by.
     pub reach: u64,
+}
+
+impl Dating {
+    /// That of what this node asked for, or found, itself.
+    pub fn of(stamp: Stamp) -> Self {
+        Dating { reach: stamp.arrival, stamp }
+    }
 }
 
 /// What a flight tells its readers at the head.
@@ -251,9 +271,10 @@ pub struct Head {
 pub enum Landed {
     /// A response whose body is streaming.
     Streaming(Arc<Head>),
-    /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin
-    /// ([`Outcome::Revalidated`]); with the purges that it is not older than.
-    Entry(Arc<Entry>, Outcome, Stamp),
+    /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin or the owner
+    /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported and
+    /// the purges that it is not older than.
+    Entry(Arc<Entry>, Outcome, Option<OwnerReport>, Dating),
 }
 
 /// What is collapsed into one flight.
@@ -342,7 +363,8 @@ struct Stale {
 /// What memory holds for a request.
 enum Lookup {
     Fresh(Hit),
-    Stale(Hit, Verdict),
+    /// It is not fresh, or not fresh enough for this request.
+    Stale(Hit),
     /// Ranges of the representation, but not those that are wanted.
     Incomplete(Arc<Entry>),
     Absent(&'static str),
@@ -355,6 +377,7 @@ impl Cache {
         let ledger = store.ledger().clone();
         Arc::new(Cache {
             fleet: ArcSwap::from_pointee(Fleet::alone()),
+            warmth: Warmth::default(),
             store,
             popularity: Popularity::new(&ledger),
             purges: Log::new(incarnation, &ledger),
@@ -371,9 +394,9 @@ impl Cache {
         })
     }
 
-    /// Replaces the view of the fleet; fills under way finish under the view they started with.
-    pub fn set_fleet(&self, fleet: Fleet) {
-        self.fleet.store(Arc::new(fleet));
+    /// How many keys are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.count()
     }
 
     /// Reads the clock once for a request.
@@ -406,28 +429,50 @@ impl Cache {
         Some(Hit { entry: entry.clone(), role })
     }
 
-    /// Answers a client of this node.
+    /// Answers a client of this node that hears no interim answers.
     pub async fn get(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Answer {
+        self.get_hearing(group, request, &Deaf).await
+    }
+
+    /// Answers a client of this node; `interims` hears the interim answers that come while it waits, and is not called but
+    /// from within this future.
+    pub async fn get_hearing(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        interims: &dyn InterimSink,
+    ) -> Answer {
         group.stats.gets.increment();
         let asked = self.purges.applied();
         let route = match self.fleet.load().owns(&request.key) {
             true => Route::Here,
             false => Route::Fleet,
         };
-        // The look-up was counted by `find_fresh`, which every client's request comes from.
-        let found = self.store.peek(&HashedKey::new(group.id, &request.key));
-        self.answer(group, request, route, asked, found, Account::of(&group.stats)).await
+        let key = HashedKey::new(group.id, &request.key);
+        // The look-up was counted by `find_fresh`, which every client's request comes from; but what landed since then was not
+        // found by that one.
+        let mut found = self.store.peek(&key);
+        if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
+            found = self.store.find(&key);
+        }
+        self.answer(group, request, route, asked, found, Account::of(&group.stats), interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
-    /// clients where this node is the owner.
+    /// clients where this node is the owner. A body that the peer has already is not sent again: then the answer is a head
+    /// with [`Hop::not_modified`].
     ///
     /// # Errors
     /// [`FetchError::Refused`] with the failure that a client of this node would get.
-    pub async fn get_as_owner(self: &Arc<Self>, group: &Arc<Group>, request: &Request) -> Result<Fetched, FetchError> {
+    pub async fn get_as_owner(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        aside: Aside<'_>,
+    ) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.answer_here(group, request, Account::of(&group.stats)).await
+        self.answer_here(group, request, Account::of(&group.stats), aside).await
     }
 
     /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
@@ -435,8 +480,9 @@ impl Cache {
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
+        aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
-        self.answer_here(group, request, Account::default()).await
+        self.answer_here(group, request, Account::default(), aside).await
     }
 
     async fn answer_here(
@@ -444,23 +490,24 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         account: Account<'_>,
+        aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
         let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, asked, found, account).await;
+        let mut answer = self.answer(group, request, Route::Here, asked, found, account, aside.interims).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
-            answer = match reader.head().await {
+            answer = match reader.head_hearing(aside.interims).await {
                 Ok(Landed::Streaming(head)) => {
                     let reader = self.following(group, request, Route::Here, head, reader);
                     Answer::from_stream(reader, "bypass", false)
                 }
-                Ok(Landed::Entry(entry, outcome, stamp)) => Answer::from_entry(entry, outcome, None, stamp),
+                Ok(Landed::Entry(entry, outcome, _, dating)) => Answer::from_entry(entry, outcome, None, dating.stamp),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
         }
-        self.for_peer(request, answer)
+        self.for_peer(request, answer, aside.have)
     }
 
     async fn answer(
@@ -471,6 +518,7 @@ impl Cache {
         asked: Stamp,
         found: Option<(Arc<Slot>, Role)>,
         account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Answer {
         let now = self.now();
         let key = HashedKey::new(group.id, &request.key);
@@ -479,7 +527,7 @@ impl Cache {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
             }
-            Lookup::Stale(hit, verdict) => match verdict {
+            Lookup::Stale(hit) => match self.stale_verdict(group, request, route, &hit.entry, now) {
                 Verdict::Fresh | Verdict::StaleAccepted => {
                     account.hit();
                     return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
@@ -515,10 +563,10 @@ impl Cache {
             self.popularity.observe(key.hash(), now);
         }
         account.miss(miss.forward);
-        if let Some(answer) = self.follow_whole(group, request, route, &miss, account).await {
+        if let Some(answer) = self.follow_whole(group, request, route, &miss, account, interims).await {
             return answer;
         }
-        self.follow(group, request, route, &miss, account).await
+        self.follow(group, request, route, &miss, account, interims).await
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -530,6 +578,7 @@ impl Cache {
         route: Route,
         miss: &Miss,
         account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
@@ -544,10 +593,10 @@ impl Cache {
             },
         };
         // A failure is left to the flight of the range, which has the rules for it.
-        let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
+        let Ok(Landed::Streaming(head)) = reader.head_hearing(interims).await else { return None };
         let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
-        if !self.may_have(group, &request.key, &head.tags, head.reach, &miss.asked) {
+        if !self.may_have(group, &request.key, &head.tags, head.dating.reach, &miss.asked) {
             return None;
         }
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
@@ -566,6 +615,7 @@ impl Cache {
         route: Route,
         miss: &Miss,
         mut account: Account<'_>,
+        interims: &dyn InterimSink,
     ) -> Answer {
         let mut variant = self.variant_of(group, request);
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
@@ -591,7 +641,7 @@ impl Cache {
             std::mem::take(&mut account).load(causer);
             let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
-                    match tokio::time::timeout(patience, reader.head()).await {
+                    match tokio::time::timeout(patience, reader.head_hearing(interims)).await {
                         Ok(landed) => landed,
                         Err(_) => {
                             // The slow answer is still wanted: by those who come next.
@@ -600,7 +650,7 @@ impl Cache {
                         }
                     }
                 }
-                _ => reader.head().await,
+                _ => reader.head_hearing(interims).await,
             };
             if let Ok(landed) = &landed
                 && let (tags, reach) = landed.tags_and_reach()
@@ -616,16 +666,18 @@ impl Cache {
                     let failure = || Answer::from_error(error, miss.forward);
                     return miss.in_place_of_failure(None).unwrap_or_else(failure);
                 }
-                Ok(Landed::Entry(entry, outcome, stamp)) => {
+                Ok(Landed::Entry(entry, outcome, owner, dating)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
                     let slot_variant = self.variant_of(group, request);
                     if slot_variant == variant || causer {
-                        let mut answer = Answer::from_entry(entry, outcome, None, stamp);
+                        let mut answer = Answer::from_entry(entry, outcome, None, dating.stamp);
                         answer.report.collapsed = !causer;
-                        if outcome == Outcome::Revalidated {
+                        if outcome != Outcome::Hit {
                             answer.report.forward = Some(miss.forward);
+                            // What an owner says in place of a body that is here already is a 304 but for the name.
                             answer.report.forward_status = Some(304);
                         }
+                        answer.report.owner = owner;
                         return answer;
                     }
                     variant = slot_variant;
@@ -731,7 +783,9 @@ impl Cache {
     ) {
         // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
         self.spread.note_group(group);
-        tokio::spawn(Filling { cache: self.clone(), group: group.clone(), request, basis, asked }.run(fill));
+        tokio::spawn(
+            Filling { cache: self.clone(), group: group.clone(), request, basis, asked, peeks: true }.run(fill),
+        );
     }
 
     /// Whether a request that came when `asked` was applied may have what purges beyond `reach` may have overtaken.
@@ -747,29 +801,6 @@ impl Cache {
     /// Which purges are recorded now: to be kept with a request that goes past the cache.
     pub fn purges_known(&self) -> Stamp {
         self.purges.known()
-    }
-
-    /// What a request needs to go to the group's origin; `None` where that is not limited.
-    ///
-    /// # Errors
-    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
-    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
-        let Some(limit) = group.limit else { return Ok(None) };
-        let cache = self.clone();
-        let fleet = move || cache.fleet.load_full();
-        self.permits.take(&group.name, limit, fleet, self.incarnation).await.map(Some)
-    }
-
-    /// Grants a permit to the node in its life `asker`.
-    ///
-    /// # Errors
-    /// As [`Permits::grant`].
-    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
-        match group.limit {
-            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
-            // A reload under way: by this node's configuration there is no limit, so another one has to count.
-            None => Err(FetchError::unreachable("this node knows of no limit")),
-        }
     }
 
     /// The next entry id of this node.
@@ -799,91 +830,6 @@ impl Cache {
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
         &self.slot_writers[key.hash().get() as usize % self.slot_writers.len()]
     }
-
-    /// Turns an answer into what the peer protocol carries.
-    fn for_peer(&self, request: &Request, answer: Answer) -> Result<Fetched, FetchError> {
-        let now = self.now();
-        match answer.payload {
-            Payload::Entry(entry) => {
-                Ok(entry_for_peer(&entry, request, answer.outcome == Outcome::Hit, answer.stamp.vector, now))
-            }
-            Payload::Stream(head, reader) => {
-                let hop = Hop {
-                    freshness: head.freshness.over_hop(now),
-                    shareable: head.shareable,
-                    storable: head.storable,
-                    sent: head.sent.clone(),
-                    entry: head.id,
-                    hit: false,
-                    not_modified: false,
-                    tags: head.tags.clone(),
-                    stamp: Some(head.stamp.vector.clone()),
-                };
-                let mut fetched = Fetched {
-                    status: head.status,
-                    fields: head.fields.clone(),
-                    content_length: head.content_length,
-                    hop: Some(hop),
-                    close_delimited: false,
-                    body: Box::new(StreamedBody(reader)),
-                };
-                let length = head.content_length;
-                if let Some(part) = request.part(head.status, &head.fields, &head.validators, length) {
-                    fetched.body = parts::cut(fetched.body, part);
-                    as_part(&mut fetched, part, length);
-                }
-                Ok(fetched)
-            }
-            Payload::Failure { status, reason } => Err(FetchError::Refused { status, reason }),
-            Payload::Pass(reason) => Err(FetchError::refused(502, reason)),
-        }
-    }
-}
-
-/// What a peer gets of a stored entry; of a satisfiable single range only that part.
-pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, hit: bool, stamp: Vector, now: Now) -> Fetched {
-    let hop = Hop {
-        freshness: entry.freshness.over_hop(now),
-        shareable: true,
-        storable: true,
-        sent: entry.sent.clone(),
-        entry: entry.id,
-        hit,
-        not_modified: false,
-        tags: entry.tags.clone(),
-        stamp: Some(stamp),
-    };
-    let length = entry.body.len();
-    let mut fetched = Fetched {
-        status: entry.status,
-        fields: entry.fields.clone(),
-        content_length: Some(length),
-        hop: Some(hop),
-        close_delimited: false,
-        body: Box::new(ReadyBody::default()),
-    };
-    if request.method == Method::Head {
-        return fetched;
-    }
-    match request.part_of(entry) {
-        Some(part) => {
-            fetched.body = Box::new(ReadyBody::new(entry.body.slice(part).unwrap_or_default()));
-            as_part(&mut fetched, part, Some(length));
-        }
-        // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        None => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
-    }
-    fetched
-}
-
-/// Makes a 206 of a whole response whose body was cut.
-fn as_part(fetched: &mut Fetched, part: ByteRange, length: Option<u64>) {
-    let content_range = ContentRange::Part { range: part, length }.to_string();
-    let mut fields = fetched.fields.to_builder();
-    fields.push_checked(b"Content-Range", content_range.as_bytes());
-    fetched.fields = fields.finish();
-    fetched.status = 206;
-    fetched.content_length = Some(part.length());
 }
 
 /// What memory holds for the request in what it found under the key.
@@ -899,7 +845,7 @@ fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, no
     }
     match entry.freshness.verdict(&group.rules, &request.directives, now) {
         Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-        verdict => Lookup::Stale(Hit { entry, role }, verdict),
+        _ => Lookup::Stale(Hit { entry, role }),
     }
 }
 
@@ -921,8 +867,8 @@ impl Landed {
     /// By which tags, and by how many purges of the log, it may have been overtaken.
     fn tags_and_reach(&self) -> (&Tags, u64) {
         match self {
-            Landed::Streaming(head) => (&head.tags, head.reach),
-            Landed::Entry(entry, _, stamp) => (&entry.tags, stamp.arrival),
+            Landed::Streaming(head) => (&head.tags, head.dating.reach),
+            Landed::Entry(entry, .., dating) => (&entry.tags, dating.reach),
         }
     }
 
@@ -948,7 +894,10 @@ impl Answer {
             detail: None,
             owner: head.owner,
         };
-        Answer { outcome: Outcome::Miss, payload: Payload::Stream(head, reader), report, stamp: Stamp::default() }
+        // The owner may have answered with something stale: so has this node then.
+        let stale = head.owner.is_some_and(|owner| owner.stale);
+        let outcome = if stale { Outcome::Stale } else { Outcome::Miss };
+        Answer { outcome, payload: Payload::Stream(head, reader), report, stamp: Stamp::default() }
     }
 
     fn pass(reason: &'static str) -> Self {
@@ -970,19 +919,6 @@ impl Answer {
         };
         answer.report.forward = Some(forward);
         answer
-    }
-}
-
-/// The body of a flight, read on behalf of a peer.
-struct StreamedBody(Following);
-
-#[async_trait]
-impl BodyStream for StreamedBody {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        self.0.chunk().await.map_err(|error| match error {
-            ReadError::Source(error) => FetchError::broken(error.to_string()),
-            ReadError::FellBehind { .. } => FetchError::broken("too slow for a body that is not stored"),
-        })
     }
 }
 

@@ -19,8 +19,11 @@ use crate::source::EntryId;
 /// One stored response.
 #[derive(Debug)]
 pub struct Entry {
-    /// Which fill of which node brought it; revalidation over the hop compares this.
+    /// Which fill of which node made it.
     pub id: EntryId,
+    /// Which fill brought the body, whole and in one piece; what revalidation over the hop compares. An entry that was
+    /// confirmed has another `id` and the same body. Zero for a body that was put together, which is never confirmed.
+    pub body_id: EntryId,
     /// Final status code.
     pub status: u16,
     /// End-to-end fields as they go to clients, without those that are written anew each time (`Age`, `Cache-Status`, `Via`).
@@ -44,6 +47,7 @@ impl Entry {
     pub fn expired(&self, now: Now) -> Entry {
         Entry {
             id: self.id,
+            body_id: self.body_id,
             status: self.status,
             fields: self.fields.clone(),
             freshness: self.freshness.expired(now),
@@ -51,7 +55,7 @@ impl Entry {
             sent: self.sent.clone(),
             tags: self.tags.clone(),
             body: self.body.clone(),
-            charge: self.charge.again(),
+            charge: self.charge.another(self.charge.bytes()),
         }
     }
 
@@ -188,6 +192,16 @@ impl Body {
             before += part.length();
         }
         None
+    }
+
+    /// The same where one segment holds all of the body: the usual case, which needs no list.
+    pub fn slice_of_only_segment(&self, range: ByteRange) -> Option<Bytes> {
+        match (&self.segments, &self.held) {
+            (Segments::One(segment), None) if range.last < segment.len() as u64 => {
+                Some(segment.slice(range.first as usize..=range.last as usize))
+            }
+            _ => None,
+        }
     }
 
     /// The segments in order: of a whole body, its bytes; of another, those that are here.

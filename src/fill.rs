@@ -16,18 +16,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
+use crate::cache::{Cache, Dating, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
-use crate::fleet::Step;
-use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, Freshness, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
+use crate::fleet::{Purpose, Step};
+use crate::flight::{Audience, Fill, Keep};
+use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
-use crate::permits;
+use crate::permits::{self, Permit};
 use crate::purge::{Overtaking, Stamp, Tags};
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
@@ -35,7 +35,7 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Ask, FetchError, Fetched, Hop, Method};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Interim, InterimSink, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -47,17 +47,17 @@ pub(crate) struct Filling {
     pub basis: Basis,
     /// Which purges were applied before memory was asked for the basis.
     pub asked: Stamp,
+    /// Whether the previous holder of the key may be asked for what it has.
+    pub peeks: bool,
 }
 
 /// How an answer came.
 #[derive(Clone)]
-struct Came {
+pub(crate) struct Came {
     /// When the question was sent.
-    asked_at: Now,
+    pub asked_at: Now,
     /// Which purges the answer is not older than.
-    stamp: Stamp,
-    /// See [`Head::reach`].
-    reach: u64,
+    pub dating: Dating,
 }
 
 /// What we have already of what the fill is to bring.
@@ -74,14 +74,14 @@ pub(crate) enum Basis {
 enum Brought {
     /// A response of its own.
     Response(Fetched),
-    /// The entry of the basis, confirmed.
-    Confirmed(Arc<Entry>),
+    /// The entry of the basis, confirmed by the origin or by the owner of the key.
+    Confirmed(Arc<Entry>, Option<OwnerReport>),
     /// Nothing: they do not fit.
     Useless,
 }
 
 /// A response with what follows from its head.
-struct Received {
+pub(crate) struct Received {
     fetched: Fetched,
     head: Head,
     extent: Extent,
@@ -93,7 +93,7 @@ struct Received {
 
 /// How much of the representation a response has.
 #[derive(Clone, Copy)]
-enum Extent {
+pub(crate) enum Extent {
     Whole,
     Part(Place),
 }
@@ -109,7 +109,7 @@ impl Filling {
     /// Runs the fill to its end, whatever that is.
     pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
         if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
-            fill.begin(Landed::Entry(entry, Outcome::Hit, stamp), Keep::Whole);
+            fill.begin(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Keep::Whole);
             return fill.finish();
         }
         let mut asked_again = false;
@@ -120,8 +120,10 @@ impl Filling {
             if self.basis_is_purged() {
                 self.basis = Basis::Nothing;
             }
+            let interims = self.into_flight(&fill);
             let loaded = tokio::select! {
-                loaded = self.load(fill.key().route) => loaded,
+                biased;
+                loaded = self.load(fill.key().route, &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
             let (fetched, asked_at) = match loaded {
@@ -131,20 +133,25 @@ impl Filling {
                     return fill.fail(error);
                 }
             };
-            let mut came = Came { asked_at, stamp: known.clone(), reach: known.arrival };
+            let mut came = Came { asked_at, dating: Dating::of(known.clone()) };
             if let Some(hop) = &fetched.hop
                 && let Some(vector) = &hop.stamp
             {
-                came.stamp = Stamp::of_hop(vector.clone());
-                if self.overtaken(&came.stamp, &hop.tags).is_some_and(|first| first <= known.arrival) {
+                came.dating.stamp = Stamp::of_hop(vector.clone());
+                if self.overtaken(&came.dating.stamp, &hop.tags).is_some_and(|first| first <= known.arrival) {
                     // The owner had not heard of a purge that this node knew when it asked. Nobody who comes now may wait for
                     // its next answer; who is on board may have that, whatever it is (see `purge`).
                     fill.close();
+                    // Who had the key before need not be a member any more, and then nobody waited for it to hear of the purge.
+                    if fill.key().route == Route::Here {
+                        self.peeks = false;
+                        continue;
+                    }
                     if !std::mem::replace(&mut asked_again, true) {
                         self.cache.tell_owner(&self.request.key);
                         continue;
                     }
-                    came.reach = self.cache.purges.known().arrival;
+                    came.dating.reach = self.cache.purges.known().arrival;
                 }
             }
             match self.bring(&fill, fetched, &came) {
@@ -152,11 +159,13 @@ impl Filling {
                     if self.request.method == Method::Head {
                         self.update_by_head(&fill, &fetched, &came);
                     }
-                    let received = self.receive(fetched, came);
+                    let received = self.receive(fetched, came, fill.key().route);
                     return self.stream(fill, received).await;
                 }
-                Brought::Confirmed(entry) => {
-                    fill.begin(Landed::Entry(entry, Outcome::Revalidated, came.stamp), Keep::Whole);
+                Brought::Confirmed(entry, owner) => {
+                    let stale = owner.is_some_and(|owner| owner.stale);
+                    let outcome = if stale { Outcome::Stale } else { Outcome::Revalidated };
+                    fill.begin(Landed::Entry(entry, outcome, owner, came.dating), Keep::Whole);
                     return fill.finish();
                 }
                 Brought::Useless => match std::mem::replace(&mut self.basis, Basis::Nothing) {
@@ -196,33 +205,50 @@ impl Filling {
         self.cache.purges.overtaken(stamp, Overtaking::Any, &self.group.name, &self.request.key, tags)
     }
 
+    /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
+    /// nothing says yet whether what they hint at may be shared.
+    fn into_flight<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
+        let personal = self.request.authorization || self.request.forwarded.contains("cookie");
+        IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
+    }
+
     /// Asks until somebody answers. The time is that at which the answering question was sent.
-    async fn load(&self, route: Route) -> Result<(Fetched, Now), FetchError> {
+    async fn load(&self, route: Route, interims: &dyn InterimSink) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
-            return self.load_from_origin().await;
+            if self.peeks
+                && let Some(peeked) = self.peek_at_previous_holder().await
+            {
+                return Ok(peeked);
+            }
+            return self.load_from_origin(interims).await;
         }
         let stats = &self.group.stats;
         let steps = self.cache.fleet.load().steps(&self.request.key);
         for step in steps {
             let asked_at = self.cache.now();
             match step {
-                Step::Peer(peer) => match peer.fetch(&self.ask_peer()?).await {
-                    Ok(fetched) => {
-                        stats.peer_loads.increment();
-                        return Ok((fetched, asked_at));
+                Step::Peer(peer) => {
+                    match peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await {
+                        Ok(fetched) => {
+                            stats.peer_loads.increment();
+                            return Ok((fetched, asked_at));
+                        }
+                        Err(refused @ FetchError::Refused { .. }) => {
+                            stats.peer_loads.increment();
+                            return Err(refused);
+                        }
+                        Err(error) => {
+                            stats.peer_errors.increment();
+                            tracing::debug!(group = %self.group.name, %error, "a peer could not be asked");
+                        }
                     }
-                    Err(refused @ FetchError::Refused { .. }) => {
-                        stats.peer_loads.increment();
-                        return Err(refused);
-                    }
-                    Err(error) => {
-                        stats.peer_errors.increment();
-                        tracing::debug!(group = %self.group.name, %error, "a peer could not be asked");
-                    }
-                },
+                }
                 // This node's turn on the ring, or the last resort: the flight that peers' questions join, too.
                 Step::Here => {
-                    let fetched = self.cache.load_here(&self.group, &self.request).await?;
+                    let fetched = self
+                        .cache
+                        .load_here(&self.group, &self.request, Aside { interims, ..Aside::default() })
+                        .await?;
                     return Ok((fetched, asked_at));
                 }
             }
@@ -230,12 +256,12 @@ impl Filling {
         Err(FetchError::unreachable("no source"))
     }
 
-    async fn load_from_origin(&self) -> Result<(Fetched, Now), FetchError> {
+    async fn load_from_origin(&self, interims: &dyn InterimSink) -> Result<(Fetched, Now), FetchError> {
         let stats = &self.group.stats;
         let ask = self.ask_origin()?;
         let permit = self.cache.permit(&self.group).await?;
         let asked_at = self.cache.now();
-        match self.group.source.fetch(&ask).await {
+        match self.group.source.fetch_with(&ask, Aside { interims, ..Aside::default() }).await {
             Ok(fetched) => {
                 stats.local_loads.increment();
                 Ok((permits::held_by_body(fetched, permit), asked_at))
@@ -280,17 +306,20 @@ impl Filling {
         self.ask(fields.finish())
     }
 
+    pub(crate) fn wants_whole(&self) -> bool {
+        self.request.method == Method::Get && self.request.range.is_none()
+    }
+
     /// The one range that makes `entry` the whole that is wanted.
     fn missing(&self, entry: &Entry) -> Option<ByteRange> {
-        let wanted = self.request.method == Method::Get && self.request.range.is_none();
-        if !wanted || entry.body.len() > self.group.object_bytes_max {
+        if !self.wants_whole() || entry.body.len() > self.group.object_bytes_max {
             return None;
         }
         parts::only_gap(&entry.body)
     }
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
-    fn ask_peer(&self) -> Result<Ask, FetchError> {
+    pub(crate) fn ask_peer(&self) -> Result<Ask, FetchError> {
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
         if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
@@ -314,13 +343,21 @@ impl Filling {
         ask.ok_or_else(|| FetchError::refused(400, "no such key in this group"))
     }
 
-    /// Puts the answer and the basis together. What a peer sends is always a response of its own.
+    /// Puts the answer and the basis together. What a peer sends is a response of its own, or confirms the body that it was told
+    /// of ([`Filling::have`]).
     fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, came: &Came) -> Brought {
         match (&self.basis, fetched.status) {
             (Basis::Confirm(stale), 304) if fetched.hop.is_none() => match self.confirm(fill, stale, &fetched, came) {
-                Some(entry) => Brought::Confirmed(entry),
+                Some(entry) => Brought::Confirmed(entry, None),
                 None => Brought::Useless,
             },
+            (Basis::Confirm(copy), _) if fetched.hop.as_ref().is_some_and(|hop| hop.not_modified) => {
+                match self.confirm_copy(fill, copy, &fetched, came) {
+                    Some((entry, owner)) => Brought::Confirmed(entry, owner),
+                    None => Brought::Useless,
+                }
+            }
+            _ if fetched.hop.as_ref().is_some_and(|hop| hop.not_modified) => Brought::Useless,
             (Basis::Complete(entry), 206) if self.missing(entry).is_some() => match parts::completed(entry, fetched) {
                 Some(completed) => Brought::Response(completed),
                 None => Brought::Useless,
@@ -363,8 +400,10 @@ impl Filling {
         let applied = self.cache.purges.applied();
         let Some((slot, role)) = self.cache.store.peek(&key) else { return };
         // Of the entry and of what is said of it now, the older counts.
-        let own = came.stamp.arrival > 0 && came.stamp.arrival <= applied.arrival;
-        let came = &Came { stamp: if own { came.stamp.clone() } else { applied }, ..came.clone() };
+        let stamp = &came.dating.stamp;
+        let own = stamp.arrival > 0 && stamp.arrival <= applied.arrival;
+        let dating = Dating { stamp: if own { stamp.clone() } else { applied }, ..came.dating.clone() };
+        let came = &Came { dating, ..came.clone() };
         let Some(stored) = slot.select(|| self.request.forwarded.clone()) else { return };
         let mut head = fetched.fields.to_builder();
         if let Some(length) = fetched.content_length {
@@ -383,7 +422,7 @@ impl Filling {
                     variant: slot.rule().variant_key(&self.request.forwarded).unwrap_or_default(),
                 };
                 let expired = Arc::new(stored.expired(received_at));
-                self.cache.replace(group, fill.key(), shelf, stored, expired, &came.stamp);
+                self.cache.replace(group, fill.key(), shelf, stored, expired, &came.dating.stamp);
             }
         }
     }
@@ -410,6 +449,7 @@ impl Filling {
         let storable = judgement.storable.is_ok() && !tags.are_too_many();
         let entry = Arc::new(Entry {
             id: self.cache.next_entry_id(),
+            body_id: stored.body_id,
             status: stored.status,
             validators: self.validators(updated, &fields, received_at),
             freshness: judgement.freshness,
@@ -422,7 +462,7 @@ impl Filling {
         match (storable, rule.variant_key(&self.request.forwarded)) {
             (true, Some(variant)) => {
                 let shelf = Shelf { role, rule, variant };
-                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone(), &came.stamp);
+                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone(), &came.dating.stamp);
             }
             _ if self.speaks_for_itself() => {}
             _ => self.cache.remove_entry(&self.group, &self.request.key, stored),
@@ -434,16 +474,27 @@ impl Filling {
     pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
         let Some(hop) = fetched.hop.clone() else { return };
         let stamp = hop.stamp.clone().map_or_else(|| self.asked.clone(), Stamp::of_hop);
-        let came = Came { asked_at, stamp, reach: self.asked.arrival };
+        let came = Came { asked_at, dating: Dating { stamp, reach: self.asked.arrival } };
         let received = self.receive_copy(fetched, hop, came, Copied::No, Some(Role::Main));
         self.stream(fill, received).await;
     }
 
+    /// Whether there is nothing yet of what the fill is to bring.
+    pub(crate) fn has_nothing(&self) -> bool {
+        matches!(self.basis, Basis::Nothing)
+    }
+
     /// Everything that follows from the head.
-    fn receive(&self, fetched: Fetched, came: Came) -> Received {
-        match fetched.hop.clone() {
-            Some(hop) => self.receive_from_peer(fetched, hop, came),
-            None => self.receive_from_origin(fetched, came),
+    fn receive(&self, fetched: Fetched, came: Came, route: Route) -> Received {
+        match (fetched.hop.clone(), route) {
+            (Some(hop), Route::Fleet) => self.receive_from_peer(fetched, hop, came),
+            // Peeked at the previous holder: it takes the place of the origin's answer.
+            (Some(hop), Route::Here) => {
+                let role = self.role_of_origin_answers();
+                let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
+                self.receive_copy(fetched, hop, came, copied, Some(role))
+            }
+            (None, _) => self.receive_from_origin(fetched, came),
         }
     }
 
@@ -468,6 +519,7 @@ impl Filling {
             false => fetched.fields.clone(),
         };
         let fields = fields.without(stays_inside);
+        let id = self.cache.next_entry_id();
         let mut tags = Tags::of(&fetched.fields);
         if let Basis::Complete(entry) = &self.basis {
             // Some of its bytes may be in this.
@@ -479,7 +531,8 @@ impl Filling {
             freshness: judgement.freshness,
             validators: self.validators(&fetched.fields, &fields, received_at),
             fields,
-            id: self.cache.next_entry_id(),
+            id,
+            body_id: id,
             sent: self.sent_for(&rule),
             variant: variant.unwrap_or_default(),
             rule,
@@ -488,8 +541,7 @@ impl Filling {
             stored: false,
             owner: None,
             tags,
-            stamp: came.stamp,
-            reach: came.reach,
+            dating: came.dating,
         };
         self.admit(fetched, head, storable, Some(self.role_of_origin_answers()))
     }
@@ -497,7 +549,9 @@ impl Filling {
     /// The validators in `fields`, which were made from `received`.
     fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
         let validators = StoredValidators::of(fields, received_at.wall_seconds);
-        if received.contains("date") { validators } else { validators.with_date_of_ours() }
+        // Also where the origin's own Date cannot be read and ours stands in its place.
+        let weak = StoredValidators::of(received, received_at.wall_seconds).has_weak_date();
+        if weak { validators.with_date_of_ours() } else { validators }
     }
 
     /// What RFC 9111 says of a response of the origin.
@@ -519,57 +573,8 @@ impl Filling {
         freshness::judge(&self.group.rules, &exchange)
     }
 
-    fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
-        let key = HashedKey::new(self.group.id, &self.request.key);
-        // What this node loaded itself in another's stead lies in the store already.
-        let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
-        self.receive_copy(fetched, hop, came, Copied::Hot, deserved.then_some(Role::Hot))
-    }
-
-    /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
-    fn receive_copy(&self, fetched: Fetched, hop: Hop, came: Came, copied: Copied, role: Option<Role>) -> Received {
-        let now = self.cache.now();
-        let key = HashedKey::new(self.group.id, &self.request.key);
-        let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let rule = self.rule_of(&fetched.fields);
-        // The variant is decided by what the owner sent the origin; we sent the owner the same.
-        let variant = rule.variant_key(&hop.sent).unwrap_or_default();
-        // Read before the question was sent, hence certainly not later than the owner's own reading.
-        let freshness = Freshness::from_hop(&hop.freshness, came.asked_at, copied);
-        let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
-        // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
-        if hop.storable {
-            self.cache.remembered.forget(key.hash());
-        } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
-            self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
-        }
-        let head = Head {
-            status: fetched.status,
-            content_length: fetched.content_length,
-            freshness,
-            validators: StoredValidators::of(&fetched.fields, now.wall_seconds),
-            fields: fetched.fields.clone(),
-            id: hop.entry,
-            sent: hop.sent,
-            variant,
-            rule,
-            shareable: hop.shareable,
-            storable: storable.is_ok(),
-            stored: false,
-            owner: (!taken_over).then(|| OwnerReport {
-                hit: hop.hit,
-                ttl_seconds: hop.storable.then(|| hop.freshness.remaining_milliseconds.div_euclid(1000)),
-            }),
-            tags: hop.tags,
-            stamp: came.stamp,
-            reach: came.reach,
-        };
-        self.admit(fetched, head, storable, role)
-    }
-
     /// Reserves memory for what is to be stored; without it the body streams through.
-    fn admit(
+    pub(crate) fn admit(
         &self,
         fetched: Fetched,
         mut head: Head,
@@ -580,7 +585,7 @@ impl Filling {
         if head.tags.are_too_many() {
             storable = storable.and(Err("too_many_tags"));
         }
-        if storable.is_ok() && self.overtaken(&head.stamp, &head.tags).is_some() {
+        if storable.is_ok() && self.overtaken(&head.dating.stamp, &head.tags).is_some() {
             storable = Err("invalidated");
         }
         if storable.is_ok() && role.is_some() {
@@ -603,7 +608,7 @@ impl Filling {
 
     /// What can be stored of a response that the rules of RFC 9111 let us store; if nothing, why, in the words of the
     /// statistics.
-    fn extent(&self, fetched: &Fetched) -> Result<Extent, &'static str> {
+    pub(crate) fn extent(&self, fetched: &Fetched) -> Result<Extent, &'static str> {
         let extent = match (fetched.status, &self.request.range) {
             // It answers a range and says nothing of the key.
             (416, _) => return Err("partial"),
@@ -659,10 +664,12 @@ impl Filling {
                 }
             };
             let chunk = tokio::select! {
-                chunk = next => chunk,
+                // First, because a source that always has a chunk ready would never let it have its turn.
+                biased;
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() || !half_done => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
                 }
+                chunk = next => chunk,
             };
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
@@ -692,6 +699,7 @@ impl Filling {
                 }
             }
             tokio::select! {
+                biased;
                 () = fill.push(chunk) => {}
                 () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() => {
                     return fill.fail(FetchError::broken("nobody read any longer"));
@@ -706,7 +714,7 @@ impl Filling {
             (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
-                    self.cache.insert(&self.group, fill.key(), shelf, entry, &head.stamp);
+                    self.cache.insert(&self.group, fill.key(), shelf, entry, &head.dating.stamp);
                 }
                 None => self.group.stats.not_stored.increment("partial"),
             },
@@ -769,10 +777,11 @@ impl Filling {
         let mut charge = reservation;
         charge.resize(Entry::charged_bytes(&fields, &head.sent, &head.tags, &body));
         let (id, freshness, sent, tags) = (head.id, head.freshness, head.sent.clone(), head.tags.clone());
-        Some(Entry { id, status, fields, freshness, validators, sent, tags, body, charge })
+        let body_id = if let Extent::Whole = extent { head.body_id } else { EntryId::default() };
+        Some(Entry { id, body_id, status, fields, freshness, validators, sent, tags, body, charge })
     }
 
-    fn rule_of(&self, fields: &Fields) -> VaryRule {
+    pub(crate) fn rule_of(&self, fields: &Fields) -> VaryRule {
         if self.group.rules.ignore_vary { VaryRule::None } else { VaryRule::parse(fields) }
     }
 
@@ -797,7 +806,7 @@ impl Filling {
 
     /// One client's private answer must not switch collapsing off for the rest: only a request without credentials writes
     /// the memory, and never because the origin failed for a moment.
-    fn may_remember_uncacheable(&self, status: u16) -> bool {
+    pub(crate) fn may_remember_uncacheable(&self, status: u16) -> bool {
         status < 500
             && !self.request.authorization
             && !self.request.forwarded.contains("cookie")
@@ -822,7 +831,48 @@ impl Filling {
     }
 }
 
+/// Puts interim answers into a flight.
+struct IntoFlight<'a> {
+    fill: &'a Fill<FlightKey, Landed>,
+    audience: Audience,
+    group: &'a Group,
+}
+
+impl InterimSink for IntoFlight<'_> {
+    fn hear(&self, interim: Interim) {
+        // What is for caches stays inside, and what is left out of shared answers is left out here.
+        let fields = interim.fields.without(|name| stays_inside(name) || name.eq_ignore_ascii_case("set-cookie"));
+        match self.fill.interim(Interim { fields, ..interim }, self.audience) {
+            true => self.group.stats.interims.increment(),
+            false => self.group.stats.interims_dropped.increment(),
+        }
+    }
+}
+
 impl Cache {
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
+    }
+
     /// An answer of the origin is main at the key's owner and a copy everywhere else.
     pub(crate) fn role_of_origin_answers(&self, key: &[u8]) -> Role {
         if self.fleet.load().owns(key) { Role::Main } else { Role::Hot }
@@ -850,7 +900,7 @@ impl Cache {
     }
 
     /// Stores `new`, which was made of `old`, if that is still there.
-    fn replace(
+    pub(crate) fn replace(
         &self,
         group: &Group,
         flight: &FlightKey,

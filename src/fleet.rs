@@ -50,6 +50,22 @@ pub trait Peer: Source {
 
     /// The random number of its present life, where it is known.
     fn incarnation(&self) -> Option<u64>;
+
+    /// Whether it is worth a question now.
+    fn health(&self) -> Health {
+        Health::Up
+    }
+}
+
+/// How it stands with a peer, as far as the choice of whom to ask goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers, or was never yet reached.
+    Up,
+    /// It is leaving: it is asked for what it has, and not to load anything.
+    Draining,
+    /// It is known not to answer.
+    Down,
 }
 
 /// Why a peer has not confirmed a purge.
@@ -126,13 +142,14 @@ impl Fleet {
     }
 
     /// Whom to ask, in order: the owner, then each next peer on the ring, and this node where its own turn comes, at the latest
-    /// at the end. Nothing comes after [`Step::Here`].
+    /// at the end. Nothing comes after [`Step::Here`]. Peers that are known to be down or leaving are left out.
     pub fn steps(&self, key: &[u8]) -> Vec<Step> {
         let mut steps = Vec::new();
         if let Some(ring) = &self.ring {
             let ring_key = (self.ring_key)(key).unwrap_or(key.into());
             for index in ring.preference(&ring_key) {
                 match &self.peers[index] {
+                    Some(peer) if peer.health() != Health::Up => {}
                     Some(peer) => steps.push(Step::Peer(peer.clone())),
                     None => break,
                 }
@@ -145,6 +162,22 @@ impl Fleet {
     /// The key's owner; `None` where that is this node.
     pub fn owner(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
         self.peers[self.owner_index(key)?].as_ref()
+    }
+
+    /// The first peer on the ring that could have the key without this node, and is up.
+    pub fn stand_in(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        let ring_key = (self.ring_key)(key).unwrap_or(key.into());
+        let peers = self.ring.as_ref()?.preference(&ring_key).filter_map(|index| self.peers[index].as_ref());
+        peers.into_iter().find(|peer| peer.health() == Health::Up)
+    }
+
+    /// Whether this node is the key's owner once the peer in its life `leaving` and those that are not up are left out.
+    pub fn owns_without(&self, key: &[u8], leaving: u64) -> bool {
+        let Some(ring) = &self.ring else { return true };
+        let ring_key = (self.ring_key)(key).unwrap_or(key.into());
+        let counts = |peer: &Arc<dyn Peer>| peer.health() == Health::Up && peer.incarnation() != Some(leaving);
+        let mut acting = ring.preference(&ring_key).map(|index| &self.peers[index]);
+        acting.find(|peer| peer.as_ref().is_none_or(counts)).is_some_and(Option::is_none)
     }
 
     /// All other nodes.

@@ -5,7 +5,7 @@
 //!
 //! | phase | how it is entered | a reader may |
 //! |---|---|---|
-//! | Waiting | the flight was opened | wait for the head |
+//! | Waiting | the flight was opened | wait for the head, and hear the interim answers before it |
 //! | Streaming | [`Fill::begin`] | take the head, read the chunks that arrived, wait for more |
 //! | Done | [`Fill::finish`] | take the head, read all chunks to the end |
 //! | Failed | [`Fill::fail`], or the fill was dropped (its task panicked) | take the head if there was one, then the failure |
@@ -25,7 +25,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::source::FetchError;
+use crate::source::{FetchError, Interim, InterimSink};
 
 /// All flights of this process by key. `H` is what a reader learns at the head.
 pub struct Flights<K, H> {
@@ -151,6 +151,23 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
         self.flight.readers_wake.notify_waiters();
     }
 
+    /// Hands an interim answer to those who wait for the head, and to those who join before it. False when it is dropped:
+    /// the head has been given out, or there have been too many ([`INTERIMS_MAX`], [`INTERIM_BYTES_MAX`]).
+    pub fn interim(&self, interim: Interim, audience: Audience) -> bool {
+        {
+            let mut state = self.flight.state.lock();
+            let bytes = state.interim_bytes + interim.fields.len();
+            let waiting = matches!(state.phase, Phase::Waiting);
+            if !waiting || state.interims.len() >= INTERIMS_MAX || bytes > INTERIM_BYTES_MAX {
+                return false;
+            }
+            state.interim_bytes = bytes;
+            state.interims.push((interim, audience));
+        }
+        self.flight.readers_wake.notify_waiters();
+        true
+    }
+
     /// Lets no further reader join; those on board read on. Later requests for the key open a flight of their own.
     pub fn close(&self) {
         self.close_in(&mut self.flights.shard(&self.key).lock());
@@ -249,9 +266,20 @@ impl<K: Hash + Eq + Clone, H: Clone> Drop for Fill<K, H> {
     }
 }
 
+/// Who may hear an interim answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// All readers.
+    All,
+    /// The one whose request opened the flight: the answer may be of its credentials.
+    Causer,
+}
+
 /// One who waits for and reads what a fill brings. Dropping it only takes a reader off.
 pub struct FillReader<H> {
     flight: Arc<Flight<H>>,
+    /// Whether its request opened the flight.
+    causer: bool,
     /// Bytes of the body that this reader has taken.
     offset: u64,
 }
@@ -276,12 +304,36 @@ impl<H: Clone> FillReader<H> {
     /// # Errors
     /// The failure of the fill, when it came before a head.
     pub async fn head(&self) -> Result<H, FetchError> {
-        self.wait(|state| match (&state.head, &state.phase) {
-            (Some(head), _) => Some(Ok(head.clone())),
-            (None, Phase::Failed(error)) => Some(Err(error.clone())),
-            (None, _) => None,
-        })
-        .await
+        self.wait(State::landed).await
+    }
+
+    /// The same, handing interim answers to `interims` as they come. A reader that comes after the head hears none: what they
+    /// were to hint at is there.
+    ///
+    /// # Errors
+    /// As [`FillReader::head`].
+    pub async fn head_hearing(&self, interims: &dyn InterimSink) -> Result<H, FetchError> {
+        let mut heard = 0;
+        let mut waited = false;
+        loop {
+            let next = self.wait(|state| {
+                match state.landed() {
+                    Some(landed) if !waited => return Some(Next::Landed(landed)),
+                    _ => waited = true,
+                }
+                while let Some((interim, audience)) = state.interims.get(heard) {
+                    heard += 1;
+                    if self.causer || *audience == Audience::All {
+                        return Some(Next::Interim(interim.clone()));
+                    }
+                }
+                state.landed().map(Next::Landed)
+            });
+            match next.await {
+                Next::Interim(interim) => interims.hear(interim),
+                Next::Landed(landed) => return landed,
+            }
+        }
     }
 
     /// What is there without waiting: the head, if it has come, and how many bytes of the body have.
@@ -362,6 +414,12 @@ impl<H> Drop for FillReader<H> {
     }
 }
 
+/// What a reader that waits for the head gets next.
+enum Next<H> {
+    Interim(Interim),
+    Landed(Result<H, FetchError>),
+}
+
 struct Flight<H> {
     state: Mutex<State<H>>,
     readers_wake: Notify,
@@ -375,6 +433,9 @@ struct Flight<H> {
 struct State<H> {
     phase: Phase,
     head: Option<H>,
+    /// The interim answers before the head; without one, nothing is allocated.
+    interims: Vec<(Interim, Audience)>,
+    interim_bytes: usize,
     /// What is held of the body: bytes `start..end`.
     chunks: VecDeque<Bytes>,
     start: u64,
@@ -400,13 +461,15 @@ impl<H> Flight<H> {
         let mut state = self.state.lock();
         state.readers += 1;
         state.unread_since = None;
-        FillReader { flight: self.clone(), offset: 0 }
+        FillReader { flight: self.clone(), causer: true, offset: 0 }
     }
 
     fn new() -> Self {
         let state = State {
             phase: Phase::Waiting,
             head: None,
+            interims: Vec::new(),
+            interim_bytes: 0,
             chunks: VecDeque::new(),
             start: 0,
             end: 0,
@@ -431,7 +494,18 @@ impl<H> Flight<H> {
         }
         state.readers += 1;
         state.unread_since = None;
-        Some(FillReader { flight: self.clone(), offset: 0 })
+        Some(FillReader { flight: self.clone(), causer: false, offset: 0 })
+    }
+}
+
+impl<H: Clone> State<H> {
+    /// The head or the failure before it, once there is one.
+    fn landed(&mut self) -> Option<Result<H, FetchError>> {
+        match (&self.head, &self.phase) {
+            (Some(head), _) => Some(Ok(head.clone())),
+            (None, Phase::Failed(error)) => Some(Err(error.clone())),
+            (None, _) => None,
+        }
     }
 }
 
@@ -439,6 +513,10 @@ impl<H> State<H> {
     /// Lets go of the chunks that lie a whole window behind the fastest reader.
     fn trim(&mut self) {
         let Some(window) = self.window_bytes else { return };
+        if self.readers == 0 {
+            // Nobody can join any more: what still comes until the writer notices is for nobody.
+            (self.start, self.chunks) = (self.end, VecDeque::new());
+        }
         while let Some(first) = self.chunks.front() {
             let first_end = self.start + first.len() as u64;
             if first_end + window > self.fastest {
@@ -470,6 +548,13 @@ impl<H> State<H> {
         taken
     }
 }
+
+/// Interim answers of one flight that are passed on. An origin has one or two to give; the limit of what is read of it is the
+/// same (hardening rule FRM 11).
+pub const INTERIMS_MAX: usize = 8;
+
+/// Bytes of their fields together. Hints are a list of links; what is larger than a usual head is no hint (guess).
+pub const INTERIM_BYTES_MAX: usize = 16 * 1024;
 
 /// Guess: enough that 64 connections rarely meet on one lock.
 const SHARDS: usize = 64;
@@ -607,6 +692,11 @@ mod tests {
         assert!(futures_poll(&mut blocked).is_none());
         drop(reader);
         blocked.await;
+        // And nothing is held for nobody.
+        for _ in 0..100 {
+            fill.push(Bytes::from_static(b"ef")).await;
+        }
+        assert_eq!(fill.flight.state.lock().chunks.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,20 +7,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cache::{Cache, FlightKey, Landed, Request, entry_for_peer};
+use crate::cache::{Cache, FlightKey, Landed, Request};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling, Shelf};
 use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
+use crate::hop::entry_for_peer;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::purge::{Position, Stamp, Tags};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::stats::Outcome;
 use crate::store::Role;
 
 /// An exchange with the origin that did not go through a fill.
@@ -30,6 +32,10 @@ pub struct Passed<'a> {
     pub key: &'a Bytes,
     /// Host and port under which the origin knows itself: the Host sent to it, and, where it differs, the client's.
     pub authorities: &'a [&'a str],
+    /// Where the paths behind which the group's targets lie begin, without a slash at the end: at the origin (the base path of
+    /// its URL), and for clients (what the group matches). The origin may write its own paths into its answers or, where it
+    /// knows them, those of the clients; what lies elsewhere is not of this group.
+    pub prefixes: [&'a str; 2],
     /// The method.
     pub method: &'a str,
     /// The fields that were sent to the origin.
@@ -53,15 +59,29 @@ impl Passed<'_> {
     /// host.
     pub fn invalidated_keys(&self, group: &Group) -> Vec<Bytes> {
         let Some((host, target)) = self.target(group) else { return Vec::new() };
-        let target = Target { authorities: self.authorities, path: &target };
-        let paths = freshness::invalidated_by(self.method, self.status, &target, self.fields);
-        let mut keys: Vec<Bytes> = Vec::with_capacity(paths.len());
-        // The first path is the request's own, whose key is known.
-        for (index, path) in paths.iter().enumerate() {
-            let key = if index == 0 { Some(self.key.clone()) } else { group.keys.key_of(&host, path) };
-            keys.extend(key);
+        let mut keys: Vec<Bytes> = Vec::new();
+        for prefix in self.prefixes {
+            let path = format!("{prefix}{target}");
+            let seen = Target { authorities: self.authorities, path: &path };
+            let paths = freshness::invalidated_by(self.method, self.status, &seen, self.fields);
+            // The first path is the request's own, whose key is known.
+            for (index, path) in paths.iter().enumerate() {
+                let behind = path.strip_prefix(prefix).filter(|behind| behind.starts_with('/'));
+                let key = match index {
+                    0 => Some(self.key.clone()),
+                    _ => behind.and_then(|target| group.keys.key_of(&host, target)),
+                };
+                keys.extend(key.filter(|key| !keys.contains(key)));
+            }
         }
         keys
+    }
+
+    /// The target as whoever wrote the answer's `Content-Location` sees it.
+    fn path_in_answer(&self, target: &str) -> String {
+        let [origins, clients] = self.prefixes.map(|prefix| format!("{prefix}{target}"));
+        let target = Target { authorities: self.authorities, path: &clients };
+        if freshness::content_location_is_target(&target, self.fields) { clients } else { origins }
     }
 
     /// Host, where it belongs to the key, and origin target of the request.
@@ -73,14 +93,14 @@ impl Passed<'_> {
 }
 
 impl Cache {
-    /// Purges what the answer to an unsafe request makes invalid, on all nodes; returns how many entries this node had of it, and
-    /// which purge it was. Nodes that do not confirm at once are not waited for, but told all the same.
+    /// Purges what the answer to an unsafe request makes invalid ([`Passed::invalidated_keys`]), on all nodes; returns how many
+    /// entries this node had of it, and which purge it was. Nodes that do not confirm soon are not waited for, but told until they do.
     pub async fn invalidate_everywhere(
         self: &Arc<Self>,
         group: &Arc<Group>,
-        passed: &Passed<'_>,
+        keys: Vec<Bytes>,
     ) -> (u64, Option<Position>) {
-        self.purge_keys(group, passed.invalidated_keys(group), CLIENT_WAIT_MAX).await
+        self.purge_keys(group, keys, CLIENT_WAIT_MAX).await
     }
 
     /// What this node has in memory for a peer's question.
@@ -90,18 +110,18 @@ impl Cache {
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
         let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
-        fresh.then(|| entry_for_peer(entry, request, true, stamp, now))
+        fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), stamp, now))
     }
 
-    /// Takes over what the node in its life `from` has for a key that this node owns; what this node has already it keeps.
+    /// Takes over what the node in its life `from` has for a key that this node owns, now or as soon as that one has left;
+    /// what this node has already it keeps.
     ///
     /// # Errors
     /// That node did not answer.
     pub async fn take_over(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, from: u64) -> Result<(), FetchError> {
-        let fleet = self.fleet.load_full();
         let request = Request::from_ask(group, ask);
-        let Some(peer) = fleet.peers().find(|peer| peer.incarnation() == Some(from)) else { return Ok(()) };
-        if !fleet.owns(&ask.key) || self.peek(group, &request).is_some() {
+        let Some(peer) = self.peer_in_life(from) else { return Ok(()) };
+        if !self.fleet.load().owns_without(&ask.key, from) || self.peek(group, &request).is_some() {
             return Ok(());
         }
         // Read before the question: a purge from now on keeps the answer out.
@@ -110,7 +130,8 @@ impl Cache {
         let (mut reader, fill) = self.flights.alone(self.flight_of_key(group, &ask.key));
         let asked_at = self.now();
         let Some(fetched) = peer.peek(ask).await? else { return Ok(()) };
-        let filling = Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing, asked };
+        let filling =
+            Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing, asked, peeks: false };
         let reading = async {
             if let Ok(Landed::Streaming(_)) = reader.head().await {
                 while let Ok(Some(_)) = reader.chunk().await {}
@@ -133,6 +154,7 @@ impl Cache {
         // What arrives from now on is looked for when the body has ended; what came since the request was sent, here.
         let stamp = self.purges.known();
         let (_, target) = passed.target(group)?;
+        let target = passed.path_in_answer(&target);
         let exchange = Exchange {
             method: passed.method,
             target: Target { authorities: passed.authorities, path: &target },
@@ -164,8 +186,10 @@ impl Cache {
             return None;
         }
         let charge = self.ledger.reserve(length? as usize)?;
+        let id = self.next_entry_id();
         let entry = Entry {
-            id: self.next_entry_id(),
+            id,
+            body_id: id,
             status: passed.status,
             fields,
             freshness: judgement.freshness,

@@ -1,6 +1,6 @@
 //! Which group and key something belongs to, with the hash that finds it.
 
-use once_cell::sync::Lazy;
+use once_cell::sync::OnceCell;
 use ring::rand::{SecureRandom, SystemRandom};
 use twox_hash::XxHash3_64;
 
@@ -52,7 +52,7 @@ impl KeyHash {
 
     /// The hash of `bytes` as a key of `group`.
     pub fn of(group: GroupId, bytes: &[u8]) -> Self {
-        let seed = SEED.wrapping_add(u64::from(group.0).wrapping_mul(GROUP_STEP));
+        let seed = SEED.get_or_init(random_seed).wrapping_add(u64::from(group.0).wrapping_mul(GROUP_STEP));
         KeyHash(XxHash3_64::oneshot_with_seed(seed, bytes))
     }
 
@@ -65,14 +65,22 @@ impl KeyHash {
 /// Any odd number keeps the seeds of two groups apart; this one (2^64 divided by the golden ratio) spreads them.
 const GROUP_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-static SEED: Lazy<u64> = Lazy::new(|| {
+static SEED: OnceCell<u64> = OnceCell::new();
+
+/// Replaces the random seed of this process, so that a simulation or a measurement meets the same tables in every run.
+/// Returns whether it came in time: before the first key was hashed. A process that serves clients never calls it.
+pub fn set_seed(seed: u64) -> bool {
+    SEED.set(seed).is_ok()
+}
+
+fn random_seed() -> u64 {
     let mut seed = [0; 8];
     match SystemRandom::new().fill(&mut seed) {
         Ok(()) => u64::from_ne_bytes(seed),
         // Without the system's randomness TLS does not work either; the standard library's seed is the next best.
         Err(_) => std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), 0),
     }
-});
+}
 
 #[cfg(test)]
 mod tests {

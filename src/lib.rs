@@ -93,12 +93,12 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`invalidate`] + [`purging`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`warm`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
 //! | [`freshness`], [`purge`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; which purges there are; the log |
-//! | [`clock`], [`config`], [`fields`], [`key`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |
+//! | [`clock`], [`config`], [`fields`], [`key`], [`membership`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |
 
 pub mod admin;
 pub mod cache;
@@ -115,9 +115,11 @@ pub mod flight;
 pub mod following;
 pub mod freshness;
 pub mod group;
+pub mod hop;
 pub mod invalidate;
 pub mod key;
 pub mod logging;
+pub mod membership;
 pub mod memory;
 pub mod origin;
 pub mod parts;
@@ -136,3 +138,4 @@ pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod warm;

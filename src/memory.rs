@@ -158,9 +158,9 @@ impl Charge {
         self.bytes
     }
 
-    /// A second charge of the same size, for a second block.
-    pub fn again(&self) -> Charge {
-        self.ledger.charge(self.bytes)
+    /// A charge of its own in the same ledger, as [`Ledger::charge`].
+    pub fn another(&self, bytes: usize) -> Charge {
+        self.ledger.charge(bytes)
     }
 
     /// Counts `bytes` more without asking, as [`Ledger::charge`].

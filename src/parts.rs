@@ -14,7 +14,7 @@ use crate::entry::{Body, Entry, SEGMENT_BYTES};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::semantics::ranges::{ByteRange, ContentRange};
 use crate::semantics::validators::{StoredValidators, Validators};
-use crate::source::{BodyStream, FetchError, Fetched};
+use crate::source::{BodyStream, EntryId, FetchError, Fetched};
 
 /// Where the content of a 206 lies in its representation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +35,7 @@ impl Place {
             return None;
         };
         let consistent = fetched.content_length.is_none_or(|length| length == range.length());
-        // Whether the date is strong does not depend on when the response was received.
-        let strong = Validators::of(&fetched.fields, 0).are_strong();
+        let strong = validators_of(fetched).are_strong();
         (consistent && strong).then_some(Place { range, complete_length })
     }
 
@@ -44,6 +43,13 @@ impl Place {
     pub fn fields_of_whole(fields: &Fields) -> Fields {
         fields.without(|name| name.eq_ignore_ascii_case("content-range"))
     }
+}
+
+/// The validators of what has arrived. Whether the date is strong does not depend on when that was.
+fn validators_of(fetched: &Fetched) -> Validators<'_> {
+    let validators = Validators::of(&fetched.fields, 0);
+    let weak_date = fetched.hop.as_ref().is_some_and(|hop| hop.weak_date);
+    Validators { last_modified_is_strong: validators.last_modified_is_strong && !weak_date, ..validators }
 }
 
 /// The entry that a stored one and a new part of the same key and variant make together (RFC 9111 section 3.4).
@@ -70,7 +76,8 @@ pub fn combined(stored: &Entry, part: Entry, bytes_max: u64) -> Result<Entry, En
     let validators = if date_is_strong { validators } else { validators.with_date_of_ours() };
     let mut charge = part.charge;
     charge.resize(Entry::charged_bytes(&fields, &part.sent, &tags, &body));
-    Ok(Entry { fields, validators, tags, body, charge, ..part })
+    // What was put together of several answers is nobody's to confirm.
+    Ok(Entry { body_id: EntryId::default(), fields, validators, tags, body, charge, ..part })
 }
 
 /// The one range that `body` lacks; `None` when it is whole or lacks several.
@@ -87,7 +94,7 @@ pub fn only_gap(body: &Body) -> Option<ByteRange> {
 pub fn completed(stored: &Arc<Entry>, fetched: Fetched) -> Option<Fetched> {
     let gap = only_gap(&stored.body)?;
     let place = Place::of(&fetched)?;
-    let same = stored.validators.in_block(&stored.fields).strongly_equal(&Validators::of(&fetched.fields, 0));
+    let same = stored.validators.in_block(&stored.fields).strongly_equal(&validators_of(&fetched));
     if !same || place.range != gap || place.complete_length != stored.body.len() || fetched.close_delimited {
         return None;
     }

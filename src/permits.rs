@@ -454,11 +454,12 @@ fn gone() -> FetchError {
 }
 
 /// How long a node that begins to grant permits lets nobody begin, while those who hold permits of another one tell it so.
-/// They notice within the silence deadline of a peer, whose default this is, and half a second is for telling.
-pub const GRACE: Duration = Duration::from_millis(1500);
+/// A node that is back is connected to again within a second (the client of peers tries no less often), the next check
+/// notices it, and the rest is for telling; a death is noticed within the silence deadline of a peer, whose default is less.
+pub const GRACE: Duration = Duration::from_millis(2000);
 
 /// How often a permit in use is compared with the ring. Less than [`GRACE`], so that a node that comes back hears in time.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Until a lost permit is asked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);

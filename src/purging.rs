@@ -246,6 +246,11 @@ impl Cache {
         }
     }
 
+    /// What remembering purges is charged for, in bytes.
+    pub fn purges_charged_bytes(&self) -> usize {
+        self.purges.charged_bytes()
+    }
+
     /// How many purges this node has accepted, and how many of them not every member has confirmed.
     pub fn purges_accepted(&self) -> (u64, u64) {
         let (sequence, fleet) = (self.purges.sequence(), self.fleet.load());

@@ -13,6 +13,7 @@
 pub mod groups;
 pub mod listeners;
 pub mod members;
+pub mod membership;
 pub mod node;
 pub mod pass;
 pub mod reload;
@@ -21,7 +22,7 @@ pub mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -60,7 +61,7 @@ use crate::server::members::{FleetError, Members, Surroundings};
 use crate::server::node::{Current, Listening, Node};
 use crate::server::owner::CacheOwner;
 use crate::server::reload::Reloader;
-use crate::server::shutdown::{Lifecycle, Supervisor, Told};
+use crate::server::shutdown::{HandOver, Lifecycle, Supervisor, Told};
 use crate::server::tls::{CERTIFICATES_POLL, Certificates};
 use crate::stats::NodeStats;
 use crate::store::Store;
@@ -157,7 +158,7 @@ impl Parts {
 
         let secrets = config.fleet.iter().flat_map(|fleet| &fleet.secrets).map(|secret| secret.expose());
         let local = LocalNode::new(env!("CARGO_PKG_VERSION"), incarnation, Secrets::new(secrets));
-        let owner = Arc::new(CacheOwner { cache: cache.clone(), groups: groups.clone() });
+        let owner = Arc::new(CacheOwner { cache: cache.clone(), groups: groups.clone(), local: local.clone() });
         local.set_purges(owner.clone());
         let settings = ServerSettings { drain_timeout: config.shutdown.timeout, ..ServerSettings::default() };
         let peers = PeerServer::new(local.clone(), owner, settings);
@@ -179,6 +180,9 @@ impl Parts {
         };
         local.set_ring_id(members.ring_id());
         cache.set_fleet(members.fleet());
+        if config.fleet.is_some() {
+            cache.warm_up();
+        }
 
         let stats = Arc::new(NodeStats::default());
         let limit = |limit: Option<u64>| limit.map_or(0, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
@@ -201,6 +205,8 @@ impl Parts {
             peers,
             listening,
             started,
+            reloader: OnceLock::new(),
+            membership: Arc::default(),
         });
         let edge = Arc::new(Edge {
             cache,
@@ -217,8 +223,17 @@ impl Parts {
         let lane = Arc::new(Lane::new(edge.clone(), Arc::new(http_proxy(conf, Pass::new(edge.clone())))));
         let certificates = bound.iter().filter_map(|bound| bound.certificates.clone()).collect();
         let registry = Mutex::new(registry);
-        let reloader = Reloader { node, edge, path, registry, clock, runtime: Default::default() };
-        Ok(Parts { reloader: Arc::new(reloader), lane, certificates })
+        let reloader = Arc::new(Reloader {
+            node: node.clone(),
+            edge,
+            path,
+            registry,
+            clock,
+            runtime: Default::default(),
+            applying: Default::default(),
+        });
+        let _ = node.reloader.set(Arc::downgrade(&reloader));
+        Ok(Parts { reloader, lane, certificates })
     }
 }
 
@@ -256,11 +271,15 @@ impl Serving {
         let node = reloader.node.clone();
         node.groups.load().watch_origins();
         node.members.load().connect();
+        node.membership.follow(node.current.load().config.fleet.as_ref(), reloader);
+        tokio::spawn(hand_over_when_wanted(node.clone()));
+        tokio::spawn(members::watch_rings(node.clone()));
         tokio::spawn(async move {
             let mut seconds = tokio::time::interval(Duration::from_secs(1));
             loop {
                 seconds.tick().await;
                 node.groups.load().list.iter().for_each(|served| served.group.stats.sample());
+                node.cache.forget_previous_fleet();
             }
         });
         if !self.parts.certificates.is_empty() {
@@ -288,7 +307,11 @@ impl ServiceTrait for Serving {
         let _ = self.parts.reloader.runtime.set(Handle::current());
         self.start_tasks();
         let lifecycle = &self.parts.reloader.node.lifecycle;
-        lifecycle.started();
+        let node = self.parts.reloader.node.clone();
+        tokio::spawn(async move {
+            node.membership.settled().await;
+            node.lifecycle.started();
+        });
         service.start_service(Some(sockets), lifecycle.stop_watch(), listeners_per_fd).await;
     }
 
@@ -305,6 +328,23 @@ impl ServiceTrait for Serving {
     }
 }
 
+/// Gives what this node has in memory to those who own it without this node, whenever that is wanted.
+async fn hand_over_when_wanted(node: Arc<Node>) {
+    let mut hand_over = node.lifecycle.watch_hand_over();
+    node.lifecycle.hands_over();
+    while hand_over.wait_for(|hand_over| *hand_over == HandOver::Wanted).await.is_ok() {
+        let groups = node.groups.load_full();
+        let find = |id| groups.list.iter().map(|served| &served.group).find(|group| group.id == id).cloned();
+        tokio::select! {
+            taken = node.cache.hand_over(find) => {
+                tracing::info!(entries = taken, "handed over to those who own them without this node");
+                node.lifecycle.hand_over_done();
+            }
+            _ = hand_over.wait_for(|hand_over| *hand_over != HandOver::Wanted) => {}
+        }
+    }
+}
+
 /// The lane, and how many connections it has: the end of the process waits for them.
 struct Counted {
     lane: Arc<Lane>,
@@ -314,8 +354,15 @@ struct Counted {
 #[async_trait]
 impl ServerApp for Counted {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let _open = self.lifecycle.open_connection();
-        self.lane.process_new(stream, shutdown).await
+        let open = self.lifecycle.open_connection();
+        let (lane, shutdown) = (self.lane.clone(), shutdown.clone());
+        // In a task of its own: the one that pingora accepted it in has room for a whole TLS handshake and would keep it as
+        // long as the connection lives.
+        tokio::spawn(async move {
+            let _open = open;
+            lane.process_new(stream, &shutdown).await;
+        });
+        None
     }
 
     async fn cleanup(&self) {

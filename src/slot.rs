@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::entry::Entry;
 use crate::fields::Fields;
-use crate::memory::allocated_bytes;
+use crate::memory::{Charge, allocated_bytes};
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::store::Stored;
 
@@ -14,6 +14,8 @@ use crate::store::Stored;
 pub struct Slot {
     rule: VaryRule,
     variants: Box<[Variant]>,
+    /// For the slot itself; the entries have their own.
+    charge: Charge,
 }
 
 #[derive(Debug)]
@@ -70,8 +72,9 @@ impl Slot {
         }
         // Halving lets a variant that was popular long ago become the least used.
         kept.iter().for_each(|variant| variant.uses.store(variant.uses.load(Ordering::Relaxed) / 2, Ordering::Relaxed));
+        let charge = entry.charge.another(own_bytes(&rule, kept.len() + 1));
         kept.push(Variant { key, entry, uses: AtomicU32::new(1) });
-        Slot { rule, variants: kept.into() }
+        Slot { rule, variants: kept.into(), charge }
     }
 
     /// A slot in which every entry for which `replace` gives another has that in its place.
@@ -80,7 +83,8 @@ impl Slot {
             let entry = replace(&variant.entry).unwrap_or_else(|| variant.entry.clone());
             Variant { entry, ..variant.again() }
         });
-        Slot { rule: self.rule.clone(), variants: again.collect() }
+        let charge = self.charge.another(own_bytes(&self.rule, self.variants.len()));
+        Slot { rule: self.rule.clone(), variants: again.collect(), charge }
     }
 
     /// A slot without `entry`, or `None` when nothing is left.
@@ -92,8 +96,16 @@ impl Slot {
     pub fn without_each(&self, goes: impl Fn(&Arc<Entry>) -> bool) -> Option<Slot> {
         let kept: Box<[Variant]> =
             self.variants.iter().filter(|variant| !goes(&variant.entry)).map(Variant::again).collect();
-        (!kept.is_empty()).then(|| Slot { rule: self.rule.clone(), variants: kept })
+        let charge = self.charge.another(own_bytes(&self.rule, kept.len()));
+        (!kept.is_empty()).then(|| Slot { rule: self.rule.clone(), variants: kept, charge })
     }
+}
+
+/// What a slot takes beside its entries.
+fn own_bytes(rule: &VaryRule, variants: usize) -> usize {
+    allocated_bytes(crate::entry::ARC_BYTES + size_of::<Slot>())
+        + allocated_bytes(variants * size_of::<Variant>())
+        + rule.names().iter().map(|name| allocated_bytes(name.len())).sum::<usize>()
 }
 
 impl Variant {
@@ -108,10 +120,7 @@ impl Variant {
 
 impl Stored for Slot {
     fn charged_bytes(&self) -> usize {
-        let own = allocated_bytes(crate::entry::ARC_BYTES + size_of::<Slot>())
-            + allocated_bytes(self.variants.len() * size_of::<Variant>())
-            + self.rule.names().iter().map(|name| allocated_bytes(name.len())).sum::<usize>();
-        own + self.variants.iter().map(|variant| variant.entry.charge.bytes()).sum::<usize>()
+        self.charge.bytes() + self.variants.iter().map(|variant| variant.entry.charge.bytes()).sum::<usize>()
     }
 
     fn is_negative(&self) -> bool {

@@ -1,6 +1,11 @@
 //! The seam: origin, directory and peer are asked the same way and fail in the same three ways.
 //!
 //! `cache` knows only this page. Every implementation passes the one suite in `testing::source_contract`.
+//!
+//! Interim answers (1xx) go beside the answer, and only forwards: the origin hands them to the [`InterimSink`] that came with
+//! the question; a fill's sink puts them into its flight; every reader that waits there takes them from it and hands them to
+//! the sink of whoever waits, a client's connection or a peer's question, which sends them over the hop to the next flight.
+//! Nobody keeps them longer than the flight lasts, and an entry never has them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -80,9 +85,19 @@ pub struct Hop {
     pub sent: Fields,
     /// Which entry of which owner this is.
     pub entry: EntryId,
-    /// Whether the owner answered from its memory.
+    /// Which body it has: the fill that brought it. An entry that the origin confirmed is another one with the same body.
+    /// Zero where nothing can be said of it.
+    pub body: EntryId,
+    /// Whether `Last-Modified` is no strong validator, whatever `Date` says: the origin sent no `Date`, and this one is of
+    /// the owner's clock (RFC 9110 section 8.8.2.2).
+    pub weak_date: bool,
+    /// Whether the owner answered from its memory without asking the origin.
     pub hit: bool,
-    /// Whether the entry that the asker named is still the owner's: then there is no body, and the head only refreshes it.
+    /// Whether what it answered with is stale, as the rules allow; without `hit`, after the origin failed.
+    pub stale: bool,
+    /// Whether the origin confirmed what the owner answered with.
+    pub revalidated: bool,
+    /// Whether the body that the asker named is still the owner's: then there is none here, and the head only refreshes it.
     pub not_modified: bool,
     /// The names under which the response can be purged beside its key.
     pub tags: Tags,
@@ -97,6 +112,59 @@ pub struct EntryId {
     pub incarnation: u64,
     /// Counts the fills of that node from one.
     pub fill: u64,
+}
+
+impl EntryId {
+    /// Whether it names anything.
+    pub fn is_some(self) -> bool {
+        self.incarnation != 0
+    }
+}
+
+/// An interim answer of the origin (RFC 9110 section 15.2), such as 103 (Early Hints, RFC 8297).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interim {
+    /// 102 to 199: a 100 answers the question whether content may be sent, which a fill never asks; a 101 is no interim
+    /// answer but the end of HTTP.
+    pub status: u16,
+    /// The fields, without those of the connection, those of framing, and cookies.
+    pub fields: Fields,
+}
+
+impl Interim {
+    /// Whether an answer of this status can be passed on as interim.
+    pub fn is_one(status: u16) -> bool {
+        (102..=199).contains(&status)
+    }
+}
+
+/// Whoever hears the interim answers to a question. It must not wait: it is called in the middle of the question.
+pub trait InterimSink: Send + Sync {
+    /// One more has come. Those that are too many or too large may be dropped.
+    fn hear(&self, interim: Interim);
+}
+
+/// Hears nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Deaf;
+
+impl InterimSink for Deaf {
+    fn hear(&self, _: Interim) {}
+}
+
+/// What goes with a question beside what is asked.
+#[derive(Clone, Copy)]
+pub struct Aside<'a> {
+    /// Names the body that the asker has already; zero for none. A peer whose entry still has it need not send it again.
+    pub have: EntryId,
+    /// Who hears interim answers.
+    pub interims: &'a dyn InterimSink,
+}
+
+impl Default for Aside<'_> {
+    fn default() -> Self {
+        Aside { have: EntryId::default(), interims: &Deaf }
+    }
 }
 
 /// A body on its way. Dropping it ends the transfer.
@@ -118,6 +186,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// Before the head all three kinds may come; see [`FetchError`] for what follows from each.
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError>;
+
+    /// The same with something beside the question. A source that has no interim answers and confirms nothing ignores it.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        let _ = aside;
+        self.fetch(ask).await
+    }
 }
 
 /// Why a source gave no answer, in the three kinds from which three things follow.

@@ -161,8 +161,18 @@ pub struct GroupStats {
     pub local_load_errs: Counter,
     /// Questions of peers, included in `gets`.
     pub server_requests: Counter,
+    /// Fills that asked the key's previous owner for what it has in memory, before the origin.
+    pub peeks: Counter,
+    /// Those that found it there.
+    pub peek_hits: Counter,
+    /// Questions of peers with another ring for keys that this node does not own by its own: answered, never passed on.
+    pub ring_disagreements: Counter,
     /// Loads that followed a fill that another had started.
     pub loads_collapsed: Counter,
+    /// Interim answers (1xx) that fills were given for those who wait.
+    pub interims: Counter,
+    /// Those that came too late or were too many or too large to be passed on.
+    pub interims_dropped: Counter,
     /// Requests of clients.
     pub client: ClientStats,
     /// Why memory could not answer, in the words of `Cache-Status: fwd=`.

@@ -42,7 +42,9 @@ class Setting:
         self.objects = options.objects
         self.binary = Path(options.binary).resolve()
         self.certificate = make_certificate(folder)
-        self.sizes = sorted({size for case in CASES for size in (case.size, *getattr(case, "sizes", ()))} - {0} | {100})
+        # Files only of the cases that run: one of them is large.
+        chosen = [case for case in CASES if not options.cases or case.name in options.cases]
+        self.sizes = sorted({size for case in chosen for size in (case.size, *getattr(case, "sizes", ()))} - {0} | {100})
         self.numbers = 0
         self.contestants = options.contestants
         self.origin = Origin(self)

@@ -336,6 +336,63 @@ class Idle(Case):
             server.stop()
 
 
+class Readers(Case):
+    """What a slow reader of a large stored body costs both nodes of a hop, beyond one copy of the body."""
+
+    unit = "KiB per reader"
+    higher_is_better = False
+    readers = 50
+    reading_seconds = 5
+
+    def servers(self, shared):
+        setting = shared[0].setting
+        limit = str(2 * self.size)
+        owner = Ours(setting, "groupcache-proxy owner of the large body", max_object=limit, memory="1GiB", owner=True)
+        asked = Ours(setting, "groupcache-proxy readers", [owner.address()], "1KiB", "1GiB")
+        self.started = []
+        for server in (owner, asked):
+            server.start()
+            self.started.append(server)
+        self.asked, self.owner = asked, owner
+        return [asked]
+
+    def prepare(self, server):
+        """Measured before anything is stored, so that the one copy can be taken off."""
+        self.before = self.resident()
+        answer = fetch(self.owner.port, f"{self.path()}1")
+        if len(answer.content) != self.size:
+            raise Missing(f"answers {answer.status} with {len(answer.content)} bytes")
+
+    def resident(self):
+        return (self.owner.resident_bytes(), self.asked.resident_bytes())
+
+    def round(self, setting, server):
+        asked = setting.origin.requests()
+        opened, taken, samples = [], 0, []
+        try:
+            opened = load.slow_readers(server.port, f"{self.path()}1", self.readers)
+            deadline = time.monotonic() + self.reading_seconds
+            while time.monotonic() < deadline:
+                taken = load.read_slowly(opened, 64 * 1024)
+                samples.append(self.resident())
+                time.sleep(0.2)
+        finally:
+            for each in opened:
+                each.close()
+        # The median: what an allocator has not given back yet, of the body that was put together or of the readers before, is
+        # no cost of these readers. The most is in the remarks.
+        samples.sort(key=sum)
+        usual, most = samples[len(samples) // 2], samples[-1]
+        beyond = sum(usual) - sum(self.before) - self.size
+        result = {"rate": beyond / self.readers / 1024, "errors": self.readers - taken}
+        result["note"] = f"{usual[0] >> 20} MiB at the owner, {usual[1] >> 20} MiB at the node asked, at most {sum(most) >> 20} MiB in both; origin asked {setting.origin.requests() - asked - 1} times"
+        return result
+
+    def close(self):
+        for server in self.started:
+            server.stop()
+
+
 class Objects(Case):
     """Hits per second among very many objects, as a share of those among a thousand."""
 
@@ -410,6 +467,7 @@ CASES = [
     Memory("memory-4k", "resident after 4 x the budget, 4 KiB", [4096]),
     Memory("memory-mixed", "resident after 4 x the budget, 100 B to 1 MiB", mixed_sizes()),
     Idle("idle", "memory of an idle connection", 4096),
+    Readers("readers", "memory of 50 slow readers of 100 MiB through a hop", 100 << 20),
     Objects("objects", "very many objects of 4 KiB", 4096),
 ]
 

@@ -262,7 +262,7 @@ class NginxCache(Nginx):
     upstream origin {{ server 127.0.0.1:{self.setting.origin.port}; keepalive 128; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{self.port} backlog=4096; listen 127.0.0.1:{self.tls_port} ssl http2 backlog=4096;
-        http2_max_concurrent_streams 128; ssl_certificate {certificate}; ssl_certificate_key {key};
+        http2_max_concurrent_streams 128; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};
         location / {{
             proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
             proxy_cache cache; proxy_cache_valid 200 1d; proxy_cache_lock on;

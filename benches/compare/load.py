@@ -111,6 +111,25 @@ def idle_connections(port, path, count):
     return opened
 
 
+def slow_readers(port, path, count):
+    """Opens `count` connections with small receive buffers and asks on each; nothing is read yet."""
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    opened = []
+    for _ in range(count):
+        each = socket.socket()
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        each.settimeout(10)
+        each.connect(("127.0.0.1", port))
+        each.sendall(request)
+        opened.append(each)
+    return opened
+
+
+def read_slowly(opened, count):
+    """Reads up to `count` bytes of what each connection has; says how many had some."""
+    return sum(1 for each in opened if each.recv(count))
+
+
 # wrk's scripts. Requests are prepared once: the generator must not be slower than what it measures.
 SCRIPTS = {
     # arguments: prefix of the path, number of keys

@@ -7,7 +7,8 @@
 //! cargo bench --bench instructions -- --only NAME        only the operations whose name contains this
 //! ```
 //! A count is the difference between a long and a short run of this program, divided by the difference in operations: what
-//! the setting up costs does not matter. Counts differ a little between processors (the C library chooses its copies).
+//! the setting up costs does not matter. Counts differ a little between processors (the C library chooses its copies), and
+//! more between compilers: by another one than the record's, they are shown and compared, and nothing fails.
 
 #![allow(
     clippy::unwrap_used,
@@ -58,7 +59,9 @@ fn main() -> ExitCode {
 
 fn compare(wanted: &str, recording: bool) -> ExitCode {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.toml");
-    let recorded = read_record(&path);
+    let (recorded, recorded_by) = read_record(&path);
+    let compiler = compiler();
+    let comparable = recorded_by.as_deref().is_none_or(|recorded_by| recorded_by == compiler);
     let mut counted = recorded.clone();
     counted.retain(|name, _| OPERATIONS.iter().any(|operation| operation.name == name));
     let mut grown = 0;
@@ -80,11 +83,22 @@ fn compare(wanted: &str, recording: bool) -> ExitCode {
         println!("lane/hit is {:.2} x lane/bare", *hit as f64 / *bare as f64);
     }
     if recording {
+        if !comparable && !wanted.is_empty() {
+            eprintln!("the other counts are of another compiler: record all of them");
+            return ExitCode::FAILURE;
+        }
         let lines: String = counted.iter().map(|(name, count)| format!("\"{name}\" = {count}\n")).collect();
-        if let Err(error) = std::fs::write(&path, format!("{RECORD_HEAD}{lines}")) {
+        if let Err(error) = std::fs::write(&path, format!("{RECORD_HEAD}compiler = \"{compiler}\"\n{lines}")) {
             eprintln!("{}: {error}", path.display());
             return ExitCode::FAILURE;
         }
+        return ExitCode::SUCCESS;
+    }
+    if !comparable {
+        let recorded_by = recorded_by.unwrap_or_default();
+        println!(
+            "NOT CHECKED: the record is of {recorded_by}, this is {compiler}; record all counts anew to check again"
+        );
         return ExitCode::SUCCESS;
     }
     if grown > 0 {
@@ -94,13 +108,23 @@ fn compare(wanted: &str, recording: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn read_record(path: &Path) -> BTreeMap<String, u64> {
+/// `rustc 1.95.0`: what cargo compiled this program with.
+fn compiler() -> String {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("--version").output().expect("the compiler that cargo used");
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    version.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// The counts, and the compiler that they are of.
+fn read_record(path: &Path) -> (BTreeMap<String, u64>, Option<String>) {
     let text = std::fs::read_to_string(path).unwrap_or_default();
+    let compiler = text.lines().find_map(|line| line.strip_prefix("compiler = "));
     let entry = |line: &str| {
         let (name, count) = line.split_once(" = ")?;
         Some((name.trim_matches('"').to_owned(), count.parse().ok()?))
     };
-    text.lines().filter_map(entry).collect()
+    (text.lines().filter_map(entry).collect(), compiler.map(|name| name.trim_matches('"').to_owned()))
 }
 
 fn count(operation: &Operation) -> u64 {

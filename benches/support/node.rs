@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Cache, Request};
-use groupcache_proxy::clock::SystemClock;
+use groupcache_proxy::clock::{Clock, SystemClock};
 use groupcache_proxy::edge::Edge;
 use groupcache_proxy::edge::access_log::AccessLog;
 use groupcache_proxy::edge::admission::Admission;
@@ -24,6 +24,7 @@ use groupcache_proxy::edge::response::FieldRules;
 use groupcache_proxy::edge::sites::{PassRule, Site, Sites};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::fleet::Fleet;
+use groupcache_proxy::freshness::format_http_date;
 use groupcache_proxy::group::{Group, KeyRule};
 use groupcache_proxy::key::GroupId;
 use groupcache_proxy::memory::Ledger;
@@ -35,7 +36,7 @@ use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
-use groupcache_proxy::source::{Ask, FetchError, Fetched, ReadyBody, Source};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, ReadyBody, Source};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
@@ -127,8 +128,14 @@ impl Node {
 
     /// Serves one connection on which `request` comes `count` times, each once the answer before it is written.
     pub fn serve(&self, runtime: &Runtime, request: &'static [u8], count: u64) -> u64 {
+        self.serve_in_turn(runtime, [request; 2], count)
+    }
+
+    /// As [`Node::serve`], with two requests in turn.
+    pub fn serve_in_turn(&self, runtime: &Runtime, requests: [&'static [u8]; 2], count: u64) -> u64 {
         let written = Arc::default();
-        let stream = Box::new(Repeated::new(request, count, Arc::clone(&written)));
+        let stream =
+            Box::new(Repeated { next: requests[1], ..Repeated::new(requests[0], count, Arc::clone(&written)) });
         let shutdown = self.shutdown.subscribe();
         let rest = runtime.block_on(self.lane.process_new(stream, &shutdown));
         assert!(rest.is_none());
@@ -165,8 +172,14 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
-    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
-        self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask)).await
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
+        let request = Request::from_ask(&self.group, &ask);
+        self.cache.get_as_owner(&self.group, &request, Aside { have: context.have, interims }).await
     }
 }
 
@@ -228,9 +241,11 @@ struct Constant {
 
 impl Constant {
     fn new(body_bytes: usize) -> Self {
+        // A fixed date would make the answer stale one day.
+        let date = format_http_date(SystemClock.now().wall_seconds);
         let fields = Fields::from_pairs([
             ("Server", "nginx"),
-            ("Date", "Fri, 20 Nov 2026 12:00:00 GMT"),
+            ("Date", &*date),
             ("Content-Type", "application/octet-stream"),
             ("Last-Modified", "Fri, 20 Nov 2026 11:00:00 GMT"),
             ("ETag", "\"691efb40-1000\""),
@@ -273,6 +288,8 @@ impl Endpoints for NoEndpoints {
 #[derive(Debug)]
 struct Repeated {
     request: &'static [u8],
+    /// The one after this.
+    next: &'static [u8],
     left: u64,
     /// How much of the present request has been read.
     offset: usize,
@@ -283,7 +300,7 @@ struct Repeated {
 
 impl Repeated {
     fn new(request: &'static [u8], count: u64, written: Arc<AtomicU64>) -> Self {
-        Repeated { request, left: count, offset: 0, answered: true, waited: false, written }
+        Repeated { request, next: request, left: count, offset: 0, answered: true, waited: false, written }
     }
 
     fn take(&self, bytes: usize) -> Poll<io::Result<usize>> {
@@ -308,6 +325,7 @@ impl AsyncRead for Repeated {
             self.offset = end % self.request.len();
             if self.offset == 0 {
                 self.left -= 1;
+                (self.request, self.next) = (self.next, self.request);
                 (self.answered, self.waited) = (false, false);
             }
         }

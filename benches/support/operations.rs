@@ -6,10 +6,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use groupcache_proxy::clock::{Clock, Now, SystemClock};
 use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
-use groupcache_proxy::edge::response::{FieldRules, Http1Head, Response, Wanted};
+use groupcache_proxy::edge::response::{FieldRules, Response};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
-use groupcache_proxy::freshness::{Freshness, HopFreshness, RequestDirectives, Rules};
+use groupcache_proxy::freshness::{
+    Exchange, Freshness, HopFreshness, RequestDirectives, ResponseDirectives, Rules, Target, format_http_date,
+};
 use groupcache_proxy::key::{GroupId, HashedKey};
 use groupcache_proxy::memory::{Charge, Ledger};
 use groupcache_proxy::peer::protocol::{self, FRAME_BYTES_MAX, FrameReader, Head, Message, Question, QuestionKind};
@@ -32,9 +34,10 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 20] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
+    Operation { name: "lane/hit with other fields each time", prepare: || lane_in_turn([GET, GET_OF_ANOTHER], 4096) },
     Operation { name: "lane/hit of a browser", prepare: || lane(GET_OF_BROWSER, 4096) },
     Operation { name: "lane/hit 1 MiB", prepare: || lane(GET, 1 << 20) },
     Operation { name: "lane/not modified", prepare: || lane(GET_CONDITIONAL, 4096) },
@@ -49,12 +52,15 @@ pub const OPERATIONS: [Operation; 19] = [
     Operation { name: "purge/tag of 1000, a 200th, among 12000", prepare: || purge_by_tag(12) },
     Operation { name: "purge/tag of 1000, a 200th, among 1000000", prepare: || purge_by_tag(1000) },
     Operation { name: "freshness/verdict", prepare: freshness_verdict },
+    Operation { name: "freshness/verdict, parsing the stored fields", prepare: freshness_verdict_parsing },
     Operation { name: "entry to wire", prepare: entry_to_wire },
     Operation { name: "frames/question and answer of 4 KiB", prepare: frames },
     Operation { name: "flight/64 readers", prepare: flight },
 ];
 
 const GET: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+/// As long as [`GET`], so that both cost the same but for what is known of them.
+const GET_OF_ANOTHER: &[u8] = b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.2:8080\r\n\r\n";
 const GET_CONDITIONAL: &[u8] =
     b"GET /thumbnails/00000000.jpg HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nIf-None-Match: \"691efb40-1000\"\r\n\r\n";
 const GET_RANGE: &[u8] =
@@ -84,6 +90,10 @@ fn lane_bare() -> Run {
 }
 
 fn lane(request: &'static [u8], body_bytes: usize) -> Run {
+    lane_in_turn([request; 2], body_bytes)
+}
+
+fn lane_in_turn(requests: [&'static [u8]; 2], body_bytes: usize) -> Run {
     let (runtime, node) = (runtime(), Node::new(body_bytes));
     // The first is a miss, and its entry is in the store only after the fill has ended.
     node.serve(&runtime, GET, 1);
@@ -91,7 +101,7 @@ fn lane(request: &'static [u8], body_bytes: usize) -> Run {
     node.serve(&runtime, GET, 1);
     assert_eq!(node.group.stats.cache_hits.value(), 1);
     Box::new(move |count| {
-        black_box(node.serve(&runtime, request, count));
+        black_box(node.serve_in_turn(&runtime, requests, count));
     })
 }
 
@@ -240,6 +250,44 @@ fn freshness_verdict() -> Run {
     })
 }
 
+/// What a hit would cost if an entry kept no facts but the header as it was stored, and the times of the exchange.
+fn freshness_verdict_parsing() -> Run {
+    let now = SystemClock.now();
+    let date = format_http_date(now.wall_seconds);
+    let modified = format_http_date(now.wall_seconds - 86_400);
+    let received = Fields::from_pairs([
+        ("Server", "nginx"),
+        ("Date", &date),
+        ("Content-Type", "application/octet-stream"),
+        ("Last-Modified", &modified),
+        ("ETag", "\"691efb40-1000\""),
+        ("Cache-Control", "public, max-age=3600"),
+        ("Accept-Ranges", "bytes"),
+    ]);
+    let received = received.expect("well-formed");
+    let rules = Rules::default();
+    Box::new(move |count| {
+        for _ in 0..count {
+            let received = black_box(&received);
+            let exchange = Exchange {
+                method: "GET",
+                target: Target { authorities: &[], path: "/" },
+                sent: &Fields::empty(),
+                directives: RequestDirectives::default(),
+                status: 200,
+                received,
+                stores_parts: true,
+                requested_at: now,
+                received_at: now,
+                jitter: 0.0,
+            };
+            let directives = ResponseDirectives::parse(&rules, received);
+            let freshness = Freshness::new(&rules, &exchange, &directives);
+            black_box(freshness.verdict(&rules, &RequestDirectives::default(), black_box(now)));
+        }
+    })
+}
+
 fn entry_to_wire() -> Run {
     let (runtime, node) = (runtime(), Node::new(4096));
     node.serve(&runtime, GET, 1);
@@ -248,13 +296,13 @@ fn entry_to_wire() -> Run {
     let key = HashedKey::new(GROUP, KEY);
     let found = node.edge.cache.find_fresh(&node.group, &key, Fields::empty, &RequestDirectives::default(), now);
     let entry = found.expect("stored").entry;
-    let (rules, wanted, mut out) = (FieldRules::default(), Wanted::default(), Vec::new());
+    let lines = Box::leak(Box::new(lines()));
+    let head = RequestHead::parse(GET, lines).expect("well-formed");
+    let (rules, mut out) = (FieldRules::default(), Vec::new());
     Box::new(move |count| {
         for _ in 0..count {
-            let response = Response::hit(black_box(&entry).clone(), false, &wanted);
-            out.clear();
-            response.write_head(&rules, now, &mut Http1Head(&mut out));
-            Http1Head(&mut out).finish(response.framing(), true, true);
+            let response = Response::hit(black_box(&entry).clone(), false, &head);
+            response.write_http_1(&rules, now, true, true, &mut out);
             black_box(&out);
         }
     })

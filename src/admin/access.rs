@@ -6,6 +6,7 @@
 //! | statistics, explain | `admin.address` | addresses of `admin.allow`, or a token |
 //! | the same, without `admin.address` | listeners for clients | loopback, asking directly |
 //! | purge | where statistics are; `PURGE` on the listeners for clients, too | `admin.token`, addresses of `admin.purge_allow`, loopback |
+//! | drain, reload | as for statistics | `admin.token`; or loopback asking directly, and no page of a browser |
 //! | a native peer | listeners with the peers' role | who proves the secret; without one, loopback asking directly |
 //! | a Go peer | the same, on a Go ring | addresses of listed peers and of `fleet.go.allow` |
 //!
@@ -20,7 +21,6 @@ use ring::digest::{SHA256, digest};
 
 use crate::config::{Admin, Secret};
 use crate::fields::Fields;
-use crate::semantics::target::Authority;
 
 /// What decides over a caller.
 #[derive(Clone, Copy, Debug)]
@@ -106,12 +106,36 @@ pub fn may_read(admin: &Admin, caller: &Caller<'_>) -> Result<(), Denied> {
     }
 }
 
-/// Whether the caller may purge on a listener where that is answered. `is_json`: whether a body is wanted, which a page in a
-/// browser cannot send to another site without being asked.
+/// Whether the caller may change something on a listener that has the role: with the token that may act, or as this machine.
+/// A page in a browser of this machine is not this machine: it can send neither JSON nor another Host than its own, and says
+/// where it comes from.
 ///
 /// # Errors
 /// Why not.
-pub fn may_purge(admin: &Admin, caller: &Caller<'_>, host: &[u8], is_json: bool) -> Result<(), Denied> {
+pub fn may_act(admin: &Admin, caller: &Caller<'_>, host: &[u8]) -> Result<(), Denied> {
+    if admin.address.is_none() && !caller.is_direct_loopback() {
+        return Err(Denied::Forbidden);
+    }
+    if shows_one_of(caller.fields, admin.tokens.iter()) {
+        return Ok(());
+    }
+    let json = declares_json(caller.fields);
+    if caller.is_trusted_loopback() && json && is_loopback_host(host) && !caller.fields.contains("origin") {
+        return Ok(());
+    }
+    Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
+}
+
+/// Whether the caller may purge on a listener where that is answered. `is_json` says whether a body is declared as JSON, which a
+/// page in a browser cannot send to another site without being asked; the method `PURGE`, which it cannot send either, has none.
+///
+/// # Errors
+/// Why not.
+pub fn may_purge(admin: &Admin, caller: &Caller<'_>, host: &[u8], is_json: Option<bool>) -> Result<(), Denied> {
+    let is_listed = caller.is_in(&admin.purge_allow) && !caller.is_direct_loopback();
+    if is_json.is_some() && admin.address.is_none() && !caller.is_direct_loopback() && !is_listed {
+        return Err(Denied::Forbidden);
+    }
     if shows_one_of(caller.fields, admin.tokens.iter()) {
         return Ok(());
     }
@@ -119,10 +143,14 @@ pub fn may_purge(admin: &Admin, caller: &Caller<'_>, host: &[u8], is_json: bool)
     if shows_another {
         return Err(Denied::TokenNeeded);
     }
-    if caller.is_in(&admin.purge_allow) && !caller.is_direct_loopback() {
+    if is_listed {
         return Ok(());
     }
-    if caller.is_trusted_loopback() && names_loopback(host) && is_own_origin(caller.fields, host) && is_json {
+    if caller.is_trusted_loopback()
+        && is_loopback_host(host)
+        && is_own_origin(caller.fields, host)
+        && is_json != Some(false)
+    {
         return Ok(());
     }
     Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
@@ -134,19 +162,21 @@ pub fn declares_json(fields: &Fields) -> bool {
     media_type.is_some_and(|media_type| media_type.trim_ascii().eq_ignore_ascii_case(b"application/json"))
 }
 
-/// Whether `Host` names this machine: another name may be one that an attacker made point here.
-fn names_loopback(host: &[u8]) -> bool {
-    let Ok(authority) = Authority::parse(host) else { return false };
-    let name = authority.host.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
 /// Whether no page of another site sent the request.
 fn is_own_origin(fields: &Fields, host: &[u8]) -> bool {
     fields.get_all("origin").all(|origin| {
         let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
         authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
     }) && fields.get("sec-fetch-site").is_none_or(|site| matches!(site, b"same-origin" | b"none"))
+}
+
+fn is_loopback_host(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether the caller may speak the native protocol; with a secret, that is for the handshake to find out.

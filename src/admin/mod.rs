@@ -14,7 +14,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::admin::access::{Caller, Denied, declares_json, may_ask_as_go_peer, may_purge, may_read, may_upgrade};
+use crate::admin::access::{
+    Caller, Denied, declares_json, may_act, may_ask_as_go_peer, may_purge, may_read, may_upgrade,
+};
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
 use crate::peer::go::{answer_go, deleted_by_go};
@@ -34,11 +36,11 @@ pub struct Admin {
 impl Admin {
     /// The endpoints of `node`.
     pub fn new(node: Arc<Node>) -> Self {
-        let owner = CacheOwner { cache: node.cache.clone(), groups: node.groups.clone() };
+        let owner = CacheOwner { cache: node.cache.clone(), groups: node.groups.clone(), local: node.local.clone() };
         Admin { node, owner }
     }
 
-    async fn answer(&self, request: &EndpointRequest, body: &Bytes) -> EndpointAnswer {
+    async fn answer(&self, request: &EndpointRequest, body: &[u8]) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
         if is_purge_of_target(request) {
             return match purge::of_method(&self.node, request) {
@@ -66,6 +68,12 @@ impl Admin {
                     Err(reason) => text(400, format!("{reason}\n")),
                 },
             },
+            b"drain" | b"reload" => match self.act_denied(request) {
+                Some(denied) => self.deny(denied),
+                None if request.method != "POST" => only_post(),
+                None if name == b"drain" => self.drain(body),
+                None => self.reload().await,
+            },
             b"purge" => match purge::read(&self.node, body) {
                 Ok(wanted) => self.purge(wanted.request, wanted.accept_partial).await,
                 Err(reason) => text(400, format!("{reason}\n")),
@@ -86,7 +94,7 @@ impl Admin {
     }
 
     /// Whether the caller may purge here, before its body is read.
-    fn purge_denied(&self, request: &EndpointRequest, is_json: bool) -> Option<Denied> {
+    fn purge_denied(&self, request: &EndpointRequest, is_json: Option<bool>) -> Option<Denied> {
         let admin = &self.node.current.load().config.admin;
         may_purge(admin, &self.caller(request), &request.host, is_json).err()
     }
@@ -96,6 +104,46 @@ impl Admin {
             return Some(Denied::NotHere);
         }
         may_read(&self.node.current.load().config.admin, &self.caller(request)).err()
+    }
+
+    fn act_denied(&self, request: &EndpointRequest) -> Option<Denied> {
+        if !request.roles.admin {
+            return Some(Denied::NotHere);
+        }
+        may_act(&self.node.current.load().config.admin, &self.caller(request), &request.host).err()
+    }
+
+    fn drain(&self, body: &[u8]) -> EndpointAnswer {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Wish {
+            #[serde(default)]
+            undo: bool,
+        }
+        let wish: Result<Wish, _> = if body.is_empty() { Ok(Wish::default()) } else { serde_json::from_slice(body) };
+        let Ok(wish) = wish else { return text(400, "expected no body, {} or {\"undo\": true}\n") };
+        let changed = if wish.undo { self.node.undo_drain() } else { self.node.drain() };
+        if changed {
+            tracing::info!(undo = wish.undo, "told to drain");
+        }
+        let state = self.node.lifecycle.state();
+        let done = wish.undo != matches!(state, State::Draining | State::Stopping);
+        json(if done { 200 } else { 409 }, &serde_json::json!({ "state": state.as_str(), "changed": changed }))
+    }
+
+    async fn reload(&self) -> EndpointAnswer {
+        let Some(reloader) = self.node.reloader.get().and_then(std::sync::Weak::upgrade) else {
+            return text(503, "starting\n");
+        };
+        // In a task of its own: a caller that leaves must not stop it half way.
+        let applied = tokio::spawn(async move { reloader.read_again().await }).await;
+        match applied.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(applied) => json(
+                200,
+                &serde_json::json!({ "applied": true, "needs_restart": applied.needs_restart, "cleared": applied.cleared }),
+            ),
+            Err(lines) => text(400, format!("{lines}\n")),
+        }
     }
 
     /// The native protocol takes the connection.
@@ -179,7 +227,7 @@ impl Admin {
 
 #[async_trait]
 impl Endpoints for Admin {
-    /// Only a purge has a body, and only that of whom may purge is read.
+    /// A body is read only of those who may act, and where it can mean something.
     fn admit(&self, request: &EndpointRequest) -> Result<usize, EndpointResponse> {
         let refusal = |answer| match answer {
             EndpointAnswer::Response(response) => Err(response),
@@ -187,10 +235,15 @@ impl Endpoints for Admin {
         };
         if is_purge_of_target(request) {
             // Like any method that nobody may use here, whatever token might help.
-            return match self.purge_denied(request, true) {
+            return match self.purge_denied(request, None) {
                 Some(_) => refusal(self.deny(Denied::Forbidden)),
                 None => Ok(0),
             };
+        }
+        let acts = [&b"/_groupcache/drain"[..], b"/_groupcache/reload"].contains(&split_query(&request.target).0);
+        if acts {
+            let takes_body = request.method == "POST" && self.act_denied(request).is_none();
+            return Ok(if takes_body { WISH_BYTES_MAX } else { 0 });
         }
         if &request.target[..] != PURGE_TARGET {
             return Ok(0);
@@ -199,7 +252,7 @@ impl Endpoints for Admin {
             return refusal(self.deny(Denied::NotHere));
         }
         let is_json = declares_json(&request.fields);
-        match self.purge_denied(request, is_json) {
+        match self.purge_denied(request, Some(is_json)) {
             Some(denied) => refusal(self.deny(denied)),
             None if request.method != "POST" => {
                 refusal(respond(405, TEXT, &[("Allow", "POST")], Bytes::from_static(b"method not allowed\n")))
@@ -232,6 +285,10 @@ fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 fn method_not_allowed() -> EndpointAnswer {
     respond(405, TEXT, &[("Allow", "GET, HEAD")], Bytes::from_static(b"method not allowed\n"))
+}
+
+fn only_post() -> EndpointAnswer {
+    respond(405, TEXT, &[("Allow", "POST")], Bytes::from_static(b"method not allowed\n"))
 }
 
 fn text(status: u16, text: impl Into<Cow<'static, str>>) -> EndpointAnswer {
@@ -271,5 +328,7 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
 const GO_DELETE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const PURGE_TARGET: &[u8] = b"/_groupcache/purge";
+/// The wishes of `drain` are a few words.
+const WISH_BYTES_MAX: usize = 1024;
 
 const TEXT: &str = "text/plain; charset=utf-8";

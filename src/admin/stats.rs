@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use crate::config::Ring;
+use crate::config::{PeerSource, Ring};
 use crate::origin::UpstreamSnapshot;
 use crate::peer::{self, Peer as _};
 use crate::permits::GateState;
 use crate::server::groups::Served;
+use crate::server::members::is_slow;
 use crate::server::node::Node;
 use crate::stats::GroupStats;
 use crate::store::RoleUsage;
@@ -57,8 +58,22 @@ struct Purge {
 #[derive(Serialize)]
 struct FleetState {
     ring: Option<&'static str>,
+    members: Members,
     ring_id: Option<String>,
     peers: Vec<PeerState>,
+}
+
+/// Where the members come from, and how that goes.
+#[derive(Serialize)]
+struct Members {
+    source: Option<&'static str>,
+    changes: u64,
+    failures: u64,
+    /// Why the source could not be followed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gossip_address: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -74,6 +89,10 @@ struct PeerState {
     ring_share: f64,
     requests: u64,
     errors: u64,
+    /// How long its answers from memory take, as a moving average.
+    hit_milliseconds: Option<f64>,
+    /// Whether it is up, and far slower than the others.
+    slow: bool,
 }
 
 #[derive(Serialize)]
@@ -87,10 +106,15 @@ struct Group {
     local_loads: u64,
     local_load_errs: u64,
     server_requests: u64,
+    peeks: u64,
+    peek_hits: u64,
+    ring_disagreements: u64,
     main: Usage,
     hot: Usage,
     client: Client,
     loads_collapsed: u64,
+    interims: u64,
+    interims_dropped: u64,
     miss_reasons: BTreeMap<&'static str, u64>,
     not_stored: BTreeMap<&'static str, u64>,
     origins: BTreeMap<String, UpstreamSnapshot>,
@@ -130,6 +154,9 @@ pub(super) fn of(node: &Node) -> Stats {
     for (word, count) in node.peers.counters().rejects.counts() {
         *rejects.entry(word).or_default() += count;
     }
+    for (word, count) in node.membership.dropped.counts() {
+        *rejects.entry(word).or_default() += count;
+    }
     let flights = &node.cache.flights;
     Stats {
         version: env!("CARGO_PKG_VERSION"),
@@ -166,21 +193,38 @@ fn fleet(node: &Node) -> FleetState {
     });
     let others =
         members.list.iter().enumerate().filter_map(|(index, member)| Some((index, member, member.link.as_ref()?)));
-    let peers = others.map(|(index, member, link)| {
-        let status = link.status();
-        PeerState {
-            url: member.url.clone(),
-            state: status.state.as_str(),
-            reason: reason_of(&status.state),
-            protocol: status.protocol,
-            version: status.version,
-            ring_id: status.ring_id.map(ring_id),
-            ring_share: members.ring.as_ref().map_or(0.0, |ring| ring.share(index)),
-            requests: status.requests,
-            errors: status.errors,
-        }
+    let statuses: Vec<_> = others.map(|(index, member, link)| (index, member, link.status())).collect();
+    let hit_times: Vec<_> = statuses.iter().filter_map(|(_, _, status)| status.hit_time).collect();
+    let peers = statuses.into_iter().map(|(index, member, status)| PeerState {
+        hit_milliseconds: status.hit_time.map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
+        slow: status.hit_time.is_some_and(|time| is_slow(time, &hit_times)),
+        url: member.url.clone(),
+        state: status.state.as_str(),
+        reason: reason_of(&status.state),
+        protocol: status.protocol,
+        version: status.version,
+        ring_id: status.ring_id.map(ring_id),
+        ring_share: members.ring.as_ref().map_or(0.0, |ring| ring.share(index)),
+        requests: status.requests,
+        errors: status.errors,
     });
-    FleetState { ring, ring_id: members.ring.is_some().then(|| ring_id(members.ring_id())), peers: peers.collect() }
+    let source = members.config.as_ref().map(|fleet| match fleet.source {
+        PeerSource::List => "list",
+        PeerSource::File(_) => "file",
+        PeerSource::Dns { .. } => "dns",
+        PeerSource::Srv { .. } => "srv",
+        PeerSource::Gossip { .. } => "gossip",
+    });
+    let search = &node.membership;
+    let found = Members {
+        source,
+        changes: search.changes.value(),
+        failures: search.failures.value(),
+        last_failure: search.last_failure.lock().clone(),
+        gossip_address: search.gossip_address.lock().map(|address| address.to_string()),
+    };
+    let ring_id = members.ring.is_some().then(|| ring_id(members.ring_id()));
+    FleetState { ring, members: found, ring_id, peers: peers.collect() }
 }
 
 fn reason_of(state: &peer::PeerState) -> Option<String> {
@@ -209,6 +253,9 @@ fn group(node: &Node, served: &Served) -> Group {
         local_loads: stats.local_loads.value(),
         local_load_errs: stats.local_load_errs.value(),
         server_requests: stats.server_requests.value(),
+        peeks: stats.peeks.value(),
+        peek_hits: stats.peek_hits.value(),
+        ring_disagreements: stats.ring_disagreements.value(),
         main: usage(stored.main),
         hot: usage(stored.hot),
         client: Client {
@@ -223,6 +270,8 @@ fn group(node: &Node, served: &Served) -> Group {
             hit_ratio_1m: stats.hit_ratio_last_minute(),
         },
         loads_collapsed: stats.loads_collapsed.value(),
+        interims: stats.interims.value(),
+        interims_dropped: stats.interims_dropped.value(),
         miss_reasons: stats.miss_reasons.counts(),
         not_stored: stats.not_stored.counts(),
         origins: origins.map(|origin| (origin.url.clone(), origin)).collect(),

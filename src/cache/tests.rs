@@ -1,6 +1,8 @@
 //! One node and fleets of five in memory: no socket, scripted origins, gates instead of waiting.
 
+mod confirmed;
 mod fleet;
+mod interim;
 mod invalidation;
 mod node;
 mod parts;
@@ -8,16 +10,21 @@ mod permits;
 mod purging;
 mod same;
 mod spread;
+mod warm;
 
 use std::sync::atomic::AtomicBool;
 
+use async_trait::async_trait;
+
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::PurgeFailure;
+use crate::fleet::{PurgeFailure, Purpose};
+use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::purge::{Notice, Reply};
 use crate::ring::{Ring, RingKind, RingPeer};
-use crate::source::Source;
+use crate::semantics::ranges::ContentRange;
+use crate::source::{BodyStream, ReadyBody, Source};
 use crate::stats::GroupStats;
 use crate::store::Settings;
 use crate::testing::{Gate, Script, Scripted};
@@ -46,7 +53,16 @@ impl Node {
         incarnation: u64,
         limit: Option<crate::group::Limit>,
     ) -> Self {
-        let clock = Arc::new(ManualClock::new(1_800_000_000));
+        Node::with_clock(origin, rules, incarnation, limit, Arc::new(ManualClock::new(1_800_000_000)))
+    }
+
+    fn with_clock(
+        origin: &Scripted,
+        rules: crate::freshness::Rules,
+        incarnation: u64,
+        limit: Option<crate::group::Limit>,
+        clock: Arc<ManualClock>,
+    ) -> Self {
         let store = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         let group = Arc::new(Group {
             id: GroupId(0),
@@ -227,16 +243,36 @@ struct Link {
     cut: Arc<AtomicBool>,
     /// It hears of no purge.
     deaf: Arc<AtomicBool>,
+    /// Bytes of bodies that came over links to this node.
+    carried: Arc<AtomicU64>,
+}
+
+/// A body that counts what is taken of it.
+struct Carried(Box<dyn BodyStream>, Arc<AtomicU64>);
+
+#[async_trait]
+impl BodyStream for Carried {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let chunk = self.0.chunk().await?;
+        self.1.fetch_add(chunk.as_ref().map_or(0, Bytes::len) as u64, Ordering::SeqCst);
+        Ok(chunk)
+    }
 }
 
 #[async_trait]
 impl Source for Link {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut"));
         }
         let request = Request::from_ask(&self.to.group, ask);
-        self.to.cache.get_as_owner(&self.to.group, &request).await
+        let fetched = self.to.cache.get_as_owner(&self.to.group, &request, aside).await?;
+        assert!(fetched.hop.is_some(), "an owner says what it answers with");
+        Ok(Fetched { body: Box::new(Carried(fetched.body, self.carried.clone())), ..fetched })
     }
 }
 
@@ -255,6 +291,9 @@ impl crate::fleet::Peer for Link {
     }
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
         Ok(self.to.cache.peek(&self.to.group, &Request::from_ask(&self.to.group, ask)))
     }
 
@@ -299,6 +338,8 @@ struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
     deaf: Vec<Arc<AtomicBool>>,
+    /// Bytes of bodies that came over the hop from each.
+    carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
 }
 
@@ -319,22 +360,29 @@ impl TestFleet {
         let nodes: Vec<_> = (0..size).map(node).collect();
         let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
         let (down, deaf) = (flags(), flags());
-        for (index, node) in nodes.iter().enumerate() {
-            let seen = view(index);
-            let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
-            let ring = Ring::new(RingKind::Groupcache, 50, &peers);
-            let links = seen.iter().map(|&peer| {
-                let link = Link {
-                    from: node.cache.incarnation(),
-                    to: nodes[peer].clone(),
-                    cut: down[peer].clone(),
-                    deaf: deaf[peer].clone(),
-                };
-                (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
-            });
-            node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
-        }
-        TestFleet { nodes, down, deaf, origin }
+        let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let fleet = TestFleet { nodes, down, deaf, carried, origin };
+        (0..size).for_each(|node| fleet.see(node, &view(node)));
+        fleet
+    }
+
+    /// From now on `node` believes in these.
+    fn see(&self, node: usize, seen: &[usize]) {
+        let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
+        let ring = Ring::new(RingKind::Groupcache, 50, &peers);
+        let cache = &self.nodes[node].cache;
+        let links = seen.iter().map(|&peer| {
+            let link = Link {
+                from: cache.incarnation(),
+                to: self.nodes[peer].clone(),
+                cut: self.down[peer].clone(),
+                deaf: self.deaf[peer].clone(),
+                carried: self.carried[peer].clone(),
+            };
+            (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
+        });
+        let fleet = Fleet::new(ring, links.collect(), |key| Some(key.into()));
+        cache.set_fleet(fleet.named(seen.iter().map(ToString::to_string).collect()));
     }
 
     /// The index of the key's owner, by the first node's view.

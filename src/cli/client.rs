@@ -94,13 +94,13 @@ impl NodeArguments {
 /// # Errors
 /// When it is not reached, or turns us away.
 pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, Failure> {
-    reply_to(node, Question { method: "GET", target, token, body: "" }, DEADLINE)
+    request(node, &format!("GET {target}"), None, token, DEADLINE)
 }
 
-/// Asks a node with `POST` and a JSON body; the work may take `patience`.
+/// Tells a node something with `POST`; `body` is JSON. What is wanted may take `patience`.
 ///
 /// # Errors
-/// As [`get`].
+/// When it is not reached, or turns us away.
 pub(super) fn post(
     node: &NodeUrl,
     target: &str,
@@ -108,25 +108,21 @@ pub(super) fn post(
     token: Option<&str>,
     patience: Duration,
 ) -> Result<Reply, Failure> {
-    reply_to(node, Question { method: "POST", target, token, body }, DEADLINE.saturating_add(patience))
+    request(node, &format!("POST {target}"), Some(body), token, DEADLINE.saturating_add(patience))
 }
 
-/// One question.
-#[derive(Clone, Copy)]
-struct Question<'a> {
-    method: &'static str,
-    target: &'a str,
-    token: Option<&'a str>,
-    /// JSON; empty for none.
-    body: &'a str,
-}
-
-fn reply_to(node: &NodeUrl, question: Question<'_>, deadline: Duration) -> Result<Reply, Failure> {
+fn request(
+    node: &NodeUrl,
+    line: &str,
+    body: Option<&str>,
+    token: Option<&str>,
+    deadline: Duration,
+) -> Result<Reply, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::unable(format!("no runtime: {error}")))?;
-    let asked = runtime.block_on(async { tokio::time::timeout(deadline, ask(node, question)).await });
+    let asked = runtime.block_on(async { tokio::time::timeout(deadline, ask(node, line, body, token)).await });
     let reply = asked
         .unwrap_or_else(|_| Err("it does not answer".into()))
         .map_err(|reason| Failure::unable(format!("{node} was not reached: {reason}; does the node run?")))?;
@@ -144,30 +140,30 @@ fn reply_to(node: &NodeUrl, question: Question<'_>, deadline: Duration) -> Resul
     }
 }
 
-async fn ask(node: &NodeUrl, question: Question<'_>) -> Result<Reply, String> {
+async fn ask(node: &NodeUrl, line: &str, body: Option<&str>, token: Option<&str>) -> Result<Reply, String> {
     if node.tls {
         let address = PeerAddress::parse(&node.to_string())?;
-        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, question).await;
+        return converse(TcpDial::new(address, connector(None, None)).dial().await?, node, line, body, token).await;
     }
     // Tries all addresses of a name: "localhost" has two, and a node listens on one of them.
     let stream = tokio::net::TcpStream::connect((node.host.as_str(), node.port)).await;
-    converse(stream.map_err(|error| error.to_string())?, node, question).await
+    converse(stream.map_err(|error| error.to_string())?, node, line, body, token).await
 }
 
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     node: &NodeUrl,
-    question: Question<'_>,
+    line: &str,
+    body: Option<&str>,
+    token: Option<&str>,
 ) -> Result<Reply, String> {
-    let Question { method, target, token, body } = question;
-    let content = match body {
-        "" => String::new(),
-        body => format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
-    };
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let described = body.map(|body| format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+    let described = described.unwrap_or_default();
     let request = format!(
-        "{method} {target} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}{content}Connection: close\r\n\r\n{body}",
-        node.authority()
+        "{line} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\n{authorization}{described}Connection: close\r\n\r\n{}",
+        node.authority(),
+        body.unwrap_or_default()
     );
     let wrong = |error: std::io::Error| error.to_string();
     stream.write_all(request.as_bytes()).await.map_err(wrong)?;

@@ -1,5 +1,6 @@
 //! The commands, their arguments and their exit codes.
 
+mod act;
 mod check;
 mod client;
 mod demo;
@@ -79,6 +80,10 @@ enum Command {
     Explain(explain::Arguments),
     /// Make entries disappear from all nodes.
     Purge(purge::Arguments),
+    /// Let a node read its configuration again.
+    Reload(act::ReloadArguments),
+    /// Let a node leave its fleet, or stay after all.
+    Drain(act::DrainArguments),
 }
 
 /// Which node a command speaks to, and as whom.
@@ -113,6 +118,8 @@ pub fn main() -> ExitCode {
         Some(Command::Stats(arguments)) => stats::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
         Some(Command::Purge(arguments)) => purge::run(&arguments),
+        Some(Command::Reload(arguments)) => act::reload(&arguments),
+        Some(Command::Drain(arguments)) => act::drain(&arguments),
     };
     match ended {
         Ok(exit) => ExitCode::from(exit as u8),

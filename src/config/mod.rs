@@ -11,6 +11,7 @@
 
 mod check;
 mod environment;
+mod peer_list;
 mod print;
 mod problem;
 mod resources;
@@ -26,6 +27,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use environment::{Environment, SystemEnvironment};
+pub use peer_list::{PEERS_MAX, parse_peer_list};
 pub use problem::{Position, Problem, Problems};
 pub use units::{Amount, duration as parse_duration};
 pub use values::*;

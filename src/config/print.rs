@@ -8,8 +8,8 @@ use super::Config;
 use super::units::{Amount, show_amount, show_duration, show_percent, show_size};
 use super::values::{
     AccessLog, Balance, Cookies, Eviction, Fleet, Group, GroupSource, HEADER_BYTES_MAX, HeaderEdit, HostPattern,
-    LogFormat, LogLevel, NamePattern, Origin, OriginHost, Pass, Query, RequestDirectives, RequestHeaders, Ring, Secret,
-    SelfPeer, SetCookie, TlsPair,
+    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Pass, PeerSource, Query, RequestDirectives,
+    RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
 };
 use super::yaml::join;
 
@@ -159,6 +159,40 @@ impl Printer<'_> {
         self.list("purge_allow", config.admin.purge_allow.iter().map(ToString::to_string));
     }
 
+    fn peers(&mut self, fleet: &Fleet) {
+        if fleet.source == PeerSource::List {
+            self.line("peers:");
+            for (index, peer) in fleet.peers.iter().enumerate() {
+                self.element(&format!("fleet.peers[{index}]"), |printer| {
+                    printer.leaf_of("url", &quoted(&peer.url), &["url", ""]);
+                    printer.leaf("weight", &peer.weight.to_string());
+                });
+            }
+            return;
+        }
+        self.map("peers", |printer| match &fleet.source {
+            PeerSource::List => {}
+            PeerSource::File(path) => printer.leaf("file", &quoted(&path.to_string_lossy())),
+            PeerSource::Dns { url, lookup } => {
+                printer.leaf("dns", &quoted(url.to_string().trim_end_matches('/')));
+                printer.lookup(lookup);
+            }
+            PeerSource::Srv { name, lookup } => {
+                printer.leaf("srv", &quoted(name));
+                printer.lookup(lookup);
+            }
+            PeerSource::Gossip { seeds, address } => {
+                printer.list("gossip", seeds.iter().cloned());
+                printer.leaf("address", &quoted(&address.to_string()));
+            }
+        });
+    }
+
+    fn lookup(&mut self, lookup: &Lookup) {
+        self.leaf("every", &show_duration(lookup.every));
+        self.list("nameservers", lookup.nameservers.iter().map(ToString::to_string));
+    }
+
     fn fleet(&mut self, fleet: &Fleet) {
         match fleet.address {
             Some(address) => self.leaf("address", &quoted(&address.to_string())),
@@ -168,13 +202,7 @@ impl Printer<'_> {
             SelfPeer::Auto => self.leaf("self", "auto"),
             SelfPeer::Url(url) => self.leaf("self", &quoted(url)),
         }
-        self.line("peers:");
-        for (index, peer) in fleet.peers.iter().enumerate() {
-            self.element(&format!("fleet.peers[{index}]"), |printer| {
-                printer.leaf_of("url", &quoted(&peer.url), &["url", ""]);
-                printer.leaf("weight", &peer.weight.to_string());
-            });
-        }
+        self.peers(fleet);
         self.leaf(
             "ring",
             match fleet.ring {

@@ -231,9 +231,8 @@ struct FleetKeys {
     /// know it.
     #[schemars(rename = "self", extend("default" = "auto"))]
     self_peer: Option<String>,
-    /// All members, this node included, the same list on every node: URLs without a path and without a last slash.
-    #[schemars(length(min = 1))]
-    peers: Vec<Peer>,
+    /// All members, this node included, the same list on every node; or where to find them.
+    peers: Peers,
     /// How keys find their owner. `groupcache` (golang/groupcache), `mailgun` and `v3` (groupcache-go) share a ring with
     /// Go nodes.
     #[schemars(extend("default" = "balanced", "enum" = ["balanced", "groupcache", "mailgun", "v3"]))]
@@ -247,6 +246,36 @@ struct FleetKeys {
     timeouts: Option<FleetTimeoutKeys>,
     /// What only Go peers need.
     go: Option<GoKeys>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Peers {
+    /// URLs without a path and without a last slash.
+    List(#[schemars(length(min = 1))] Vec<Peer>),
+    /// One of `file`, `dns`, `srv` and `gossip`.
+    Found(FoundPeers),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct FoundPeers {
+    /// A file with the URL of a member in each line, perhaps followed by weight=N; read again when it changes.
+    file: Option<String>,
+    /// A URL whose name has the addresses of all members (A and AAAA), such as that of a headless service of Kubernetes.
+    dns: Option<String>,
+    /// A service whose targets and ports are the members; https:// where fleet.tls is there.
+    srv: Option<String>,
+    /// Time between two look-ups of dns or srv.
+    #[schemars(extend("default" = "5s"))]
+    every: Option<Time>,
+    /// Whom to ask for dns and srv. Default: as the system is configured.
+    nameservers: Option<Vec<String>>,
+    /// Hosts and ports of some members: through them a node finds all others, and all notice who fails.
+    gossip: Option<OneOrList<String>>,
+    /// Where this node gossips, over UDP.
+    #[schemars(extend("default" = "0.0.0.0:7946"))]
+    address: Option<Address>,
 }
 
 /// A member of the fleet.

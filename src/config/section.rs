@@ -47,6 +47,16 @@ impl<'n> Section<'n> {
         self.entries.iter().any(|(entry, _)| entry.key == key)
     }
 
+    /// Where `key` was written.
+    pub(super) fn position_of(&self, key: &str) -> Option<Position> {
+        self.entries.iter().find(|(entry, _)| entry.key == key).map(|(entry, _)| entry.node.position)
+    }
+
+    /// Whether a key was written that nobody has asked for yet.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.entries.iter().any(|(_, taken)| *taken == Taken::No)
+    }
+
     /// The path of `key` in this section.
     pub(super) fn path_of(&self, key: &str) -> String {
         join(&self.path, key)

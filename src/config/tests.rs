@@ -305,7 +305,52 @@ fn single_mistakes() {
         (with_group("listen: [{ address: \"127.0.0.1:1\", proxy_protocol: false }]"), "proxy_protocol: unknown key"),
         (with_group("admin: { purge_allow: [x] }"), "admin.purge_allow[0]: found \"x\", expected an address"),
         (with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: serve }"), "fleet.partition: unknown key"),
-        (with_group("fleet: { peers: { dns: x } }"), "1:17: fleet.peers: found a map, expected a list of URLs"),
+        (with_group("fleet: { peers: { dns: x } }"), "1:24: fleet.peers.dns: found \"x\", expected a URL"),
+        (with_group("fleet: { peers: {} }"), "1:17: fleet.peers: found a map, expected a list of URLs"),
+        (with_group("fleet: { peers: x }"), "1:17: fleet.peers: found \"x\", expected a list of URLs"),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { dns: \"http://a:1\", srv: _a._tcp.b } }"),
+            "fleet.peers: found a map, expected a list of URLs",
+        ),
+        (with_group("fleet: { peers: { dns: \"http://a:1\" } }"), "1:8: fleet.secret: missing or empty"),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { dns: \"https://a:1\" } }"),
+            "fleet.tls: missing, expected ca, cert and key: the peer https://a:1/ is https://",
+        ),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { dns: \"http://a:1\", every: 0s } }"),
+            "fleet.peers.every: found \"0s\", expected a duration above 0",
+        ),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { dns: \"http://a:1\", nameservers: [name] } }"),
+            "fleet.peers.nameservers[0]: found \"name\", expected an IP address",
+        ),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { srv: cache.internal } }"),
+            "fleet.peers.srv: found \"cache.internal\", expected the name of a service",
+        ),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, self: \"http://a:1\", peers: { gossip: [a] } }"),
+            "fleet.peers.gossip[0]: found \"a\", expected a host and a port",
+        ),
+        (
+            with_group("fleet: { secret: 0123456789abcdef, peers: { gossip: [\"a:1\"] } }"),
+            "fleet.self: expected the URL of this node",
+        ),
+        (
+            with_group(
+                "fleet: { secret: 0123456789abcdef, self: \"http://a:1\", peers: { gossip: [\"a:1\"], every: 5s } }",
+            ),
+            "fleet.peers.every: unknown key",
+        ),
+        (with_group("fleet: { self: \"http://a:1\", peers: { gossip: [\"a:1\"] } }"), "fleet.secret: missing or empty"),
+        (
+            with_group(
+                "fleet: { secret: 0123456789abcdef, self: \"http://a:1\", ring: v3, peers: { gossip: [\"a:1\"] } }",
+            ),
+            "fleet.peers: found gossip, which Go nodes do not speak",
+        ),
+        (with_group("fleet: { peers: { file: none.txt } }"), "fleet.peers.file: found \"none.txt\", expected a file"),
         // Listeners.
         (with_group("listen: 127.0.0.1:8080"), "listen: found \"127.0.0.1:8080\", expected a list of listeners"),
         (with_group("listen: []"), "expected at least one listener"),
@@ -807,6 +852,7 @@ fn every_example_works_as_shipped() {
     let environment = Shipped {
         variables: BTreeMap::from([
             ("GROUPCACHE_FLEET_SECRET", "a secret of the fleet".to_owned()),
+            ("POD_IP", "10.0.0.4".to_owned()),
             ("TLS_CERT", path("cert.pem")),
             ("TLS_KEY", path("key.pem")),
         ]),
@@ -824,7 +870,69 @@ fn every_example_works_as_shipped() {
         names.push(path.file_name().unwrap().to_string_lossy().into_owned());
     }
     names.sort();
-    assert_eq!(names, ["fleet.yaml", "go-ring.yaml", "origin.yaml", "proxy.yaml", "rfc9111.yaml", "tls.yaml"]);
+    assert_eq!(
+        names,
+        [
+            "fleet.yaml",
+            "go-ring.yaml",
+            "gossip.yaml",
+            "kubernetes.yaml",
+            "origin.yaml",
+            "proxy.yaml",
+            "rfc9111.yaml",
+            "tls.yaml"
+        ]
+    );
+}
+
+#[test]
+fn every_source_of_members() {
+    let with = |peers: &str| {
+        let secret = "secret: sixteen-bytes-or-more, self: 'http://10.0.0.4:8082'";
+        format!("fleet: {{ {secret}, peers: {peers} }}\ngroups: [{{ name: a, origin: 'http://127.0.0.1:9' }}]\n")
+    };
+    for (peers, printed) in [
+        (
+            "{ dns: 'http://cache.internal:8082' }",
+            "dns: http://cache.internal:8082\n    every: 5s  # default\n    nameservers: []",
+        ),
+        (
+            "{ dns: 'http://c:1', every: 1m, nameservers: [10.0.0.2, '[::1]:5353'] }",
+            "every: 1m\n    nameservers: [10.0.0.2:53, \"[::1]:5353\"]",
+        ),
+        ("{ srv: _peer._tcp.Cache.internal. }", "srv: \"_peer._tcp.cache.internal.\"\n    every: 5s  # default"),
+        ("{ gossip: 'a:1' }", "gossip: [a:1]\n    address: 0.0.0.0:7946  # default"),
+        ("{ gossip: [], address: '[::]:0' }", "gossip: []\n    address: \"[::]:0\""),
+    ] {
+        let config = config(&with(peers));
+        let effective = config.effective();
+        assert!(effective.contains(printed), "{peers}: {effective}");
+        let again = parse(&effective.replace("\"***\"", "sixteen-bytes-or-more")).unwrap().config;
+        assert_eq!(again.fleet, config.fleet, "{peers}");
+    }
+}
+
+#[test]
+fn a_list_of_members_in_a_file_is_checked_with_the_rest() {
+    let text = |secret: &str| {
+        format!(
+            "fleet: {{ {secret} peers: {{ file: peers.txt }} }}\ngroups: [{{ name: a, origin: 'http://127.0.0.1:9' }}]\n"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("peers.txt");
+    let parse = |text: &str| Config::parse(text, "proxy.yaml", folder.path(), &SystemEnvironment::default());
+    std::fs::write(&list, "# two\nhttp://127.0.0.1:1\nhttp://127.0.0.1:2 weight=3\n").unwrap();
+    let fleet = parse(&text("")).unwrap().config.fleet.unwrap();
+    assert_eq!(fleet.source, PeerSource::File(list.clone()));
+    assert_eq!(fleet.peers.iter().map(|peer| peer.weight).collect::<Vec<_>>(), [1, 3]);
+    std::fs::write(&list, "http://127.0.0.1:1\n\n  nonsense weight=3\n").unwrap();
+    let problems = parse(&text("")).unwrap_err().to_string();
+    assert!(problems.contains(&format!("{}:3:3: fleet.peers.file: found \"nonsense\"", list.display())), "{problems}");
+    std::fs::write(&list, "http://10.0.0.4:1\n").unwrap();
+    let problems = parse(&text("")).unwrap_err().to_string();
+    assert!(problems.contains("fleet.secret: missing or empty"), "{problems}");
+    assert!(parse(&text("secret: sixteen-bytes-or-more,")).is_ok());
 }
 
 /// The comments of `conf/proxy.yaml` show keys; with the comment signs removed they must be correct as well.
@@ -853,6 +961,7 @@ fn commented_keys_of_the_main_example_are_correct() {
     let left_out = [
         "defaults",
         "fleet.go",
+        "fleet.peers.",
         "fleet.tls",
         "groups[].match.host",
         "groups[].origin",
@@ -930,6 +1039,10 @@ fn schema_and_reader_know_the_same_keys() {
     let read: BTreeSet<String> = paths_of(EVERYTHING).iter().map(same).collect();
     let read: BTreeSet<String> =
         read.into_iter().chain(["defaults.query.only", "defaults.query.except"].map(str::to_owned)).collect();
+    // Each of the other forms of the list of peers stands alone: `every_source_of_members` has them.
+    let peers =
+        ["file", "dns", "srv", "every", "nameservers", "gossip", "address"].map(|key| format!("fleet.peers.{key}"));
+    let read: BTreeSet<String> = read.into_iter().chain(peers.clone()).collect();
     let differ: Vec<_> = described.symmetric_difference(&read).collect();
     assert!(differ.is_empty(), "{differ:#?}");
 
@@ -958,6 +1071,7 @@ fn schema_and_reader_know_the_same_keys() {
         known.extend(keys.split(", ").map(|key| same(&yaml::join(&section, key))));
     }
     known.extend(["defaults.query.only", "defaults.query.except"].map(str::to_owned));
+    known.extend(peers);
     let differ: Vec<_> = described.symmetric_difference(&known).collect();
     assert!(differ.is_empty(), "{differ:#?}");
 }
@@ -977,9 +1091,13 @@ groups: [{ name: all, origin: \"http://a\" }]
     });
     let mut compared = 0;
     for (path, default) in schema_paths() {
-        let (Some(default), false) =
-            (default, path.starts_with("defaults") || path == "fleet.ring" || path == "listen")
-        else {
+        let (Some(default), false) = (
+            default,
+            path.starts_with("defaults")
+                || path.starts_with("fleet.peers.")
+                || path == "fleet.ring"
+                || path == "listen",
+        ) else {
             continue;
         };
         let shown = effective.get(&path).unwrap_or_else(|| panic!("{path} is not printed"));

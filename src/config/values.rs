@@ -162,8 +162,11 @@ pub struct Fleet {
     pub address: Option<SocketAddr>,
     /// Which of the peers this node is.
     pub self_peer: SelfPeer,
-    /// All members, this node included; no two have the same host and port.
+    /// The members as far as the configuration knows them, this node included; no two have the same host and port. Empty
+    /// where they are found while the node runs.
     pub peers: Vec<FleetPeer>,
+    /// Where the members come from.
+    pub source: PeerSource,
     /// How keys find their owner.
     pub ring: Ring,
     /// The first proves what we are, all are accepted; may be empty only when every peer is loopback.
@@ -174,6 +177,45 @@ pub struct Fleet {
     pub timeouts: FleetTimeouts,
     /// What only Go peers need.
     pub go: GoPeers,
+}
+
+/// Where the members of the fleet come from (`fleet.peers`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerSource {
+    /// They are listed in the configuration.
+    List,
+    /// This file lists them; it is read again whenever it changes.
+    File(PathBuf),
+    /// The addresses of a name, each with the URL's scheme and port.
+    Dns {
+        /// The URL with the name.
+        url: Url,
+        /// How the name is looked up.
+        lookup: Lookup,
+    },
+    /// The targets and ports of a service.
+    Srv {
+        /// The name of the service.
+        name: String,
+        /// How the name is looked up.
+        lookup: Lookup,
+    },
+    /// They find one another.
+    Gossip {
+        /// Hosts and ports of members that a node introduces itself to; some may be this node, some may be dead.
+        seeds: Vec<String>,
+        /// Where this node gossips, over UDP; port 0 lets the system choose.
+        address: SocketAddr,
+    },
+}
+
+/// How names are looked up (`fleet.peers.every`, `fleet.peers.nameservers`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Time between two look-ups.
+    pub every: Duration,
+    /// Whom to ask; empty: as the system is configured.
+    pub nameservers: Vec<SocketAddr>,
 }
 
 /// Which member of the fleet this node is (`fleet.self`).

@@ -45,7 +45,7 @@ pub struct Record {
     pub wall_seconds: i64,
     /// Who asked, as far as known.
     pub client: Option<SocketAddr>,
-    /// Method; empty when the request could not be read.
+    /// Method. Of a request that could not be read, this and the next three are what can be seen, and may be empty.
     pub method: String,
     /// Target as received.
     pub target: String,

@@ -13,7 +13,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 
 use super::request_head::BodyFraming;
 
@@ -145,7 +145,7 @@ impl BodyReader {
 /// in here for the lane, so no second request is ever read by looser rules. After the body the session still learns when
 /// the client goes away.
 pub struct OneRequest {
-    stream: Stream,
+    stream: BufWriter<Stream>,
     /// What the session reads next.
     ready: BytesMut,
     /// What the client sent and nobody has looked at.
@@ -159,13 +159,15 @@ impl OneRequest {
     pub fn new(stream: Stream, head: &[u8], unread: &[u8], framing: BodyFraming) -> Self {
         let body = BodyReader::new(framing);
         let chunked = body.is_chunked();
+        let stream = BufWriter::with_capacity(WRITE_BYTES, stream);
         OneRequest { stream, ready: BytesMut::from(head), unread: BytesMut::from(unread), body, chunked }
     }
 
     /// The client's stream and what was read of it behind this request; `None` when the request has not been read whole,
     /// so that the connection cannot be used further.
     pub fn into_rest(self) -> Option<(Stream, BytesMut)> {
-        (self.body.is_done() && self.ready.is_empty()).then_some((self.stream, self.unread))
+        let clean = self.body.is_done() && self.ready.is_empty() && self.stream.buffer().is_empty();
+        clean.then(|| (self.stream.into_inner(), self.unread))
     }
 
     /// Moves body bytes from `unread` to `ready`.
@@ -260,45 +262,46 @@ impl std::fmt::Debug for OneRequest {
 #[async_trait]
 impl Shutdown for OneRequest {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.stream).await;
+        // What collected before a break is not sent: the answer must not look whole.
+        Shutdown::shutdown(&mut **self.stream.get_mut()).await;
     }
 }
 
 impl UniqueID for OneRequest {
     fn id(&self) -> UniqueIDType {
-        self.stream.id()
+        self.stream.get_ref().id()
     }
 }
 
 impl Ssl for OneRequest {
     fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream.get_ssl()
+        self.stream.get_ref().get_ssl()
     }
 
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.stream.get_ref().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        self.stream.get_ref().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for OneRequest {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_timing_digest()
+        self.stream.get_ref().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for OneRequest {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.get_proxy_digest()
+        self.stream.get_ref().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for OneRequest {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.stream.get_ref().get_socket_digest()
     }
 }
 
@@ -312,6 +315,9 @@ const CHUNK_LINE_BYTES_MAX: usize = 256;
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Guess: what is read of a body at once.
 const READ_BYTES: usize = 16 * 1024;
+/// A session writes head and body one after the other; together they are one system call. Connections themselves have no
+/// buffer, since the lane writes everything at once.
+const WRITE_BYTES: usize = 4 * 1024;
 /// What is kept of the requests behind this one.
 const SURPLUS_BYTES_MAX: usize = 8 * 1024;
 

@@ -1,9 +1,10 @@
 //! One client's connection of HTTP/1: bytes in, bytes out, and a deadline for every wait.
 //!
 //! A busy connection pays for no timer: one timer per connection is armed rarely and looked at only when there is nothing
-//! to do. After [`BUSY_WAIT`] or a little more without a byte the connection counts as idle, gives its buffers back, and listens for the
-//! end of the process.
+//! to do. Nor for memory: who waits for a request lends its buffers to the next connection of the thread. After
+//! [`BUSY_WAIT`] or a little more without a byte the connection counts as idle and listens for the end of the process.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::request_head::{KnownSection, Lines, Refusal, RequestHead, Scan};
+use super::reset::ClientSocket;
 
 /// How long a client may take, and how much it may send; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +35,8 @@ pub struct Limits {
     pub body_min_rate: u64,
     /// Largest body of a request in bytes; 0: no limit.
     pub body_bytes: u64,
-    /// A client that takes not one byte for so long is cut off.
+    /// A client that takes not one byte for so long is cut off. The body of a question to an endpoint, which is short, has as
+    /// long in all.
     pub send_stall: Duration,
 }
 
@@ -52,7 +55,7 @@ impl Default for Limits {
 
 impl Limits {
     /// With what "no limit" means for each: a year to wait, and a head as large as any (1 MiB).
-    fn without_zeros(self) -> Self {
+    pub(super) fn without_zeros(self) -> Self {
         let forever = |duration: Duration| if duration.is_zero() { FOREVER } else { duration };
         Limits {
             header_bytes: if self.header_bytes == 0 { HEADER_BYTES_MAX } else { self.header_bytes },
@@ -100,6 +103,11 @@ impl Drain {
     pub fn watch(&self) -> ShutdownWatch {
         self.watch.subscribe()
     }
+}
+
+thread_local! {
+    /// For reading, and for the head of an answer.
+    static SPARE_BUFFERS: RefCell<Vec<(Vec<u8>, Vec<u8>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What came in.
@@ -177,6 +185,13 @@ impl Connection {
         self.served = true;
     }
 
+    /// Makes the closing of this connection a reset.
+    pub fn reset_on_close(&self) {
+        if let Some(socket) = ClientSocket::of(&self.stream) {
+            socket.reset_on_close();
+        }
+    }
+
     /// Gives up the connection: the stream, and what was read and not used.
     pub fn into_parts(self) -> (Stream, Bytes) {
         let unread = Bytes::copy_from_slice(self.unread());
@@ -229,7 +244,6 @@ impl Connection {
             if begun && deadline.is_none() {
                 deadline = Some(Instant::now() + self.limits.header_timeout);
             }
-            self.make_room();
             let read = match deadline {
                 Some(deadline) => self.read_until(deadline).await,
                 None => {
@@ -280,10 +294,9 @@ impl Connection {
     /// Reads more behind what is unread, for a body that the lane itself reads.
     ///
     /// # Errors
-    /// The client is gone, or sent nothing for as long as it may stall.
-    pub async fn read_more(&mut self) -> Result<(), Gone> {
-        self.make_room();
-        match self.read_until(Instant::now() + self.limits.send_stall).await {
+    /// The client is gone, or sent nothing until `deadline`.
+    pub async fn read_more(&mut self, deadline: Instant) -> Result<(), Gone> {
+        match self.read_until(deadline).await {
             Read::Bytes => Ok(()),
             Read::Closed | Read::TimedOut => Err(Gone),
         }
@@ -383,7 +396,13 @@ impl Connection {
     /// Room for at least one byte behind what is unread. A head that does not fit makes the buffer grow up to the limit.
     fn make_room(&mut self) {
         if self.buffer.is_empty() {
-            self.buffer = vec![0; BUFFER_BYTES];
+            let (buffer, head) = SPARE_BUFFERS
+                .with_borrow_mut(|spare| spare.pop())
+                .unwrap_or_else(|| (vec![0; BUFFER_BYTES], Vec::new()));
+            self.buffer = buffer;
+            if self.head.is_empty() {
+                self.head = head;
+            }
         }
         if self.end < self.buffer.len() {
             return;
@@ -399,11 +418,34 @@ impl Connection {
     }
 
     async fn read_until(&mut self, deadline: Instant) -> Read {
-        poll_fn(|context| match self.poll_read(context) {
-            Poll::Pending => self.timer.poll(deadline, context).map(|()| Read::TimedOut),
-            ready => ready,
+        poll_fn(|context| {
+            self.make_room();
+            match self.poll_read(context) {
+                Poll::Pending => {
+                    self.lend_buffers();
+                    self.timer.poll(deadline, context).map(|()| Read::TimedOut)
+                }
+                ready => ready,
+            }
         })
         .await
+    }
+
+    /// Gives the buffers to whichever connection of this thread needs some next, if nothing is in them: who waits has none.
+    fn lend_buffers(&mut self) {
+        if self.end > 0 {
+            return;
+        }
+        let (buffer, mut head) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.head));
+        head.clear();
+        // One that had to grow is not kept.
+        if buffer.len() == BUFFER_BYTES && head.capacity() <= BUFFER_BYTES {
+            SPARE_BUFFERS.with_borrow_mut(|spare| {
+                if spare.len() < SPARE_MAX {
+                    spare.push((buffer, head));
+                }
+            });
+        }
     }
 
     /// The short wait between two requests: for [`BUSY_WAIT`], or a tick longer.
@@ -412,27 +454,28 @@ impl Connection {
         // The first of those that go on from an earlier wait began before this one.
         let ticks_needed = BUSY_TICKS + u32::from(self.timer.ticking.is_some());
         let mut ticks = 0;
-        poll_fn(|context| match self.poll_read(context) {
-            Poll::Pending => {
-                while self.timer.poll_tick(tick, context).is_ready() {
-                    ticks += 1;
-                    if ticks >= ticks_needed {
-                        return Poll::Ready(Read::TimedOut);
+        poll_fn(|context| {
+            self.make_room();
+            match self.poll_read(context) {
+                Poll::Pending => {
+                    self.lend_buffers();
+                    while self.timer.poll_tick(tick, context).is_ready() {
+                        ticks += 1;
+                        if ticks >= ticks_needed {
+                            return Poll::Ready(Read::TimedOut);
+                        }
                     }
+                    Poll::Pending
                 }
-                Poll::Pending
+                ready => ready,
             }
-            ready => ready,
         })
         .await
     }
 
-    /// The long wait between two requests, without buffers.
+    /// The long wait between two requests.
     async fn read_idle(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Read {
-        self.buffer = Vec::new();
-        self.head = Vec::new();
         self.known.forget();
-        (self.start, self.end) = (0, 0);
         let deadline = Instant::now() + self.limits.idle_timeout.saturating_sub(BUSY_WAIT);
         let (mut shutdown, mut draining) = (shutdown.clone(), drain.watch());
         let ending = async {
@@ -443,18 +486,10 @@ impl Connection {
         };
         let mut ending = pin!(ending);
         poll_fn(|context| {
-            let mut first = [0; 64];
-            let mut space = ReadBuf::new(&mut first);
-            match Pin::new(&mut self.stream).poll_read(context, &mut space) {
-                Poll::Ready(Ok(())) if !space.filled().is_empty() => {
-                    let read = space.filled();
-                    self.buffer = vec![0; BUFFER_BYTES];
-                    self.buffer[..read.len()].copy_from_slice(read);
-                    self.end = read.len();
-                    return Poll::Ready(Read::Bytes);
-                }
-                Poll::Ready(_) => return Poll::Ready(Read::Closed),
-                Poll::Pending => {}
+            self.make_room();
+            match self.poll_read(context) {
+                Poll::Pending => self.lend_buffers(),
+                ready => return ready,
             }
             if ending.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Read::Closed);
@@ -481,7 +516,7 @@ impl Connection {
 }
 
 /// Ready when the process shuts down; never when nobody can say so any more.
-async fn ended(shutdown: &mut ShutdownWatch) {
+pub(super) async fn ended(shutdown: &mut ShutdownWatch) {
     loop {
         if *shutdown.borrow_and_update() {
             return;
@@ -565,7 +600,7 @@ pub struct Pace {
 
 impl Pace {
     #[inline]
-    fn progress(&mut self, bytes: u64) {
+    pub(super) fn progress(&mut self, bytes: u64) {
         self.bytes += bytes;
         if let Some(since) = self.blocked_since.take() {
             self.blocked += since.elapsed();
@@ -573,7 +608,12 @@ impl Pace {
     }
 
     /// Ready when the client has made us wait for too long.
-    fn poll_blocked(&mut self, timer: &mut Timer, limits: &Limits, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_blocked(
+        &mut self,
+        timer: &mut Timer,
+        limits: &Limits,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let since = *self.blocked_since.get_or_insert_with(Instant::now);
         let mut patience = limits.send_stall;
         if let Some(earned_seconds) = self.bytes.checked_div(limits.body_min_rate) {
@@ -588,7 +628,7 @@ impl Pace {
 /// The one timer of a connection. It may be armed earlier than asked and is then armed again; so a deadline that moves on
 /// with every request costs nothing.
 #[derive(Default)]
-struct Timer {
+pub(super) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Whom the next tick wakes, while the timer ticks.
     ticking: Option<Waker>,
@@ -600,7 +640,10 @@ impl Timer {
     #[inline]
     fn poll_tick(&mut self, tick: Duration, context: &mut Context<'_>) -> Poll<()> {
         match (&self.sleep, &self.ticking) {
-            (Some(sleep), Some(waker)) if !sleep.is_elapsed() && waker.will_wake(context.waker()) => Poll::Pending,
+            // Not `will_wake`: it also compares tables of functions, of which there may be copies.
+            (Some(sleep), Some(waker)) if !sleep.is_elapsed() && waker.data() == context.waker().data() => {
+                Poll::Pending
+            }
             _ => self.arm_tick(tick, context),
         }
     }
@@ -618,7 +661,7 @@ impl Timer {
         if ticked { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
         self.ticking = None;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if deadline < sleep.deadline() {
@@ -646,6 +689,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 86_400);
 const HEADER_BYTES_MAX: usize = 1 << 20;
 /// One read of a busy connection; a plain request has a few hundred bytes.
 const BUFFER_BYTES: usize = 8 * 1024;
+/// Buffers that a thread keeps for its connections. Only those that are being served at the moment have buffers, and one
+/// turn of the runtime seldom serves more.
+const SPARE_MAX: usize = 16;
 /// Slices of one write; a body of 1 MiB has four segments.
 const SLICES_MAX: usize = 16;
 /// How long a closed connection is still listened to.

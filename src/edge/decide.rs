@@ -50,7 +50,7 @@ impl ClientFacts {
 #[allow(clippy::large_enum_variant, reason = "the large one is the hit, which allocates nothing")]
 pub enum Decision<'s> {
     /// A fresh answer from memory, and its group.
-    Hit(Response, &'s Site),
+    Hit(Response, &'s Arc<Site>),
     /// The cache has to be asked.
     Load(Box<Load>),
     /// It passes to the origin.
@@ -159,17 +159,16 @@ fn decide_within<'s>(
         false => RequestDirectives::default(),
     };
     let credentials = Credentials { authorization: head.seen.any(Seen::AUTHORIZATION), cookies: false };
-    let wanted = Wanted::of(head);
     let key = HashedKey::new(group.id, scratch);
     let forwarded = || group.forward.forwarded(&head.to_fields(), credentials);
     match edge.cache.find_fresh(group, &key, forwarded, &directives, now) {
-        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, &wanted), site),
+        Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, head), site),
         None => {
             let pass = match passing(ForwardReason::Bypass, None) {
                 Decision::Pass(facts) => Some(*facts),
                 _ => None,
             };
-            load(head, site, scratch, directives, credentials, wanted, pass)
+            load(head, site, scratch, directives, credentials, Wanted::of(head), pass)
         }
     }
 }
@@ -238,6 +237,7 @@ fn pass(
         return refuse(Refusal::new(502, "no_origin", "the group has no origin to pass this to"));
     };
     Decision::Pass(Box::new(PassFacts {
+        socket: None,
         site: site.clone(),
         key: Bytes::copy_from_slice(key),
         target,

@@ -13,6 +13,7 @@
 //! parsed by looser rules.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -22,17 +23,21 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
+use super::interim::{self, Heard};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{BodyFraming, Lines, Refusal, RequestHead, lines};
-use super::response::{Body, Cutter, FieldRules, Framing, Response};
+use super::reset::ClientSocket;
+use super::response::{Body, Cutter, FieldRules, Framing, Response, Segments};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
+use crate::cache::{Answer, Request};
 use crate::fields::Fields;
 use crate::following::Following;
 use crate::semantics::forward::is_of_connection_or_fill;
@@ -67,7 +72,8 @@ impl ServerApp for Lane {
             }
         };
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            return self.http_2.process_new(stream, &self.edge.drain.watch()).await;
+            Box::pin(self.http_2.clone().serve(stream, client)).await;
+            return None;
         }
         self.serve(stream, client, shutdown).await;
         None
@@ -138,7 +144,7 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head.len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or_default();
+                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
@@ -198,7 +204,7 @@ impl Lane {
             Err(refusal) => {
                 let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: now };
                 let decision = Decision::Refuse(refusal, Fields::empty(), None);
-                let log = LogFacts::default();
+                let log = LogFacts::guessed(&connection.unread()[..head_bytes]);
                 Ready::Unusual(Box::new(Turn {
                     decision,
                     exit,
@@ -250,7 +256,7 @@ impl Lane {
     ) -> Next {
         let Load { site, request, wanted, pass } = load;
         let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
-        let Ok(answer) = connection.wait_for(self.edge.cache.get(&site.group, &request)).await else {
+        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &request, exit.http_11).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             self.edge.log(log, Finished { detail: "the client left".into(), broken: true, ..finished });
             return Next::Gone;
@@ -280,6 +286,29 @@ impl Lane {
         next(connection, sound, keep_alive)
     }
 
+    /// Asks the cache, and sends the interim answers that come meanwhile.
+    async fn wait_for_answer(
+        &self,
+        connection: &mut Connection,
+        site: &Site,
+        request: &Request,
+        http_11: bool,
+    ) -> Result<Answer, Gone> {
+        let heard = Heard::default();
+        let mut asking = pin!(self.edge.cache.get_hearing(&site.group, request, &heard));
+        loop {
+            let (interims, answer) = connection.wait_for(heard.next(asking.as_mut())).await?;
+            if http_11 && !interims.is_empty() {
+                connection.head.clear();
+                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, &mut connection.head));
+                connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
+            }
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
+    }
+
     /// Sends a whole answer, body and all; says whether the connection may stay.
     async fn send(
         &self,
@@ -302,6 +331,9 @@ impl Lane {
                 let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
                     .send(connection, reader, cutter, &mut pace)
                     .await;
+                if sent.broken.is_some() && framing == Framing::Unknown && !exit.http_11 {
+                    connection.reset_on_close();
+                }
                 return (sent, keep_alive);
             }
         };
@@ -319,6 +351,7 @@ impl Lane {
     ) -> Next {
         let limits = *connection.limits();
         let (stream, unread) = connection.into_parts();
+        let facts = PassFacts { socket: ClientSocket::of(&stream), ..facts };
         let request = OneRequest::new(stream, &passing.canonical, &unread, passing.framing);
         let mut session = ServerSession::new_http1(Box::new(request));
         session.set_keepalive(passing.keep_alive.then(|| limits.idle_timeout.as_secs().max(1)));
@@ -406,6 +439,7 @@ impl Lane {
             connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
+        let deadline = Instant::now() + connection.limits().send_stall;
         while !reader.is_done() {
             let (used, data) = match reader.advance(connection.unread()) {
                 Ok(advanced) => advanced,
@@ -417,7 +451,7 @@ impl Lane {
             }
             connection.consume(used);
             if used == 0 {
-                connection.read_more().await.map_err(|Gone| None)?;
+                connection.read_more(deadline).await.map_err(|Gone| None)?;
             }
         }
         Ok(body.into())
@@ -425,7 +459,7 @@ impl Lane {
 
     async fn refuse_unread(&self, mut connection: Connection, client: ClientFacts, refusal: Refusal) {
         let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: self.edge.cache.now() };
-        let log = LogFacts::default();
+        let log = LogFacts::guessed(connection.unread());
         let sent = self.refuse(&mut connection, &client, refusal, Fields::empty(), None, &log, exit).await;
         if sent.broken.is_none() {
             connection.close().await;
@@ -476,7 +510,7 @@ impl Lane {
     fn log_unread(&self, connection: &Connection, head_bytes: usize, finished: Finished<'_>) {
         let mut lines: Lines<'_> = lines();
         if let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) {
-            self.edge.log(&LogFacts::of(&head), finished);
+            self.edge.record(&LogFacts::of(&head), finished);
         }
     }
 }

@@ -5,8 +5,9 @@
 //! - [`lane`]: owns connections of HTTP/1, over [`connection`]; [`h2`] has those of HTTP/2;
 //! - [`request_head`]: the gate, which lets nothing in that has two readings;
 //! - [`decide`]: hit, load, pass, endpoint or refusal, by the groups of [`sites`];
-//! - [`response`]: the one writer of answers;
+//! - [`response`]: the one writer of answers; [`interim`]: what comes before them;
 //! - [`pass`]: what goes to the origin as it is, over [`body`];
+//! - [`reset`]: how an answer breaks off that has no end of its own;
 //! - [`endpoints`]: the seam to what lies under `/_groupcache/`;
 //! - [`access_log`].
 
@@ -17,9 +18,11 @@ pub mod connection;
 pub mod decide;
 pub mod endpoints;
 pub mod h2;
+pub mod interim;
 pub mod lane;
 pub mod pass;
 pub mod request_head;
+pub mod reset;
 pub mod response;
 pub mod sites;
 
@@ -88,9 +91,13 @@ impl Edge {
 
     /// Logs a request that has ended, if such requests are logged.
     fn log(&self, facts: &LogFacts, finished: Finished<'_>) {
-        if !self.log.wants(finished.broken || finished.outcome == Outcome::Error) {
-            return;
+        if self.log.wants(finished.broken || finished.outcome == Outcome::Error) {
+            self.record(facts, finished);
         }
+    }
+
+    /// Logs a request that is known to be wanted in the log.
+    fn record(&self, facts: &LogFacts, finished: Finished<'_>) {
         let now = self.cache.now();
         self.log.write(Record {
             wall_seconds: now.wall_seconds,
@@ -132,7 +139,31 @@ impl LogFacts {
             },
         }
     }
+
+    /// What can be seen of a request that is refused because it cannot be read: the words of its first line, as far as it
+    /// has come, and the first `Host`.
+    fn guessed(unread: &[u8]) -> Self {
+        let mut lines = unread.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+        let first = lines.next().unwrap_or_default();
+        let mut words = first.split(|&byte| byte == b' ');
+        let word = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(GUESSED_BYTES_MAX)]).into_owned();
+        let method = words.next().map(word).unwrap_or_default();
+        let target = words.next().map(word).unwrap_or_default();
+        let host = lines.find_map(|line| {
+            let (name, value) = line.split_at_checked(5)?;
+            name.eq_ignore_ascii_case(b"host:").then(|| word(value.trim_ascii()))
+        });
+        let version = match words.next() {
+            Some(b"HTTP/1.1") => "HTTP/1.1",
+            Some(b"HTTP/1.0") => "HTTP/1.0",
+            _ => "",
+        };
+        LogFacts { method, target, host: host.unwrap_or_default(), version }
+    }
 }
+
+/// How much of each word of a request that cannot be read goes into the log.
+const GUESSED_BYTES_MAX: usize = 512;
 
 /// How a request ended.
 struct Finished<'a> {

@@ -20,6 +20,7 @@ use pingora::{Error, ErrorSource, ErrorType, OkOrErr, Result};
 use super::Edge;
 use super::access_log::Record;
 use super::connection::RATE_GRACE;
+use super::reset::ClientSocket;
 use super::response::{Body, FieldRules, Http2Head, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
@@ -105,6 +106,8 @@ pub struct PassFacts {
     pub started: Now,
     /// Which purges were recorded then.
     pub purges: Stamp,
+    /// The client's connection, where the answer is the only one on it.
+    pub socket: Option<ClientSocket>,
 }
 
 /// The pass-through proxy. One for the process; [`pingora::proxy::http_proxy`] makes the session handler of it.
@@ -127,9 +130,12 @@ impl Pass {
         let group = &facts.site.group;
         // Variants are told apart by what a later GET would send; the credentials decide whether anything is shared.
         let sent = group.forward.forwarded(&request.fields, Credentials { authorization: true, cookies: false });
+        let asked = passing.peer_fields.as_ref().map(|(path, _)| &path[..]).unwrap_or_default();
+        let prefixes = [asked, &facts.received_target[..]].map(|path| prefix_of(path, &facts.target));
         let passed = Passed {
             key: &facts.key,
             authorities: &[host, &request.host],
+            prefixes,
             method: request.method.as_str(),
             directives: group.directives(&request.fields),
             sent: &sent,
@@ -139,7 +145,7 @@ impl Pass {
             requested_at: facts.started,
             stamp: &facts.purges,
         };
-        let (_, invalidated) = self.edge.cache.invalidate_everywhere(group, &passed).await;
+        let (_, invalidated) = self.edge.cache.invalidate_everywhere(group, passed.invalidated_keys(group)).await;
         // What was said to one client's cookie is not for others.
         if group.cached && !request.fields.contains("cookie") {
             passing.deposit = self.edge.cache.deposit(group, &passed, invalidated);
@@ -162,6 +168,12 @@ impl Unsafe {
     }
 }
 
+/// What stands before `target` in `path`, which differs from it in nothing else; empty where that cannot be said.
+fn prefix_of<'a>(path: &'a [u8], target: &[u8]) -> &'a str {
+    let prefix = path.strip_suffix(target).unwrap_or_default();
+    std::str::from_utf8(prefix).unwrap_or_default()
+}
+
 /// A header section without its framing; what belongs to the connection is left out when it is stored.
 fn end_to_end(headers: &http::HeaderMap) -> Fields {
     let kept = headers.iter().filter(|(name, _)| **name != http::header::CONTENT_LENGTH);
@@ -176,6 +188,8 @@ pub struct Passing {
     body_bytes: u64,
     body_since: Option<tokio::time::Instant>,
     failure: Cow<'static, str>,
+    /// Whether the answer broke off behind its head.
+    broken: bool,
     /// The answer to a `POST` on its way into the store.
     deposit: Option<Deposit>,
     /// Where the origin is limited: the right to be there, until this request has ended.
@@ -194,6 +208,7 @@ impl ProxyHttp for Pass {
             body_bytes: 0,
             body_since: None,
             failure: Cow::Borrowed(""),
+            broken: false,
             deposit: None,
             permit: None,
         }
@@ -336,12 +351,17 @@ impl ProxyHttp for Pass {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         passing: &mut Passing,
     ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
+        }
+        // A client of HTTP/1.0 knows no chunks (RFC 9112 section 6.1): the end of the connection ends its body.
+        if session.req_header().version == http::Version::HTTP_10 && !response.headers.contains_key("content-length") {
+            response.remove_header("transfer-encoding");
+            session.set_keepalive(None);
         }
         rewrite_response(response, &*passing.facts()?)
     }
@@ -384,21 +404,26 @@ impl ProxyHttp for Pass {
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, passing: &mut Passing) -> FailToProxy {
         let status = status_of(error);
+        passing.broken = session.response_written().is_some_and(|response| !response.status.is_informational());
         if status > 0 {
             let reason = match &*passing.failure {
                 "" => Cow::Borrowed(default_reason(status)),
                 _ => passing.failure.clone(),
             };
             let head_only = session.req_header().method == http::Method::HEAD;
-            let mut response = Response::own(status, reason, Fields::empty(), head_only, self.edge.cache.now());
+            let own = Response::own(status, reason, Fields::empty(), head_only, self.edge.cache.now());
+            let mut response = match &passing.facts {
+                Some(facts) => own.after_forwarding(facts.reason),
+                None => own,
+            };
             let mut head = Http2Head::default();
             response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
-            let framing = response.framing();
+            let head = ResponseHeader::from(head.finish(response.framing()).into_parts().0);
             let body = match response.body() {
                 Body::Segments(segments) => Bytes::from(segments.concat()),
                 _ => Bytes::new(),
             };
-            if session.as_downstream_mut().write_error_response(*head.finish(framing), body).await.is_err() {
+            if session.as_downstream_mut().write_error_response(head, body).await.is_err() {
                 tracing::debug!("a client left before its error");
             }
         }
@@ -409,6 +434,12 @@ impl ProxyHttp for Pass {
         let Some(facts) = &passing.facts else { return };
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let body_bytes = session.body_bytes_sent() as u64;
+        let has_end = session.response_written().is_some_and(|response| {
+            response.headers.contains_key("content-length") || response.headers.contains_key("transfer-encoding")
+        });
+        if let Some(socket) = facts.socket.filter(|_| passing.broken && !has_end) {
+            socket.reset_on_close();
+        }
         let outcome = if error.is_some() { Outcome::Error } else { Outcome::Pass };
         facts.site.group.stats.client.count(outcome, body_bytes);
         if !self.edge.log.wants(error.is_some()) {

@@ -344,7 +344,23 @@ impl<'a> RequestHead<'a> {
 
     /// The fields in order, hop-by-hop ones included.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        self.lines.iter().map(|line| (line.name, line.value.trim_ascii())).chain(lines_of_section(self.section))
+        // Cannot fail: the gate let only tokens in.
+        self.lines().map(|(name, value)| (std::str::from_utf8(name).unwrap_or_default(), value))
+    }
+
+    /// The same with the bytes of the names.
+    #[inline]
+    pub fn lines(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let lines = self.lines.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
+        lines.chain(lines_of_section(self.section))
+    }
+
+    /// All values of the field `name`.
+    #[inline]
+    pub fn get_all(&self, name: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.lines()
+            .filter(move |(candidate, _)| candidate.len() == name.len() && candidate.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 
     /// The first value of the field `name`.
@@ -492,14 +508,14 @@ impl PlainLine {
 }
 
 /// The lines of a section that the gate let in.
-fn lines_of_section<'a>(section: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+fn lines_of_section<'a>(section: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
     let mut rest = section;
     std::iter::from_fn(move || {
         let end = memchr::memchr(b'\r', rest)?;
         let line = &rest[..end];
         rest = rest.get(end + 2..)?;
         let colon = memchr::memchr(b':', line)?;
-        Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
     })
 }
 

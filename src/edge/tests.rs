@@ -17,7 +17,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Edge;
 use super::access_log::{AccessLog, Format, Mode};
 use super::admission::Admission;
 use super::connection::{Drain, Limits};
@@ -26,6 +25,7 @@ use super::lane::Lane;
 use super::pass::{Pass, PassPeer, PassTarget, PassTimeouts};
 use super::response::FieldRules;
 use super::sites::{PassRule, Site, Sites};
+use super::{Edge, LogFacts};
 use crate::cache::Cache;
 use crate::clock::ManualClock;
 use crate::fields::Fields;
@@ -364,6 +364,56 @@ fn request_length(read: &[u8]) -> Option<usize> {
     let length =
         head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
     (read.len() >= end + length).then_some(end + length)
+}
+
+#[test]
+fn of_a_request_that_cannot_be_read_the_log_has_what_can_be_seen() {
+    let show = |unread: &str| {
+        let LogFacts { method, target, host, version } = LogFacts::guessed(unread.as_bytes());
+        format!("{method}|{target}|{host}|{version}")
+    };
+    for (unread, expected) in [
+        ("GET /a HTTP/1.1\r\nA: b\r\nhOst:  x \r\nHost: y\r\nContent-Length: 1\r\n\r\n", "GET|/a|x|HTTP/1.1"),
+        ("\r\nGET /a b HTTP/1.0\r\n\r\n", "GET|/a||"),
+        ("GET /a HTTP/1.0\nHost: x\n\n", "GET|/a|x|HTTP/1.0"),
+        ("GET /half", "GET|/half||"),
+        ("\u{16}\u{3}\u{1}", "\u{16}\u{3}\u{1}|||"),
+        ("", "|||"),
+    ] {
+        assert_eq!(show(unread), expected, "{unread:?}");
+    }
+    let long = LogFacts::guessed(format!("GET /{} HTTP/1.1\r\n", "a".repeat(9000)).as_bytes());
+    assert_eq!(long.target.len(), 512);
+}
+
+#[tokio::test]
+async fn a_refused_request_is_logged_with_its_target() {
+    let node = Node::new();
+    node.exchange("GET /t/a HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n").await;
+    node.exchange("GET /t/b HTTP/1.1\nHost: x\n\n").await;
+    let written = || String::from_utf8(node.log.0.lock().unwrap().clone()).unwrap();
+    let both = async {
+        while written().lines().count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), both).await.expect("two lines");
+    for line in ["\"GET /t/a HTTP/1.1\" 400", "\"GET /t/b HTTP/1.1\" 400"] {
+        assert!(written().contains(line), "{line} is not in {}", written());
+    }
+}
+
+/// The body of a question to an endpoint has one deadline in all: a byte now and then does not extend it.
+#[tokio::test(start_paused = true)]
+async fn a_dripping_body_of_an_endpoint_has_an_end() {
+    let node = Node::new();
+    let mut client = node.connect();
+    client.send("POST /_groupcache/a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n").await;
+    for _ in 0..4 {
+        client.send("a").await;
+        tokio::time::sleep(Duration::from_secs(9)).await;
+    }
+    assert!(client.stream.write_all(b"a").await.is_err(), "it was cut off after 30 s");
 }
 
 #[tokio::test]
@@ -992,6 +1042,7 @@ async fn the_log_has_a_line_for_every_request() {
 mod http_2 {
     use std::io;
     use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Context, Poll};
 
     use h2::client::SendRequest;
@@ -1004,8 +1055,9 @@ mod http_2 {
 
     use super::*;
 
+    /// With a count of its writes.
     #[derive(Debug)]
-    struct Negotiated(DuplexStream);
+    struct Negotiated(DuplexStream, Arc<AtomicUsize>);
 
     impl AsyncRead for Negotiated {
         fn poll_read(
@@ -1019,7 +1071,9 @@ mod http_2 {
 
     impl AsyncWrite for Negotiated {
         fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(context, bytes)
+            let result = Pin::new(&mut self.0).poll_write(context, bytes);
+            self.1.fetch_add(usize::from(result.is_ready()), Ordering::Relaxed);
+            result
         }
 
         fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -1071,18 +1125,36 @@ mod http_2 {
     struct Client2 {
         requests: SendRequest<Bytes>,
         served: JoinHandle<()>,
+        /// Writes of the node.
+        writes: Arc<AtomicUsize>,
     }
 
     async fn connect(node: &Node) -> Client2 {
-        let (client, server) = tokio::io::duplex(64 * 1024);
-        let (lane, shutdown) = (node.lane.clone(), node.shutdown.subscribe());
-        let served = tokio::spawn(async move {
-            lane.process_new(Box::new(Negotiated(server)), &shutdown).await;
-        });
-        let (requests, connection) = h2::client::handshake(client).await.unwrap();
-        tokio::spawn(connection);
-        Client2 { requests, served }
+        connect_with(node, &h2::client::Builder::new()).await
     }
+
+    async fn connect_with(node: &Node, options: &h2::client::Builder) -> Client2 {
+        let (client, served, writes) = open(node, 64 * 1024);
+        let (requests, connection) = options.handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        Client2 { requests, served, writes }
+    }
+
+    /// The client's side of a connection with so much room in each direction.
+    fn open(node: &Node, room: usize) -> (DuplexStream, JoinHandle<()>, Arc<AtomicUsize>) {
+        let (client, server) = tokio::io::duplex(room);
+        let (lane, shutdown) = (node.lane.clone(), node.shutdown.subscribe());
+        let writes = Arc::new(AtomicUsize::new(0));
+        let server = Negotiated(server, writes.clone());
+        let served = tokio::spawn(async move {
+            lane.process_new(Box::new(server), &shutdown).await;
+        });
+        (client, served, writes)
+    }
+
+    /// What a client says first, and `GET /t/a` on stream 1 with every name from the static table.
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const GET_A: &[u8] = b"\0\0\x0b\x01\x05\0\0\0\x01\x82\x87\x04\x04/t/a\x01\x01h";
 
     fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> http::Request<()> {
         let mut request = http::Request::builder().method(method).uri(format!("https://h{target}"));
@@ -1093,7 +1165,7 @@ mod http_2 {
     }
 
     impl Client2 {
-        /// Status, fields without `date`, sorted, and body; or how the stream broke.
+        /// Status, fields, sorted, and body; or how the stream broke.
         async fn ask(
             &mut self,
             request: http::Request<()>,
@@ -1104,12 +1176,8 @@ mod http_2 {
                 sending.send_data(Bytes::copy_from_slice(body.as_bytes()), true)?;
             }
             let (head, mut stream) = response.await?.into_parts();
-            let mut fields: Vec<String> = head
-                .headers
-                .iter()
-                .filter(|(name, _)| name.as_str() != "date")
-                .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-                .collect();
+            let mut fields: Vec<String> =
+                head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
             fields.sort();
             let mut body = Vec::new();
             while let Some(bytes) = stream.data().await {
@@ -1156,7 +1224,7 @@ mod http_2 {
                 .skip(1)
                 .filter_map(|line| line.split_once(": "))
                 .map(|(name, value)| format!("{}: {value}", name.to_ascii_lowercase()))
-                .filter(|line| !line.starts_with("date: ") && line != "connection: close")
+                .filter(|line| line != "connection: close")
                 .collect();
             expected.sort();
             let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -1220,5 +1288,114 @@ mod http_2 {
         assert_eq!(client.ask(request("GET", "/t/a", &[]), None).await.unwrap().2, "body");
         node.edge.drain.begin();
         client.served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_hit_keeps_the_date_of_its_origin() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH, DATE], "body"));
+        let mut client = connect(&node).await;
+        for _ in 0..2 {
+            let (_, fields, _) = client.ask(request("GET", "/t/a", &[]), None).await.unwrap();
+            assert!(fields.contains(&"date: Fri, 20 Nov 2026 12:00:00 GMT".to_owned()), "{fields:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_to_requests_that_came_together_leave_together() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH], "x".repeat(2000)));
+        let mut client = connect(&node).await;
+        client.ask(request("GET", "/t/a", &[]), None).await.unwrap();
+        let before = client.writes.load(Ordering::Relaxed);
+        let asked: Vec<_> =
+            (0..20).map(|_| client.requests.send_request(request("GET", "/t/a", &[]), true).unwrap().0).collect();
+        for response in asked {
+            let mut body = response.await.unwrap().into_body();
+            let mut bytes = 0;
+            while let Some(data) = body.data().await {
+                bytes += data.unwrap().len();
+                body.flow_control().release_capacity(bytes).ok();
+            }
+            assert_eq!(bytes, 2000);
+        }
+        // 40 kB are more than one batch.
+        let writes = client.writes.load(Ordering::Relaxed) - before;
+        assert!(writes <= 6, "{writes} writes for 20 answers");
+    }
+
+    #[tokio::test]
+    async fn a_long_body_passes_within_the_windows() {
+        let origin = RawOrigin::start().await;
+        let node = Node::with(Setup { pass_to: Some(origin.address), ..Setup::default() });
+        let mut client = connect(&node).await;
+        let body = "y".repeat(300_000);
+        let length = body.len().to_string();
+        for fields in [&[("content-length", &*length)][..], &[]] {
+            let (status, _, _) = client.ask(request("POST", "/t/form", fields), Some(&body)).await.unwrap();
+            assert_eq!(status, 200);
+            let sent = origin.requests().pop().unwrap();
+            assert_eq!(sent.split_once("\r\n\r\n").unwrap().1.matches('y').count(), body.len());
+        }
+        let conflicting = request("POST", "/t/form", &[("content-length", "2")]);
+        assert!(client.ask(conflicting, Some("hello")).await.is_err(), "the body is longer than announced");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_that_is_too_small_is_waited_for_but_not_forever() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH], "x".repeat(5000)));
+        let mut options = h2::client::Builder::new();
+        let mut client = connect_with(&node, options.initial_window_size(1000)).await;
+        for _ in 0..2 {
+            assert_eq!(client.ask(request("GET", "/t/a", &[]), None).await.unwrap().2.len(), 5000);
+        }
+        let (response, _) = client.requests.send_request(request("GET", "/t/a", &[]), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap().len(), 1000);
+        let start = tokio::time::Instant::now();
+        let broken = body.data().await.unwrap().unwrap_err();
+        assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR));
+        assert_eq!(start.elapsed(), Limits::default().send_stall);
+        assert_eq!(node.counters(), "hit 2 miss 1 pass 0 error 0 bytes 11000");
+        // Only the stream is given up.
+        assert_eq!(client.ask(request("GET", "/t/a", &[]), None).await.unwrap().2.len(), 5000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_wait_for_a_connection_ends() {
+        let node = Node::new();
+        node.origin.on("/a", Script::status(200, &[FRESH], "x".repeat(50_000)));
+        let limits = Limits::default();
+        let elapsed = async |room: usize, send: &[u8]| {
+            let (mut client, served, _) = open(&node, room);
+            client.write_all(send).await.unwrap();
+            let start = tokio::time::Instant::now();
+            served.await.unwrap();
+            start.elapsed()
+        };
+        assert_eq!(elapsed(1 << 20, b"").await, limits.header_timeout);
+        assert_eq!(elapsed(1 << 20, &PREFACE[..20]).await, limits.header_timeout);
+        // Without a request, with half of one, and behind one; a client that takes nothing of its answer.
+        let idle = Duration::from_secs(60);
+        assert_eq!(elapsed(1 << 20, PREFACE).await, idle);
+        assert_eq!(elapsed(1 << 20, &[PREFACE, &GET_A[..15]].concat()).await, idle);
+        assert_eq!(elapsed(1 << 20, &[PREFACE, GET_A].concat()).await, idle);
+        assert_eq!(elapsed(1000, &[PREFACE, GET_A].concat()).await, limits.send_stall);
+        assert_eq!(node.counters(), "hit 1 miss 1 pass 0 error 0 bytes 100000");
+    }
+
+    #[tokio::test]
+    async fn requests_that_the_gate_refuses_end_a_connection_in_the_end() {
+        let node = Node::new();
+        let mut client = connect(&node).await;
+        let mut refused = 0;
+        while let Ok((status, _, _)) = client.ask(request("GET", "/t/a", &[("host", "other")]), None).await {
+            assert_eq!(status, 400);
+            refused += 1;
+        }
+        assert_eq!(refused, 31);
+        client.served.await.unwrap();
+        assert_eq!(node.rejects("host"), 32);
     }
 }

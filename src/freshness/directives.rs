@@ -124,6 +124,8 @@ impl ResponseDirectives {
             directives.found_in = FoundIn::CacheControl;
             Directives::new(line).for_each(|directive| directives.take(&directive));
         }
+        // Only now: one that cannot be read takes the permission of a well written one before it away.
+        directives.shared_despite_authorization |= matches!(directives.s_maxage, Seconds::Given(_));
         // The meaning of Pragma in a response was never specified (RFC 9111 section 5.4). Where the origin says nothing
         // else, "no-cache" is still something it said, and neither a guess nor a default is put in its place.
         let expires = !rules.ignore_expires && received.contains("expires");
@@ -155,7 +157,7 @@ impl ResponseDirectives {
             b"stale-if-error" => self.stale_if_error.take(directive.seconds()),
             _ => {}
         }
-        self.shared_despite_authorization |= self.public || matches!(self.s_maxage, Seconds::Given(_));
+        self.shared_despite_authorization |= self.public;
     }
 
     /// Whether the response gives its own lifetime in a directive, valid or not.

@@ -240,8 +240,9 @@ impl Freshness {
     /// rounded down.
     #[inline]
     pub fn remaining(&self, now: Now) -> i64 {
-        let remaining = i128::from(self.lifetime_milliseconds) - i128::from(self.age_milliseconds(now));
-        remaining.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
+        let (lifetime, age) = (self.lifetime_milliseconds, self.age_milliseconds(now));
+        let bounded = |milliseconds: u64| i64::try_from(milliseconds).unwrap_or(i64::MAX);
+        if age <= lifetime { bounded(lifetime - age) } else { -bounded(age - lifetime) }
     }
 
     /// Whether it is fresh, whatever a client may want (section 4.2).

@@ -412,6 +412,13 @@ fn authorization_and_methods() {
             "authorization",
         ),
         (
+            "3.5 a bad s-maxage takes the permission of a good one away, in this order too",
+            "GET",
+            &["Authorization: x"],
+            &["Cache-Control: max-age=60, s-maxage=60", "Cache-Control: s-maxage=", "ETag: a"],
+            "authorization",
+        ),
+        (
             "3.5 a bad s-maxage permits nothing",
             "GET",
             &["Authorization: x"],

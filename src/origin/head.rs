@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use http::HeaderMap;
 
 use crate::fields::{Fields, FieldsBuilder};
-use crate::source::{Ask, FetchError, Method};
+use crate::source::{Ask, FetchError, Interim, Method};
 
 /// The head of a final answer after all checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,35 @@ pub fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result
     if block.len() > HEAD_BYTES_MAX {
         return Err(refused("the origin's header is too large"));
     }
-    let mut lines: Vec<(&[u8], Cow<'_, [u8]>)> = Vec::new();
+    let lines = lines_in(block)?;
+    let lines: Vec<(&[u8], &[u8])> = lines.iter().map(|(name, value)| (*name, &**value)).collect();
+    check(&lines, status, wire, asked)
+}
+
+/// An interim answer of HTTP/1 as it stood on the wire; `None` when it is none that can be passed on. It frames nothing, so
+/// its framing fields mean nothing (RFC 9110 section 8.6, RFC 9112 section 6.1) and are left out.
+pub(super) fn interim_from_block(block: &[u8], status: u16) -> Option<Interim> {
+    if block.len() > HEAD_BYTES_MAX || !Interim::is_one(status) {
+        return None;
+    }
+    let lines = lines_in(block).ok()?;
+    let named = lines.iter().filter(|(name, _)| name.eq_ignore_ascii_case(b"connection"));
+    let nominated: Vec<&[u8]> =
+        named.flat_map(|(_, value)| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect();
+    let mut fields = FieldsBuilder::with_capacity(block.len());
+    for (name, value) in &lines {
+        if !is_hop_by_hop(name) && !is_nominated(name, &nominated) && !name.eq_ignore_ascii_case(b"content-length") {
+            fields.push(name, value).ok()?;
+        }
+    }
+    Some(Interim { status, fields: fields.finish() })
+}
+
+/// A line of a header section: name and value.
+type Line<'a> = (&'a [u8], Cow<'a, [u8]>);
+
+fn lines_in(block: &[u8]) -> Result<Vec<Line<'_>>, FetchError> {
+    let mut lines: Vec<Line<'_>> = Vec::new();
     // Empty lines may stand before the status line (RFC 9112 section 2.2).
     for line in lines_of(block).skip_while(|line| line.is_empty()).skip(1).take_while(|line| !line.is_empty()) {
         if line.starts_with(b" ") || line.starts_with(b"\t") {
@@ -82,8 +110,7 @@ pub fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result
             lines.push((line[..colon].trim_ascii_end(), Cow::Borrowed(line[colon + 1..].trim_ascii())));
         }
     }
-    let lines: Vec<(&[u8], &[u8])> = lines.iter().map(|(name, value)| (*name, &**value)).collect();
-    check(&lines, status, wire, asked)
+    Ok(lines)
 }
 
 /// Checks the head of an HTTP/2 answer.
@@ -127,7 +154,7 @@ fn check(lines: &[(&[u8], &[u8])], status: u16, wire: Wire, asked: Asked) -> Res
         _ => declared,
     };
     if status == 206 && !asked.head_only {
-        check_part(values("content-range").collect::<Vec<_>>().as_slice(), values("content-type").next(), declared)?;
+        check_part(values("content-range").collect::<Vec<_>>().as_slice(), values("content-type").next())?;
     }
     let nominated: Vec<&[u8]> =
         values("connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect();
@@ -156,15 +183,17 @@ fn check_status(status: u16, asked: Asked) -> Result<(), FetchError> {
     }
 }
 
-/// A 206 says which part it is (RFC 9110 section 15.3.7), and a single part is as long as it says.
-fn check_part(ranges: &[&[u8]], content_type: Option<&[u8]>, declared: Option<u64>) -> Result<(), FetchError> {
+/// A 206 says which part it is (RFC 9110 section 15.3.7). One whose content has another length than the part it names goes to
+/// those who asked for it, as the origin sent it, but nothing is stored or put together of it (`parts::Place`): nobody knows
+/// where its bytes belong.
+fn check_part(ranges: &[&[u8]], content_type: Option<&[u8]>) -> Result<(), FetchError> {
     let multipart = b"multipart/byteranges";
     let many = content_type.is_some_and(|value| {
         value.len() >= multipart.len() && value[..multipart.len()].eq_ignore_ascii_case(multipart)
     });
     let plausible = match ranges {
         [] => many,
-        [range] => parse_content_range(range).is_some_and(|length| declared.is_none_or(|declared| declared == length)),
+        [range] => parse_content_range(range).is_some(),
         _ => false,
     };
     if plausible { Ok(()) } else { Err(refused("the origin's part does not say which part it is")) }
@@ -305,7 +334,8 @@ mod tests {
             (206, CONDITIONAL, part, false),
             (206, RANGE, part, true),
             (206, RANGE, "Content-Length: 5\r\n", false),
-            (206, RANGE, "Content-Range: bytes 0-4/9\r\nContent-Length: 6\r\n", false),
+            // It contradicts itself, and goes on without being stored.
+            (206, RANGE, "Content-Range: bytes 0-4/9\r\nContent-Length: 6\r\n", true),
             (206, RANGE, "Content-Range: bytes 5-4/9\r\n", false),
             (206, RANGE, "Content-Range: bytes 0-9/9\r\n", false),
             (206, RANGE, "Content-Range: bytes 0-18446744073709551615/*\r\n", false),

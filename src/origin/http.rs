@@ -30,7 +30,7 @@ use super::head::{self, Asked, Head, Wire, refused};
 use super::settings::{HostRule, OriginSettings, OriginUrl, SettingsError, split_authority};
 use super::upstream::{InFlight, Lookup, Upstream, UpstreamSnapshot, choose, system_lookup};
 use crate::fields::Fields;
-use crate::source::{Ask, FetchError, Fetched, Method, ReadyBody, Source};
+use crate::source::{Aside, Ask, Deaf, FetchError, Fetched, InterimSink, Method, ReadyBody, Source};
 
 /// A source that is asked over HTTP/1.1, or HTTP/2 where a TLS server prefers it.
 ///
@@ -159,7 +159,11 @@ impl HttpOrigin {
 #[async_trait]
 impl Source for HttpOrigin {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        match timeout(self.inner.settings.timeouts.total, self.inner.fetch(ask)).await {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        match timeout(self.inner.settings.timeouts.total, self.inner.fetch(ask, aside.interims)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(FetchError::refused(504, "the origin took too long")),
         }
@@ -197,7 +201,7 @@ impl From<FetchError> for Fault {
 }
 
 impl Inner {
-    async fn fetch(self: &Arc<Self>, ask: &Ask) -> Result<Fetched, FetchError> {
+    async fn fetch(self: &Arc<Self>, ask: &Ask, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut tried = Vec::new();
         let mut outcome = Err(FetchError::unreachable("the origin has no server"));
@@ -210,7 +214,7 @@ impl Inner {
                 continue;
             }
             upstream.count_request();
-            outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask).await;
+            outcome = self.exchange(upstream, &upstream.url.path(&ask.target), ask, interims).await;
             match &outcome {
                 Ok(_) => upstream.answered(true),
                 Err(FetchError::Unreachable(_) | FetchError::Refused { status: 504, .. }) => upstream.answered(false),
@@ -234,17 +238,18 @@ impl Inner {
         upstream: &Arc<Upstream>,
         path: &[u8],
         ask: &Ask,
+        interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError> {
         let in_flight = upstream.begin();
         let request = self.request(upstream, path, ask)?;
         let asked = Asked::of(ask);
         let mut connection = self.connect(upstream, Reuse::Idle).await?;
-        let mut outcome = self.converse(upstream, &mut connection, &request, asked).await;
+        let mut outcome = self.converse(upstream, &mut connection, &request, asked, interims).await;
         let again = outcome.as_ref().err().map_or(Again::Never, |fault| fault.again);
         if again == Again::Always || again == Again::IfReused && connection.reused {
             self.give_up(connection).await;
             connection = self.connect(upstream, Reuse::Never).await?;
-            outcome = self.converse(upstream, &mut connection, &request, asked).await;
+            outcome = self.converse(upstream, &mut connection, &request, asked, interims).await;
         }
         match outcome {
             Ok(head) => self.fetched(head, asked, connection, in_flight).await,
@@ -301,12 +306,13 @@ impl Inner {
         connection: &mut Connection,
         request: &RequestHeader,
         asked: Asked,
+        interims: &dyn InterimSink,
     ) -> Result<Head, Fault> {
         let deadline = Instant::now() + self.settings.timeouts.first_byte;
         let session = &mut connection.session;
         let waited = timeout_at(deadline, async {
             write_request(session, request.clone()).await?;
-            read_head(session, asked).await
+            read_head(session, asked, interims).await
         });
         match waited.await {
             Ok(Ok(head)) => Ok(head),
@@ -422,7 +428,8 @@ impl Inner {
             method: Method::Get,
             fields: Fields::empty(),
         };
-        let answer = timeout(self.settings.timeouts.first_byte, self.exchange(upstream, path.as_bytes(), &ask)).await;
+        let answer =
+            timeout(self.settings.timeouts.first_byte, self.exchange(upstream, path.as_bytes(), &ask, &Deaf)).await;
         matches!(answer, Ok(Ok(fetched)) if fetched.status < 400)
     }
 }
@@ -473,7 +480,7 @@ fn with_authority(mut request: RequestHeader) -> Option<RequestHeader> {
     Some(request)
 }
 
-async fn read_head(session: &mut HttpSession, asked: Asked) -> Result<Head, Trouble> {
+async fn read_head(session: &mut HttpSession, asked: Asked, interims: &dyn InterimSink) -> Result<Head, Trouble> {
     let mut interim = 0;
     loop {
         session.read_response_header().await.map_err(Trouble::Pingora)?;
@@ -481,11 +488,16 @@ async fn read_head(session: &mut HttpSession, asked: Asked) -> Result<Head, Trou
             return Err(Trouble::Refused(refused("the origin sent no header")));
         };
         let status = header.status.as_u16();
-        // HTTP/2 does not show interim answers; h2 bounds them by its own budget for frames.
+        // Pingora does not show those of HTTP/2; h2 bounds them by its own budget for frames.
         if (100..=199).contains(&status) && status != 101 {
             interim += 1;
             if interim > INTERIM_MAX {
                 return Err(Trouble::Refused(refused("the origin sent too many interim answers")));
+            }
+            if let HttpSession::H1(stream) = &*session
+                && let Some(interim) = head::interim_from_block(&stream.get_headers_raw_bytes(), status)
+            {
+                interims.hear(interim);
             }
             continue;
         }

@@ -14,16 +14,17 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::fields::Fields;
-use crate::fleet::Purpose;
+use crate::fleet::{Health, Purpose};
+use crate::membership::damping::{Damping, DampingSettings};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
-use crate::peer::exchange::{Exchange, SILENT, SILENT_TICKS};
+use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::purges::{decode_reply, encode_notice};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
 use crate::purge::{Notice, Reply};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +93,10 @@ struct Shared {
     reached: AtomicBool,
     speaks_go: AtomicBool,
     remote: Mutex<Option<Identity>>,
+    /// A connection on which both know the same purges, whether questions go there yet or not.
+    greeted: Mutex<Option<Arc<Exchange>>>,
+    /// Moving average of the time that an answer from the peer's memory takes, in microseconds; zero before the first.
+    hit_microseconds: AtomicU64,
 }
 
 /// One connection, present or wanted.
@@ -134,6 +139,8 @@ impl NativePeer {
                 reached: AtomicBool::new(false),
                 speaks_go: AtomicBool::new(false),
                 remote: Mutex::new(None),
+                greeted: Mutex::new(None),
+                hit_microseconds: AtomicU64::new(0),
             }),
         }
     }
@@ -143,6 +150,24 @@ impl NativePeer {
         for index in 0..self.shared.lines.len() {
             self.shared.start(index);
         }
+    }
+
+    /// Whether the peer is worth a question now; cheap, since every question asks it.
+    pub(super) fn health(&self) -> Health {
+        let shared = &self.shared;
+        let mut health = Health::Down;
+        for line in &shared.lines {
+            match &*line.state.lock() {
+                LineState::Up(exchange) if exchange.is_draining() => return Health::Draining,
+                LineState::Up(_) | LineState::Idle | LineState::Connecting => health = Health::Up,
+                // Never yet reached: it may be starting.
+                LineState::Down { refused: false, .. } if !shared.reached.load(Ordering::Relaxed) => {
+                    health = Health::Up
+                }
+                LineState::Down { .. } => {}
+            }
+        }
+        health
     }
 
     /// Whether the last contact answered the upgrade as Go's groupcache does.
@@ -155,7 +180,12 @@ impl NativePeer {
     /// # Errors
     /// Whether it has applied them is not known.
     pub async fn purge(&self, notice: &Notice) -> Result<Reply, FetchError> {
-        let exchange = self.shared.exchange(0).await?;
+        // A connection that is only watched yet serves for this.
+        let greeted = self.shared.greeted.lock().clone();
+        let exchange = match greeted {
+            Some(exchange) => exchange,
+            None => self.shared.exchange(0).await?,
+        };
         self.shared.purge(&exchange, notice).await
     }
 
@@ -164,7 +194,7 @@ impl NativePeer {
     /// # Errors
     /// It was not taken.
     pub async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
-        self.ask(QuestionKind::Offer, ask, EntryId::default()).await.map(drop)
+        self.ask(QuestionKind::Offer, ask, Aside::default()).await.map(drop)
     }
 
     /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
@@ -185,21 +215,26 @@ impl NativePeer {
             method: Method::Get,
             fields: Fields::empty(),
         };
-        let answer = self.ask(kind, &ask, EntryId::default()).await?;
+        let answer = self.ask(kind, &ask, Aside::default()).await?;
         answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
-    async fn ask(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, aside: Aside<'_>) -> Result<Option<Fetched>, FetchError> {
         let shared = &self.shared;
         shared.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.ask_uncounted(kind, ask, have).await;
+        let result = self.ask_uncounted(kind, ask, aside).await;
         if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
             shared.errors.fetch_add(1, Ordering::Relaxed);
         }
         result
     }
 
-    async fn ask_uncounted(&self, kind: QuestionKind, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
+    async fn ask_uncounted(
+        &self,
+        kind: QuestionKind,
+        ask: &Ask,
+        aside: Aside<'_>,
+    ) -> Result<Option<Fetched>, FetchError> {
         if !question_fits(ask) {
             return Err(FetchError::unreachable("the question is too long for a peer"));
         }
@@ -209,31 +244,39 @@ impl NativePeer {
             lines => shared.next_line.fetch_add(1, Ordering::Relaxed) % lines,
         };
         let exchange = shared.exchange(index).await?;
-        if exchange.is_draining() {
+        // Who leaves does nothing more for others, but says what it has, and hears what it must forget.
+        if exchange.is_draining() && !kind.is_for_memory() {
             return Err(FetchError::unreachable("draining"));
         }
-        let ring_id = shared.node.ring_id();
-        let window = shared.settings.window_bytes;
-        exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges: Bytes::new() }).await
+        let asked_at = Instant::now();
+        let (ring_id, window) = (shared.node.ring_id(), shared.settings.window_bytes);
+        let question = Question { kind, ask: ask.clone(), have: aside.have, ring_id, window, purges: Bytes::new() };
+        let answer = exchange.ask(question, aside.interims).await;
+        if let Ok(Some(fetched)) = &answer
+            && fetched.hop.as_ref().is_some_and(|hop| hop.hit)
+        {
+            shared.note_hit(asked_at.elapsed());
+        }
+        answer
     }
 }
 
 #[async_trait]
 impl Source for NativePeer {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        self.load(ask, EntryId::default()).await
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, aside).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
     }
 }
 
 #[async_trait]
 impl Peer for NativePeer {
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
-        let answer = self.ask(QuestionKind::Load, ask, have).await?;
-        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
-    }
-
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
-        self.ask(QuestionKind::Peek, ask, have).await
+        self.ask(QuestionKind::Peek, ask, Aside { have, ..Aside::default() }).await
     }
 
     fn status(&self) -> PeerStatus {
@@ -248,12 +291,16 @@ impl Peer for NativePeer {
             } else {
                 "unknown"
             },
-            ring_id: remote.as_ref().map(|remote| remote.ring_id),
+            ring_id: shared.ring_id().or(remote.as_ref().map(|remote| remote.ring_id)),
             incarnation: remote.as_ref().map(|remote| remote.incarnation),
             version: remote.map(|remote| remote.software),
             requests: shared.requests.load(Ordering::Relaxed),
             errors: shared.errors.load(Ordering::Relaxed),
             buffered_bytes: shared.buffered_bytes.load(Ordering::Relaxed),
+            hit_time: match shared.hit_microseconds.load(Ordering::Relaxed) {
+                0 => None,
+                microseconds => Some(Duration::from_micros(microseconds)),
+            },
         }
     }
 }
@@ -297,8 +344,10 @@ impl Shared {
     async fn keep(self: Arc<Self>, index: usize) {
         let mut stop = self.stop.subscribe();
         let mut retry = RETRY_MIN;
+        let (begun, mut damping) = (Instant::now(), Damping::new(RETURN));
         loop {
             let connected = tokio::select! {
+                biased;
                 connected = self.connect() => connected,
                 _ = stop.wait_for(|stop| *stop) => return,
             };
@@ -310,18 +359,42 @@ impl Shared {
                     let mut run = pin!(exchange.run(pump, silence));
                     // Before any question, both know all purges that either knows.
                     let greeted = tokio::select! {
+                        biased;
                         reason = &mut run => Err(reason),
-                        greeted = self.greet(&exchange) => greeted.map_err(|error| error.to_string()),
                         _ = stop.wait_for(|stop| *stop) => return,
+                        greeted = self.greet(&exchange) => greeted.map_err(|error| error.to_string()),
                     };
+                    let hold = damping.hold(begun.elapsed());
+                    let mut held = pin!(tokio::time::sleep(hold));
+                    let mut holding = !hold.is_zero();
                     let ended = match greeted {
                         Err(reason) => Some(reason),
                         Ok(()) => {
-                            self.set(index, LineState::Up(exchange.clone()));
-                            tokio::select! {
-                                reason = &mut run => Some(reason),
-                                _ = stop.wait_for(|stop| *stop) => None,
+                            *self.greeted.lock() = Some(exchange.clone());
+                            let state = match holding {
+                                true => {
+                                    LineState::Down { reason: "back, and watched for a while".into(), refused: false }
+                                }
+                                false => LineState::Up(exchange.clone()),
+                            };
+                            self.set(index, state);
+                            let ended = loop {
+                                tokio::select! {
+                                    biased;
+                                    reason = &mut run => break Some(reason),
+                                    _ = stop.wait_for(|stop| *stop) => break None,
+                                    () = &mut held, if holding => {
+                                        holding = false;
+                                        self.set(index, LineState::Up(exchange.clone()));
+                                    }
+                                }
+                            };
+                            let mut greeted = self.greeted.lock();
+                            if greeted.as_ref().is_some_and(|greeted| Arc::ptr_eq(greeted, &exchange)) {
+                                *greeted = None;
                             }
+                            drop(greeted);
+                            ended
                         }
                     };
                     let Some(reason) = ended else {
@@ -331,7 +404,10 @@ impl Shared {
                         return;
                     };
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
-                    if since.elapsed() >= RETRY_MAX && reason != SILENT {
+                    if reason != SHUT_DOWN {
+                        damping.failed(begun.elapsed());
+                    }
+                    if since.elapsed() >= RETRY_MAX && reason != SILENT && !holding {
                         // It worked for a while: the next attempt may work too, and questions may wait for it. But a frozen
                         // node still accepts connections, and then says as little as before.
                         self.set(index, LineState::Connecting);
@@ -358,6 +434,7 @@ impl Shared {
             // A peer that was never reached is about to start: it shall not wait long for us then.
             let wait = if self.reached.load(Ordering::Relaxed) || retry == RETRY_GO { retry } else { RETRY_UNREACHED };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
@@ -400,7 +477,8 @@ impl Shared {
         for purges in encode_notice(notice) {
             let (kind, have) = (QuestionKind::Purge, EntryId::default());
             let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
-            let answer = exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges }).await?;
+            let answer =
+                exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges }, &Deaf).await?;
             let mut body = answer.ok_or_else(|| FetchError::unreachable("no answer to a purge"))?.body;
             let mut bytes = BytesMut::new();
             while let Some(chunk) = body.chunk().await? {
@@ -417,6 +495,22 @@ impl Shared {
             }
         }
         Ok(reply)
+    }
+
+    /// The peer's view of the ring, as it last said on a connection that lives.
+    fn ring_id(&self) -> Option<u64> {
+        self.lines.iter().find_map(|line| match &*line.state.lock() {
+            LineState::Up(exchange) => Some(exchange.ring_id()),
+            _ => None,
+        })
+    }
+
+    fn note_hit(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).clamp(1, HIT_MICROSECONDS_MAX);
+        let before = self.hit_microseconds.load(Ordering::Relaxed);
+        // An eighth of each new one. Two threads at once lose one of their answers, which an average bears.
+        let average = if before == 0 { took } else { (before * 7 + took).div_ceil(8) };
+        self.hit_microseconds.store(average, Ordering::Relaxed);
     }
 
     fn set(&self, index: usize, state: LineState) {
@@ -473,5 +567,15 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Between attempts on a peer that never answered: a fleet is whole half a second after its last node listens.
 const RETRY_UNREACHED: Duration = Duration::from_millis(200);
+/// A peer whose connection breaks once may have had an accident; one that breaks it again and again is asked only after it
+/// has been well for longer and longer. Guess.
+const RETURN: DampingSettings = DampingSettings {
+    free: 1,
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(10),
+    forgiven_after: Duration::from_secs(30),
+};
+/// An answer that took longer counts as this long.
+const HIT_MICROSECONDS_MAX: u64 = 60_000_000;
 /// Until a Go peer is asked again whether it has learnt the native protocol.
 const RETRY_GO: Duration = Duration::from_secs(60);

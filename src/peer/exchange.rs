@@ -19,13 +19,15 @@ use crate::peer::connection::{Outbox, Pump};
 use crate::peer::protocol::{
     Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
 };
-use crate::source::{BodyStream, FetchError, Fetched, Method};
+use crate::source::{BodyStream, FetchError, Fetched, Interim, InterimSink, Method};
 
 /// One proven connection to a peer, as askers share it.
 #[derive(Debug)]
 pub(super) struct Exchange {
     outbox: Arc<Outbox>,
     draining: AtomicBool,
+    /// The peer's view of the ring, as it last said.
+    ring_id: AtomicU64,
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
@@ -49,14 +51,19 @@ impl Exchange {
         window_bytes: u32,
         buffered_bytes: Arc<AtomicU64>,
     ) -> Arc<Self> {
-        let draining = AtomicBool::new(remote.draining);
+        let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
         let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, streams, stopping, stop, buffered_bytes, window_bytes })
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, buffered_bytes, window_bytes })
     }
 
     /// Whether the peer is leaving.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The peer's view of the ring.
+    pub(super) fn ring_id(&self) -> u64 {
+        self.ring_id.load(Ordering::Relaxed)
     }
 
     /// Ends the connection as soon as no question is open.
@@ -66,7 +73,11 @@ impl Exchange {
     }
 
     /// Asks and waits for the head; `None` only for a peek. Dropping the future cancels the question.
-    pub(super) async fn ask(self: &Arc<Self>, mut question: Question) -> Result<Option<Fetched>, FetchError> {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        mut question: Question,
+        interims: &dyn InterimSink,
+    ) -> Result<Option<Fetched>, FetchError> {
         question.window = self.window_bytes;
         let (kind, method) = (question.kind, question.ask.method);
         let inbound = Arc::new(Inbound::new(self.window_bytes, self.buffered_bytes.clone()));
@@ -82,7 +93,7 @@ impl Exchange {
         };
         let asked = Asked { exchange: self.clone(), inbound, request };
         self.outbox.push(request, &Message::Ask(Box::new(question)));
-        match asked.inbound.head().await {
+        match asked.inbound.head(interims).await {
             Ok(head) => {
                 // A head that only confirms, or that was all we asked for, has no body whatever it declares.
                 let bodyless = method == Method::Head
@@ -116,7 +127,10 @@ impl Exchange {
             streams.closed = Some(reason.clone());
             std::mem::take(&mut streams.open)
         };
-        for inbound in open.values() {
+        // In the order of asking, so that what follows is the same in every run.
+        let mut open: Vec<_> = open.into_iter().collect();
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, inbound) in open {
             inbound.fail(Failure::Unreachable(reason.clone().into()));
         }
         reason
@@ -179,16 +193,26 @@ impl Exchange {
         match message {
             Message::Ping(number) => self.outbox.push(0, &Message::Pong(number)),
             Message::Pong(_) | Message::Unknown => {}
-            Message::Status { draining } => self.draining.store(draining, Ordering::Relaxed),
+            Message::Status { draining, ring_id } => {
+                self.draining.store(draining, Ordering::Relaxed);
+                if ring_id != 0 {
+                    self.ring_id.store(ring_id, Ordering::Relaxed);
+                }
+            }
             Message::Goodbye { reason, text } => {
                 return Err(End::Goodbye(match reason {
-                    GoodbyeReason::Shutdown => "the peer shut down".to_owned(),
+                    GoodbyeReason::Shutdown => SHUT_DOWN.to_owned(),
                     _ => format!("the peer said goodbye: {text}"),
                 }));
             }
             Message::Accepted | Message::Loading => {
                 if let Some(inbound) = self.inbound(request) {
                     inbound.sign();
+                }
+            }
+            Message::Interim(interim) => {
+                if let Some(inbound) = self.inbound(request) {
+                    inbound.push_interim(interim);
                 }
             }
             Message::Head(head) => match self.inbound(request) {
@@ -241,6 +265,8 @@ impl Exchange {
             });
             streams.open.is_empty() && silent.is_empty()
         };
+        // In the order of asking, so that what follows is the same in every run.
+        silent.sort_unstable_by_key(|(request, _)| *request);
         for (request, inbound) in silent {
             self.outbox.push(request, &Message::Cancel);
             inbound.fail(Failure::Unreachable(SILENT.into()));
@@ -315,6 +341,8 @@ struct Inbound {
 #[derive(Debug)]
 struct InboundState {
     head: HeadState,
+    /// Those that the asker has not been given yet.
+    interims: VecDeque<Interim>,
     chunks: VecDeque<Bytes>,
     chunks_bytes: u64,
     /// What the owner may still send.
@@ -339,6 +367,7 @@ impl Inbound {
     fn new(window_bytes: u32, buffered_bytes: Arc<AtomicU64>) -> Self {
         let state = InboundState {
             head: HeadState::Awaited,
+            interims: VecDeque::new(),
             chunks: VecDeque::new(),
             chunks_bytes: 0,
             credit_bytes: window_bytes,
@@ -351,8 +380,13 @@ impl Inbound {
         Inbound { state: Mutex::new(state), buffered_bytes, window_bytes }
     }
 
-    async fn head(&self) -> Result<Head, Failure> {
+    async fn head(&self, interims: &dyn InterimSink) -> Result<Head, Failure> {
         poll_fn(|context| {
+            // One by one, so that nobody is called under the lock.
+            loop {
+                let Some(interim) = self.state.lock().interims.pop_front() else { break };
+                interims.hear(interim);
+            }
             let mut state = self.state.lock();
             match std::mem::replace(&mut state.head, HeadState::Taken) {
                 HeadState::Arrived(result) => Poll::Ready(result.map(|head| *head)),
@@ -380,6 +414,19 @@ impl Inbound {
             }
             _ => 0,
         }
+    }
+
+    /// An interim answer, which is a sign of life too. One that comes after the head, or faster than it is taken, is dropped.
+    fn push_interim(&self, interim: Interim) {
+        self.change(|state| {
+            state.quiet_ticks = 0;
+            if matches!(state.head, HeadState::Awaited)
+                && !state.forgotten
+                && state.interims.len() < INTERIMS_WAITING_MAX
+            {
+                state.interims.push_back(interim);
+            }
+        });
     }
 
     /// False when there was a head already.
@@ -530,13 +577,18 @@ impl BodyStream for PeerBody {
     }
 }
 
+/// Why a connection ended that the peer ended in good order.
+pub(super) const SHUT_DOWN: &str = "the peer shut down";
+/// Interim answers that wait for the asker; an owner passes on as many of one answer at the most.
+const INTERIMS_WAITING_MAX: usize = 8;
 /// Why a peer is given up that says nothing.
 pub(super) const SILENT: &str = "silent";
 /// The silence is counted in so many ticks. Four keep the error below a quarter of it.
 pub(super) const SILENT_TICKS: u32 = 4;
 /// While questions are open, a quiet connection is tried after so many ticks.
 const BUSY_PING_TICKS: u32 = 1;
-/// An idle connection is tried after so many quiet ticks, so that a dead one is known before it is needed.
-const IDLE_PING_TICKS: u32 = 20;
+/// An idle connection is tried after so many quiet ticks, so that a dead one is known within two
+/// deadlines and before it is needed.
+const IDLE_PING_TICKS: u32 = 4;
 const COPIED_WHEN_WAITING_BELOW_BYTES: usize = 16 * 1024;
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::HopFreshness;
 use crate::peer::{AskContext, Owner};
-use crate::source::{FetchError, Fetched, Hop};
+use crate::source::{Deaf, FetchError, Fetched, Hop};
 
 /// The generated messages of `proto/groupcache.proto`.
 mod wire {
@@ -161,7 +161,7 @@ pub async fn answer_go(
     };
     ask.fields = fields;
     let failed = |text| GoAnswer::error(dialect.failure_status(), text);
-    match owner.get_as_owner(ask, AskContext::default()).await {
+    match owner.get_as_owner(ask, AskContext::default(), &Deaf).await {
         Ok(fetched) if matches!(fetched.status, 404 | 410) => GoAnswer::error(404, "not found\n"),
         Ok(fetched) => match value_of(fetched, value_bytes_max).await {
             Ok((value, fields, hop)) => {

@@ -207,10 +207,6 @@ impl Source for GoPeer {
 
 #[async_trait]
 impl Peer for GoPeer {
-    async fn load(&self, ask: &Ask, _have: EntryId) -> Result<Fetched, FetchError> {
-        self.fetch(ask).await
-    }
-
     /// Go's protocol has no peek.
     async fn peek(&self, _ask: &Ask, _have: EntryId) -> Result<Option<Fetched>, FetchError> {
         Ok(None)
@@ -226,6 +222,7 @@ impl Peer for GoPeer {
             errors: self.errors.load(Ordering::Relaxed),
             buffered_bytes: 0,
             incarnation: None,
+            hit_time: None,
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::peer::go_client::{GoPeer, GoSettings, http_connector};
 use crate::peer::handshake::Secrets;
 use crate::peer::link::PeerLink;
 use crate::peer::{LocalNode, Peer, PeerState};
-use crate::source::{Ask, Method, ReadyBody, Source};
+use crate::source::{Ask, InterimSink, Method, ReadyBody, Source};
 
 const NOW: Now = Now { monotonic: Duration::ZERO, wall_seconds: 1_800_000_000 };
 
@@ -129,7 +129,7 @@ struct Fixed<F>(F, Mutex<Option<Ask>>);
 
 #[async_trait]
 impl<F: Fn() -> Result<Fetched, FetchError> + Send + Sync> Owner for Fixed<F> {
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(&self, ask: Ask, context: AskContext, _: &dyn InterimSink) -> Result<Fetched, FetchError> {
         assert_eq!(context, AskContext::default());
         *self.1.lock() = Some(ask);
         (self.0)()

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, PurgeFailure, Purpose};
+use crate::fleet::{self, Health, PurgeFailure, Purpose};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
 use crate::purge::{Notice, Reply, Target};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Source};
 
 /// A peer, in whichever protocol it speaks.
 pub struct PeerLink {
@@ -52,26 +52,26 @@ impl PeerLink {
 #[async_trait]
 impl Source for PeerLink {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
-        self.load(ask, EntryId::default()).await
+        self.fetch_with(ask, Aside::default()).await
     }
-}
 
-#[async_trait]
-impl Peer for PeerLink {
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         if let Some(go) = self.go_peer() {
-            return go.load(ask, have).await;
+            return go.fetch(ask).await;
         }
-        match self.native.load(ask, have).await {
+        match self.native.fetch_with(ask, aside).await {
             // This question found out.
             Err(error @ FetchError::Unreachable(_)) => match self.go_peer() {
-                Some(go) => go.load(ask, have).await,
+                Some(go) => go.fetch(ask).await,
                 None => Err(error),
             },
             answer => answer,
         }
     }
+}
 
+#[async_trait]
+impl Peer for PeerLink {
     async fn peek(&self, ask: &Ask, have: EntryId) -> Result<Option<Fetched>, FetchError> {
         match self.go_peer() {
             Some(go) => go.peek(ask, have).await,
@@ -116,6 +116,14 @@ impl fleet::Peer for PeerLink {
 
     fn incarnation(&self) -> Option<u64> {
         self.status().incarnation
+    }
+
+    fn health(&self) -> Health {
+        match self.go_peer() {
+            // Nothing but questions tells whether it is there.
+            Some(_) => Health::Up,
+            None => self.native.health(),
+        }
     }
 }
 

@@ -64,6 +64,7 @@ impl Dial for MemoryDial {
             // As with TCP, the end of one direction takes nothing from the other.
             let both = async { tokio::join!(copy(asker_reads, owner_writes), copy(owner_reads, asker_writes)) };
             tokio::select! {
+                biased;
                 _ = both => {}
                 _ = whole.wait_for(|whole| !*whole) => {}
             }

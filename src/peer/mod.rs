@@ -50,25 +50,32 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use once_cell::sync::OnceCell;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
 use crate::purge::{Notice, Reply};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
 pub trait Owner: Send + Sync {
     /// Answers from memory or from the origin, and never by asking a peer. Dropping the future cancels the question. When
-    /// `context.have` is still the entry, the answer may be a head with [`crate::source::Hop::not_modified`] and no body.
+    /// `context.have` is still the body, the answer may be a head with [`crate::source::Hop::not_modified`] and no body.
+    /// `interims` hears the interim answers that come before.
     ///
     /// # Errors
     /// [`FetchError::Refused`] for whatever the origin did or did not do: the asker gives this to its clients and asks nobody
     /// else. [`FetchError::Unreachable`] only when the asker should try somebody else.
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError>;
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError>;
 
     /// Answers from memory alone, or not.
     ///
@@ -131,18 +138,20 @@ pub struct AskContext {
     pub ring_id: u64,
     /// The asker's incarnation; zero when it has none.
     pub asker: u64,
-    /// The entry that the asker holds already.
+    /// The body that the asker holds already.
     pub have: EntryId,
 }
 
 /// Somebody who can be asked as the owner of a key.
 #[async_trait]
 pub trait Peer: Source {
-    /// [`Source::fetch`], naming the entry that is held already, which the peer may confirm instead of sending it again.
+    /// [`Source::fetch`], naming the body that is held already, which the peer may confirm instead of sending it again.
     ///
     /// # Errors
     /// As [`Source::fetch`].
-    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError>;
+    async fn load(&self, ask: &Ask, have: EntryId) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside { have, ..Aside::default() }).await
+    }
 
     /// Asks for what the peer has in memory, fresh or not; `None` when it has nothing. Never makes the peer fetch.
     ///
@@ -173,6 +182,8 @@ pub struct PeerStatus {
     pub buffered_bytes: u64,
     /// The random number of its life, as it said when it was last connected.
     pub incarnation: Option<u64>,
+    /// How long it takes to answer from its memory, as a moving average; `None` before the first such answer.
+    pub hit_time: Option<std::time::Duration>,
 }
 
 /// How it stands with a peer, in one word.
@@ -206,8 +217,17 @@ pub struct LocalNode {
     incarnation: u64,
     ring_id: AtomicU64,
     secrets: ArcSwap<Secrets>,
-    draining: watch::Sender<bool>,
     purges: OnceCell<Arc<dyn KnowsPurges>>,
+    standing: Mutex<Standing>,
+    /// Not a watch channel, which wakes those who wait in a random order.
+    standing_changed: Notify,
+}
+
+/// What peers are told whenever it changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Standing {
+    draining: bool,
+    ring_id: u64,
 }
 
 impl LocalNode {
@@ -218,8 +238,9 @@ impl LocalNode {
             incarnation,
             ring_id: AtomicU64::new(0),
             secrets: ArcSwap::from_pointee(secrets),
-            draining: watch::Sender::new(false),
             purges: OnceCell::new(),
+            standing: Mutex::default(),
+            standing_changed: Notify::new(),
         })
     }
 
@@ -228,9 +249,10 @@ impl LocalNode {
         let _ = self.purges.set(purges);
     }
 
-    /// Sets the view of the ring that new questions carry.
+    /// Sets the view of the ring that new questions carry, and tells it to all connected peers.
     pub fn set_ring_id(&self, ring_id: u64) {
         self.ring_id.store(ring_id, Ordering::Relaxed);
+        self.change_standing(|standing| standing.ring_id = ring_id);
     }
 
     /// The present view of the ring.
@@ -245,7 +267,32 @@ impl LocalNode {
 
     /// Tells all connected peers that this node is leaving, or that it stays after all.
     pub fn set_draining(&self, draining: bool) {
-        self.draining.send_replace(draining);
+        self.change_standing(|standing| standing.draining = draining);
+    }
+
+    /// Whether peers are told that this node is leaving.
+    pub fn is_draining(&self) -> bool {
+        self.standing.lock().draining
+    }
+
+    fn change_standing(&self, change: impl FnOnce(&mut Standing)) {
+        change(&mut self.standing.lock());
+        self.standing_changed.notify_waiters();
+    }
+
+    /// Waits until it is another one than was told.
+    async fn standing_other_than(&self, told: Standing) -> Standing {
+        loop {
+            let changed = self.standing_changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look: a change between look and wait is not missed.
+            changed.as_mut().enable();
+            let now = *self.standing.lock();
+            if now != told {
+                return now;
+            }
+            changed.await;
+        }
     }
 
     /// The random number of this life of the node.
@@ -262,7 +309,7 @@ impl LocalNode {
             software: self.software.clone(),
             ring_id: self.ring_id(),
             incarnation: self.incarnation,
-            draining: *self.draining.borrow(),
+            draining: self.is_draining(),
             sign_milliseconds,
         }
     }

@@ -15,7 +15,7 @@ use crate::fields::Fields;
 use crate::freshness::{HopFreshness, LifetimeSource, StalePermission};
 use crate::peer::purges::{stamp_of_wire, stamp_to_wire};
 use crate::purge::Tags;
-use crate::source::{Ask, EntryId, FetchError, Hop, Method};
+use crate::source::{Ask, EntryId, FetchError, Hop, Interim, Method};
 
 /// The generated messages of `proto/peer.proto`; nobody outside this file sees them.
 mod wire {
@@ -42,12 +42,13 @@ pub enum Message {
     Identity(Identity),
     Ping(u64),
     Pong(u64),
-    Status { draining: bool },
+    Status { draining: bool, ring_id: u64 },
     Goodbye { reason: GoodbyeReason, text: Cow<'static, str> },
     Ask(Box<Question>),
     Accepted,
     Loading,
     Head(Box<Head>),
+    Interim(Interim),
     Data(Bytes),
     End { length: u64, checksum: u64 },
     Abort { reason: Cow<'static, str> },
@@ -152,6 +153,13 @@ pub enum QuestionKind {
     Permit,
     /// The same for a request that is at the origin already: it is counted at once.
     HoldPermit,
+}
+
+impl QuestionKind {
+    /// Whether it is about what is in memory, which a node that leaves still answers: others live on it when it is gone.
+    pub(super) fn is_for_memory(self) -> bool {
+        matches!(self, QuestionKind::Peek | QuestionKind::Purge)
+    }
 }
 
 /// The answer up to its body.
@@ -364,7 +372,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
         }),
         Message::Ping(number) => Kind::Ping(wire::Ping { number: *number }),
         Message::Pong(number) => Kind::Pong(wire::Pong { number: *number }),
-        Message::Status { draining } => Kind::Status(wire::Status { draining: *draining }),
+        Message::Status { draining, ring_id } => Kind::Status(wire::Status { draining: *draining, ring_id: *ring_id }),
         Message::Goodbye { reason, text } => Kind::Goodbye(wire::Goodbye {
             reason: match reason {
                 GoodbyeReason::Other => wire::goodbye::Reason::Unspecified,
@@ -383,6 +391,10 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
             fields: head.fields.as_bytes().clone(),
             content_length: head.content_length,
             hop: head.hop.as_ref().map(hop_to_wire),
+        }),
+        Message::Interim(interim) => Kind::Interim(wire::Interim {
+            status: u32::from(interim.status),
+            fields: interim.fields.as_bytes().clone(),
         }),
         Message::Data(payload) => Kind::Data(wire::Data { payload: payload.clone() }),
         Message::End { length, checksum } => Kind::End(wire::End { length: *length, checksum: *checksum }),
@@ -447,6 +459,11 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         entry_fill: hop.entry.fill,
         hit: hop.hit,
         not_modified: hop.not_modified,
+        body_incarnation: hop.body.incarnation,
+        body_fill: hop.body.fill,
+        answered_stale: hop.stale,
+        revalidated: hop.revalidated,
+        weak_date: hop.weak_date,
         tags: Bytes::copy_from_slice(hop.tags.text()),
         tags_too_many: hop.tags.are_too_many(),
         stamp: hop.stamp.as_ref().map(stamp_to_wire).unwrap_or_default(),
@@ -478,7 +495,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
         }),
         Kind::Ping(ping) => Message::Ping(ping.number),
         Kind::Pong(pong) => Message::Pong(pong.number),
-        Kind::Status(status) => Message::Status { draining: status.draining },
+        Kind::Status(status) => Message::Status { draining: status.draining, ring_id: status.ring_id },
         Kind::Goodbye(goodbye) => Message::Goodbye {
             reason: match goodbye.reason() {
                 wire::goodbye::Reason::Unspecified => GoodbyeReason::Other,
@@ -492,6 +509,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
         Kind::Accepted(_) => Message::Accepted,
         Kind::Loading(_) => Message::Loading,
         Kind::Head(head) => Message::Head(Box::new(check_head(head)?)),
+        Kind::Interim(interim) => Message::Interim(check_interim(interim)?),
         Kind::Data(data) if data.payload.is_empty() => return Err(ProtocolError::Malformed("empty data")),
         Kind::Data(data) => Message::Data(data.payload),
         Kind::End(end) => Message::End { length: end.length, checksum: end.checksum },
@@ -582,7 +600,11 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
             storable: hop.storable,
             sent: check_fields(hop.sent)?,
             entry: EntryId { incarnation: hop.entry_incarnation, fill: hop.entry_fill },
+            body: EntryId { incarnation: hop.body_incarnation, fill: hop.body_fill },
             hit: hop.hit,
+            stale: hop.answered_stale,
+            revalidated: hop.revalidated,
+            weak_date: hop.weak_date,
             not_modified: hop.not_modified,
             tags: match hop.tags_too_many {
                 true => Tags::too_many(),
@@ -597,6 +619,12 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
         content_length: head.content_length,
         hop,
     })
+}
+
+fn check_interim(interim: wire::Interim) -> Result<Interim, ProtocolError> {
+    let status = u16::try_from(interim.status).ok().filter(|&status| Interim::is_one(status));
+    let status = status.ok_or(ProtocolError::Malformed("status of an interim answer"))?;
+    Ok(Interim { status, fields: check_fields(interim.fields)? })
 }
 
 fn check_fields(block: Bytes) -> Result<Fields, ProtocolError> {

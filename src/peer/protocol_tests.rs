@@ -58,9 +58,8 @@ fn head() -> Head {
             sent: Fields::from_pairs([("Accept-Encoding", "br")]).unwrap(),
             entry: EntryId { incarnation: 9, fill: 10 },
             hit: true,
-            not_modified: false,
-            tags: Tags::default(),
             stamp: Some(Vector::default()),
+            ..Hop::default()
         }),
     }
 }
@@ -86,7 +85,7 @@ fn every_message() -> Vec<Message> {
         Message::Identity(identity),
         Message::Ping(3),
         Message::Pong(4),
-        Message::Status { draining: true },
+        Message::Status { draining: true, ring_id: 0 },
         Message::Goodbye { reason: GoodbyeReason::Shutdown, text: "bye".into() },
         Message::Ask(Box::new(question())),
         Message::Accepted,
@@ -122,6 +121,46 @@ fn every_message_comes_back_as_it_went() {
         .map(|(request, message)| Envelope { request: request as u64, message })
         .collect();
     assert_eq!(frames(&wire).unwrap(), expected);
+}
+
+/// What was added to version 1 since its first release. These bytes stay, too.
+const ADDED: &[&str] = &[
+    "0000002308ac02a2011d086712194c696e6b3a203c2f613e3b2072656c3d7072656c6f61640d0a",
+    concat!(
+        "0000007108ac022a6c08c8011219436f6e74656e742d547970653a20696d6167652f706e670d0a1803224a080110032003280330",
+        "013801480150015a154163636570742d456e636f64696e673a2062720d0a610900000000000000680a7001810109000000000000",
+        "00880108900101980101a00101",
+    ),
+];
+
+fn added_messages() -> Vec<Message> {
+    let fields = Fields::from_pairs([("Link", "</a>; rel=preload")]).unwrap();
+    let hop = Hop {
+        body: EntryId { incarnation: 9, fill: 8 },
+        weak_date: true,
+        stale: true,
+        revalidated: true,
+        ..head().hop.unwrap()
+    };
+    vec![Message::Interim(Interim { status: 103, fields }), Message::Head(Box::new(Head { hop: Some(hop), ..head() }))]
+}
+
+#[test]
+fn what_was_added_is_spoken_and_understood() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let spoken: Vec<String> = added_messages().iter().map(|message| hex(&encoded(300, message))).collect();
+    assert_eq!(spoken, ADDED);
+    for message in added_messages() {
+        assert_eq!(frames(&encoded(300, &message)).unwrap(), [Envelope { request: 300, message }]);
+    }
+    for status in [0, 99, 100, 101, 200, 70_000] {
+        let interim = wire::Interim { status, fields: Bytes::new() };
+        let frame = wire::Frame { request: 1, kind: Some(wire::frame::Kind::Interim(interim)) };
+        let mut bytes = BytesMut::new();
+        bytes.put_u32(frame.encoded_len() as u32);
+        frame.encode(&mut bytes).unwrap();
+        assert!(frames(&bytes).is_err(), "{status}");
+    }
 }
 
 /// Version 1 as it was first released. These bytes stay: a fleet is updated node by node.
@@ -160,6 +199,10 @@ const VERSION_1: &[&str] = &[
     ),
     concat!(
         "0000006a08ac02126508031a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+    ),
+    concat!(
+        "0000006a08ac02126508061a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
     concat!(

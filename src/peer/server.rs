@@ -25,12 +25,12 @@ use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Closed, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
 use crate::peer::protocol::{
-    DATA_BYTES_MAX, Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
-    Versions, WINDOW_BYTES_MAX, head_fits,
+    DATA_BYTES_MAX, Envelope, FIELDS_BYTES_MAX, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError,
+    Question, QuestionKind, Versions, WINDOW_BYTES_MAX, head_fits,
 };
 use crate::peer::purges::{decode_notice, encode_reply};
-use crate::peer::{AskContext, LocalNode, Owner};
-use crate::source::{FetchError, Fetched, Method, ReadyBody};
+use crate::peer::{AskContext, LocalNode, Owner, Standing};
+use crate::source::{FetchError, Fetched, Interim, InterimSink, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
 
 /// Limits of the answering side.
@@ -103,7 +103,7 @@ impl PeerServer {
     /// turns true, open questions are finished and new ones refused.
     pub async fn serve(&self, mut stream: Stream, surplus: Bytes, mut shutdown: watch::Receiver<bool>) {
         let identity = self.node.identity(0);
-        let told_draining = identity.draining;
+        let told = Standing { draining: identity.draining, ring_id: identity.ring_id };
         let secrets = self.node.secrets();
         let (versions, timeout) = (self.settings.versions, self.settings.handshake_timeout);
         let proven = match answer_upgrade(&mut stream, &surplus, &secrets, identity, versions, timeout).await {
@@ -129,8 +129,11 @@ impl PeerServer {
             sign_interval: sign_interval(&proven.remote),
             remote: proven.remote,
         });
-        let end = self.converse(&conversation, &mut pump, told_draining, &mut shutdown).await;
-        for (_, outbound) in conversation.open.lock().drain() {
+        let end = self.converse(&conversation, &mut pump, told, &mut shutdown).await;
+        let mut open: Vec<_> = conversation.open.lock().drain().collect();
+        // In the order of asking, so that what follows is the same in every run.
+        open.sort_unstable_by_key(|(request, _)| *request);
+        for (_, outbound) in open {
             outbound.abort();
         }
         if let End::Goodbye(reason, text) = end {
@@ -163,14 +166,9 @@ impl PeerServer {
         &self,
         conversation: &Arc<Conversation>,
         pump: &mut Pump,
-        told_draining: bool,
+        mut told: Standing,
         shutdown: &mut watch::Receiver<bool>,
     ) -> End {
-        let mut draining = self.node.draining.subscribe();
-        let draining_now = *draining.borrow_and_update();
-        if draining_now != told_draining {
-            conversation.outbox.push(0, &Message::Status { draining: draining_now });
-        }
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::default();
@@ -198,13 +196,13 @@ impl PeerServer {
                     Ok(false) | Err(_) => return End::Connection,
                 },
                 () = conversation.finished.notified() => {}
-                changed = draining.changed() => if changed.is_ok() {
-                    let draining = *draining.borrow_and_update();
-                    conversation.outbox.push(0, &Message::Status { draining });
-                },
+                now = self.node.standing_other_than(told) => {
+                    told = now;
+                    conversation.outbox.push(0, &now.message());
+                }
                 true = told_to_stop(shutdown), if stopping.is_none() => {
                     conversation.stopping.store(true, Ordering::SeqCst);
-                    conversation.outbox.push(0, &Message::Status { draining: true });
+                    conversation.outbox.push(0, &Standing { draining: true, ..told }.message());
                     stopping = Some(Box::pin(tokio::time::sleep(self.settings.drain_timeout)));
                 }
                 () = async { match &mut stopping { Some(limit) => limit.await, None => std::future::pending().await } } => {
@@ -240,8 +238,7 @@ impl PeerServer {
                     return Err(self.violation(ProtocolError::Malformed("number of a question")));
                 }
                 self.counters.questions.increment();
-                // Who is leaving still answers clients.
-                if stopping && question.kind != QuestionKind::Purge {
+                if stopping && !question.kind.is_for_memory() {
                     conversation.outbox.push(request, &Message::Failure(Failure::Draining));
                 } else if conversation.open.lock().len() >= self.settings.questions_max {
                     self.counters.rejects.increment("too_many_questions");
@@ -272,6 +269,7 @@ impl PeerServer {
             | Message::Identity(_)
             | Message::Accepted
             | Message::Loading
+            | Message::Interim(_)
             | Message::Head(_)
             | Message::Data(_)
             | Message::End { .. }
@@ -315,6 +313,12 @@ impl PeerServer {
                 outbound.set_task(task.abort_handle());
             }
         }
+    }
+}
+
+impl Standing {
+    fn message(self) -> Message {
+        Message::Status { draining: self.draining, ring_id: self.ring_id }
     }
 }
 
@@ -402,7 +406,7 @@ impl Answering {
     ) -> Result<Option<Fetched>, FetchError> {
         let mut head = pin!(async move {
             match question.kind {
-                QuestionKind::Load => owner.get_as_owner(question.ask, context).await.map(Some),
+                QuestionKind::Load => owner.get_as_owner(question.ask, context, self).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Purge => {
                     let notice =
@@ -492,6 +496,16 @@ impl Answering {
             self.abort("the owner failed".into());
         } else {
             self.fail(FetchError::refused(502, "the owner failed"));
+        }
+    }
+}
+
+/// What is heard goes to the asker, who does not know the kind of frame and passes it over, or passes it on. How many there may
+/// be is for the flight to say.
+impl InterimSink for Answering {
+    fn hear(&self, interim: Interim) {
+        if interim.fields.len() <= FIELDS_BYTES_MAX {
+            self.outbox.push(self.request, &Message::Interim(interim));
         }
     }
 }

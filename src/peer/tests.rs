@@ -18,7 +18,9 @@ use crate::peer::memory::{Link, MemoryDial};
 use crate::peer::server::{PeerServer, ServerSettings};
 use crate::peer::{AskContext, LocalNode, Owner, Peer, PeerState};
 use crate::purge::{Notice, Position, Reply, Tags, Vector};
-use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody, Source};
+use crate::source::{
+    Aside, Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Interim, InterimSink, Method, ReadyBody, Source,
+};
 
 /// An owner whose answers are written down by key; what is not written down is a panic.
 #[derive(Default)]
@@ -26,6 +28,8 @@ struct Script {
     answers: Mutex<HashMap<&'static str, Answer>>,
     asked: Mutex<Vec<(Ask, AskContext)>>,
     dropped: Arc<AtomicU64>,
+    /// What is heard before the next answer.
+    interims: Mutex<Vec<Interim>>,
 }
 
 enum Answer {
@@ -71,7 +75,11 @@ fn hop() -> Hop {
         storable: true,
         sent: Fields::from_pairs([("Accept-Encoding", "gzip")]).unwrap(),
         entry: EntryId { incarnation: u64::MAX, fill: 3 },
+        body: EntryId { incarnation: 7, fill: 2 },
+        weak_date: true,
         hit: true,
+        stale: true,
+        revalidated: true,
         not_modified: false,
         tags: Tags::new([&b"t"[..]]),
         stamp: Some(Vector::new([Position { incarnation: 1, sequence: 2 }])),
@@ -97,7 +105,13 @@ impl BodyStream for ChannelBody {
 
 #[async_trait]
 impl Owner for Script {
-    async fn get_as_owner(&self, ask: Ask, context: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
+        self.interims.lock().drain(..).for_each(|interim| interims.hear(interim));
         let key = String::from_utf8(ask.key.to_vec()).unwrap();
         self.asked.lock().push((ask, context));
         let counted = Counted(self.dropped.clone());
@@ -629,4 +643,27 @@ async fn many_questions_over_loopback() {
     let node = LocalNode::new("0.1.0", 1, Secrets::new(["secret"]));
     let peer = NativePeer::new(node, Box::new(dial), ClientSettings::default());
     assert!(matches!(peer.fetch(&ask("small")).await, Err(FetchError::Unreachable(_))));
+}
+
+/// Keeps what it hears.
+#[derive(Default)]
+struct Ear(Mutex<Vec<Interim>>);
+
+impl InterimSink for Ear {
+    fn hear(&self, interim: Interim) {
+        self.0.lock().push(interim);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn interim_answers_come_before_the_answer() {
+    let pair = pair();
+    let hint = |link| Interim { status: 103, fields: Fields::from_pairs([("Link", link)]).unwrap() };
+    let hints = vec![hint("</a>"), hint("</b>")];
+    *pair.script.interims.lock() = hints.clone();
+    pair.script.set("a", Answer::After(Duration::from_secs(2), vec![Bytes::from_static(b"whole")]));
+    let ear = Ear::default();
+    let answer = pair.peer.fetch_with(&ask("a"), Aside { interims: &ear, ..Aside::default() }).await.unwrap();
+    assert_eq!(*ear.0.lock(), hints);
+    assert_eq!(read(answer).await.unwrap(), b"whole");
 }

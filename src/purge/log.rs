@@ -156,6 +156,11 @@ impl Log {
         self.state.lock().items.len()
     }
 
+    /// What they are charged for, in bytes.
+    pub fn charged_bytes(&self) -> usize {
+        self.state.lock().charge.bytes()
+    }
+
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -25,18 +25,19 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use twox_hash::{XxHash3_64, XxHash3_128};
 
 use super::RingPeer;
 
-/// The owner of each slot, and what it takes to ask who comes next.
+/// The owner of each slot, and what it takes to ask who comes next. Clones share the table.
 #[derive(Clone)]
 pub(super) struct BalancedRing {
     /// By slot, the owner's index in the list of peers; empty when there are no peers.
-    owners: Vec<u16>,
+    owners: Arc<[u16]>,
     /// Sorted by URL, so that positions here do not depend on the order of the list.
-    visitors: Vec<Visitor>,
+    visitors: Arc<[Visitor]>,
 }
 
 impl BalancedRing {
@@ -46,11 +47,11 @@ impl BalancedRing {
         indices.sort_by_key(|&index| &peers[index].url);
         let visitors: Vec<Visitor> = indices.into_iter().map(|index| Visitor::new(index, &peers[index])).collect();
         let owners = match visitors.len() {
-            0 => Vec::new(),
-            1 => vec![visitors[0].index; SLOTS],
+            0 => Arc::default(),
+            1 => vec![visitors[0].index; SLOTS].into(),
             _ => first_visits(&visitors).iter().map(|visit| visit.by(&visitors).index).collect(),
         };
-        BalancedRing { owners, visitors }
+        BalancedRing { owners, visitors: visitors.into() }
     }
 
     pub(super) fn owner(&self, key_hash: u64) -> Option<usize> {
@@ -64,7 +65,7 @@ impl BalancedRing {
     /// By index, the part of the slots owned.
     pub(super) fn shares(&self) -> Vec<f64> {
         let mut counts = vec![0u32; self.visitors.len()];
-        for &owner in &self.owners {
+        for &owner in &*self.owners {
             counts[usize::from(owner)] += 1;
         }
         counts.into_iter().map(|count| f64::from(count) / SLOTS as f64).collect()

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::validators::{EntityTag, Validators, entity_tags, only_value, parse_http_date};
+use super::validators::{EntityTag, Validators, entity_tags, parse_http_date};
 use crate::fields::Fields;
 
 /// The conditions of one request. Cloning is cheap; the conditions outlive the request in a reader that waits for a
@@ -11,6 +11,12 @@ use crate::fields::Fields;
 pub struct Preconditions {
     /// The block in which the lists stand; they are read when they are needed.
     request: Fields,
+    conditions: Conditions,
+}
+
+/// What can be said of the conditions without their lists.
+#[derive(Clone, Copy, Debug, Default)]
+struct Conditions {
     if_match: TagCondition,
     if_none_match: TagCondition,
     if_modified_since_seconds: Option<i64>,
@@ -41,37 +47,80 @@ impl Preconditions {
     /// Reads the conditions of a request. A date that cannot be read, or that comes twice, is ignored (RFC 9110
     /// sections 13.1.3 and 13.1.4); a list of tags that cannot be read is there and matches nothing.
     pub fn parse(request: &Fields) -> Self {
-        if !is_conditional(request) {
-            return Preconditions::default();
-        }
-        Preconditions {
-            if_match: TagCondition::of(request, "if-match"),
-            if_none_match: TagCondition::of(request, "if-none-match"),
-            if_modified_since_seconds: only_value(request, "if-modified-since").and_then(parse_http_date),
-            if_unmodified_since_seconds: only_value(request, "if-unmodified-since").and_then(parse_http_date),
-            request: request.clone(),
-        }
+        let conditions = Conditions::of(bytes_of(request));
+        let request = if conditions.is_empty() { Fields::empty() } else { request.clone() };
+        Preconditions { request, conditions }
     }
 
     /// Whether there is no condition at all to evaluate.
     pub fn is_empty(&self) -> bool {
+        self.conditions.is_empty()
+    }
+}
+
+fn bytes_of(fields: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fields.iter().map(|(name, value)| (name.as_bytes(), value))
+}
+
+impl Conditions {
+    fn of<'a>(request: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let (mut if_match, mut if_none_match) = (TagCondition::Absent, TagCondition::Absent);
+        let (mut if_modified_since, mut if_unmodified_since) = (OnlyValue::Absent, OnlyValue::Absent);
+        for (name, value) in request {
+            let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
+            match name.len() {
+                8 if is("if-match") => if_match = if_match.and(value),
+                13 if is("if-none-match") => if_none_match = if_none_match.and(value),
+                17 if is("if-modified-since") => if_modified_since = if_modified_since.and(value),
+                19 if is("if-unmodified-since") => if_unmodified_since = if_unmodified_since.and(value),
+                _ => {}
+            }
+        }
+        Conditions {
+            if_match,
+            if_none_match,
+            if_modified_since_seconds: if_modified_since.date_seconds(),
+            if_unmodified_since_seconds: if_unmodified_since.date_seconds(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
         self.if_match == TagCondition::Absent
             && self.if_none_match == TagCondition::Absent
             && self.if_modified_since_seconds.is_none()
             && self.if_unmodified_since_seconds.is_none()
     }
+}
 
-    fn any_listed(&self, name: &str, matches: impl Fn(&EntityTag<'_>) -> bool) -> bool {
-        self.request.get_all(name).flat_map(entity_tags).any(|tag| matches(&tag))
+/// The value of a field that may come only once.
+#[derive(Clone, Copy)]
+enum OnlyValue<'a> {
+    Absent,
+    One(&'a [u8]),
+    /// Different values.
+    Several,
+}
+
+impl<'a> OnlyValue<'a> {
+    fn and(self, value: &'a [u8]) -> Self {
+        match self {
+            OnlyValue::Absent => OnlyValue::One(value),
+            OnlyValue::One(first) if first == value => self,
+            _ => OnlyValue::Several,
+        }
+    }
+
+    fn date_seconds(self) -> Option<i64> {
+        let OnlyValue::One(value) = self else { return None };
+        parse_http_date(value)
     }
 }
 
 impl TagCondition {
-    fn of(request: &Fields, name: &str) -> Self {
-        let mut lines = request.get_all(name);
-        match (lines.next(), lines.next()) {
-            (None, _) => TagCondition::Absent,
-            (Some(b"*"), None) => TagCondition::Any,
+    /// With one more line of the field.
+    fn and(self, value: &[u8]) -> Self {
+        match (self, value) {
+            (TagCondition::Absent, b"*") => TagCondition::Any,
             _ => TagCondition::Listed,
         }
     }
@@ -86,11 +135,6 @@ pub fn is_conditional_name(name: &str) -> bool {
             .any(|candidate| name.eq_ignore_ascii_case(candidate))
 }
 
-/// Whether the request has a condition; reads names only.
-pub fn is_conditional(request: &Fields) -> bool {
-    request.iter().any(|(name, _)| is_conditional_name(name))
-}
-
 /// Evaluates the conditions of a `GET` or `HEAD` against a response in the order of RFC 9110 section 13.2.2.
 ///
 /// Other methods always proceed: their conditions are about the state at the origin, which alone can judge them. So
@@ -99,14 +143,39 @@ pub fn is_conditional(request: &Fields) -> bool {
 /// on a `GET` wants no other representation. A response without `Last-Modified` counts as changed at its `Date` for
 /// `If-Modified-Since` (RFC 9111 section 4.3.2), and never for the other fields.
 pub fn evaluate(request: &Preconditions, method: &Method, status: u16, response: &Validators<'_>) -> Outcome {
-    if !(method == Method::GET || method == Method::HEAD) || !(200..300).contains(&status) {
+    if !(method == Method::GET || method == Method::HEAD) {
         return Outcome::Proceed;
     }
+    evaluate_conditions(&request.conditions, || bytes_of(&request.request), status, response)
+}
+
+/// As [`evaluate`], for a `GET` or `HEAD` whose fields `lines` reads from the beginning each time it is called.
+pub fn evaluate_lines<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
+    lines: impl Fn() -> I,
+    status: u16,
+    response: &Validators<'_>,
+) -> Outcome {
+    evaluate_conditions(&Conditions::of(lines()), lines, status, response)
+}
+
+fn evaluate_conditions<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
+    request: &Conditions,
+    lines: impl Fn() -> I,
+    status: u16,
+    response: &Validators<'_>,
+) -> Outcome {
+    if !(200..300).contains(&status) {
+        return Outcome::Proceed;
+    }
+    let any_listed = |name: &str, matches: &dyn Fn(&EntityTag<'_>, &EntityTag<'_>) -> bool| {
+        response.entity_tag.is_some_and(|stored| {
+            let mut values = lines().filter(|(candidate, _)| candidate.eq_ignore_ascii_case(name.as_bytes()));
+            values.any(|(_, value)| entity_tags(value).any(|tag| matches(&stored, &tag)))
+        })
+    };
     let unmodified = match request.if_match {
         TagCondition::Any => true,
-        TagCondition::Listed => {
-            request.any_listed("if-match", |tag| response.entity_tag.is_some_and(|stored| stored.strongly_equals(tag)))
-        }
+        TagCondition::Listed => any_listed("if-match", &|stored, tag| stored.strongly_equals(tag)),
         TagCondition::Absent => match (request.if_unmodified_since_seconds, response.last_modified_seconds) {
             (Some(since), Some(modified)) => modified <= since,
             _ => true,
@@ -117,8 +186,7 @@ pub fn evaluate(request: &Preconditions, method: &Method, status: u16, response:
     }
     let known_to_client = match request.if_none_match {
         TagCondition::Any => true,
-        TagCondition::Listed => request
-            .any_listed("if-none-match", |tag| response.entity_tag.is_some_and(|stored| stored.weakly_equals(tag))),
+        TagCondition::Listed => any_listed("if-none-match", &|stored, tag| stored.weakly_equals(tag)),
         TagCondition::Absent => request
             .if_modified_since_seconds
             .is_some_and(|since| response.last_modified_seconds.unwrap_or(response.date_seconds) <= since),
@@ -133,17 +201,62 @@ pub fn evaluate(request: &Preconditions, method: &Method, status: u16, response:
 /// stays.
 pub fn fields_of_304(stored: &Fields) -> Fields {
     let has_entity_tag = stored.contains("etag");
-    stored.without(|name| describes_body(name) || (has_entity_tag && name.eq_ignore_ascii_case("last-modified")))
+    stored.without(|name| is_left_out_of_304(name.as_bytes(), has_entity_tag))
 }
 
-fn describes_body(name: &str) -> bool {
-    let is_content = name.len() > 8 && name.as_bytes()[..8].eq_ignore_ascii_case(b"content-");
-    let one_of = |names: &[&str]| names.iter().any(|candidate| name.eq_ignore_ascii_case(candidate));
-    if is_content {
-        // Policies are about the page as a whole, and a location is asked for by the RFC.
-        return !one_of(&["content-location", "content-security-policy", "content-security-policy-report-only"]);
+/// Appends the block of the same fields to `out`.
+pub fn write_fields_of_304(stored: &Fields, out: &mut Vec<u8>) {
+    let block: &[u8] = stored.as_bytes();
+    let begin = out.len();
+    // What has been looked at and is kept, but not yet copied.
+    let mut kept_from = 0;
+    let mut line_start = 0;
+    let mut has_entity_tag = false;
+    // Where `Last-Modified` was copied to before it was known whether there is an `ETag`.
+    let mut doubtful: Option<std::ops::Range<usize>> = None;
+    while let Some(end) = memchr::memchr(b'\n', &block[line_start..]) {
+        let line = &block[line_start..=line_start + end];
+        let name = line.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &line[..colon]);
+        has_entity_tag |= name.eq_ignore_ascii_case(b"etag");
+        let is_doubtful = name.eq_ignore_ascii_case(b"last-modified") && !has_entity_tag;
+        if is_doubtful || is_left_out_of_304(name, has_entity_tag) {
+            out.extend_from_slice(&block[kept_from..line_start]);
+            kept_from = line_start + line.len();
+        }
+        if is_doubtful {
+            if doubtful.is_some() {
+                // Twice: no origin means that.
+                out.truncate(begin);
+                return out.extend_from_slice(fields_of_304(stored).as_bytes());
+            }
+            doubtful = Some(out.len()..out.len() + line.len());
+            out.extend_from_slice(line);
+        }
+        line_start += line.len();
     }
-    one_of(&["accept-ranges", "digest", "repr-digest", "trailer", "transfer-encoding"])
+    out.extend_from_slice(&block[kept_from..]);
+    if let Some(last_modified) = doubtful.filter(|_| has_entity_tag) {
+        out.drain(last_modified);
+    }
+}
+
+#[inline]
+fn is_left_out_of_304(name: &[u8], has_entity_tag: bool) -> bool {
+    let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
+    match name.len() {
+        6 => is("digest"),
+        7 => is("trailer"),
+        11 if is("repr-digest") => true,
+        13 if is("last-modified") => has_entity_tag,
+        13 if is("accept-ranges") => true,
+        17 if is("transfer-encoding") => true,
+        // Policies are about the page as a whole, and a location is asked for by the RFC.
+        16 if is("content-location") => false,
+        23 if is("content-security-policy") => false,
+        35 if is("content-security-policy-report-only") => false,
+        9.. => name[..8].eq_ignore_ascii_case(b"content-"),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -275,6 +388,9 @@ mod tests {
             names(&fields_of_304(&stored)),
             "Cache-Control Content-Location Content-Security-Policy Date ETag Expires Vary X-Other"
         );
+        let mut written = Vec::new();
+        write_fields_of_304(&stored, &mut written);
+        assert_eq!(written, fields_of_304(&stored).as_bytes()[..]);
         let untagged = stored.without(|name| name == "ETag");
         assert!(fields_of_304(&untagged).contains("last-modified"), "the only validator of the client's copy");
     }
@@ -286,7 +402,24 @@ mod tests {
             let name: String = name.chars().enumerate()
                 .map(|(i, c)| if upper >> i & 1 == 1 { c.to_ascii_uppercase() } else { c }).collect();
             prop_assert!(is_conditional_name(&name));
-            prop_assert!(is_conditional(&Fields::from_pairs([("Accept", "*/*"), (name.as_str(), "x")]).unwrap()));
+            let request = Fields::from_pairs([("Accept", "*/*"), (name.as_str(), DATE)]).unwrap();
+            prop_assert!(!Preconditions::parse(&request).is_empty());
+        }
+
+        /// Both ways to the fields of a 304 lead to the same bytes.
+        #[test]
+        fn a_304_is_written_as_it_is_made(
+            names in prop::collection::vec(prop::sample::select(&[
+                "content-", "Content-X", "content-type", "Content-Location", "content-security-policy", "ETag", "Trailer",
+                "Content-Security-Policy-Report-Only", "last-modified", "accept-ranges", "Date", "digest", "repr-digest",
+                "transfer-encoding", "a", "Last_Modified",
+            ][..]), 0..8),
+        ) {
+            let stored = Fields::from_pairs(names.iter().map(|name| (name, "a: b"))).unwrap();
+            let mut written = Vec::new();
+            write_fields_of_304(&stored, &mut written);
+            let made = fields_of_304(&stored);
+            prop_assert_eq!(&written[..], &made.as_bytes()[..]);
         }
 
         /// The tag decides alone: a listed tag of the response is a 304 to `If-None-Match`, whatever stands around it.

@@ -97,6 +97,13 @@ impl RangeSet {
         (!specs.is_empty()).then_some(RangeSet { specs })
     }
 
+    /// Reads the value of a `Range` field that asks for one range and has no list; of others, `None`.
+    pub fn parse_single(value: &[u8]) -> Option<RangeSpec> {
+        let (unit, spec) = value.split_first_chunk::<6>()?;
+        let listed = || spec.iter().any(|&byte| matches!(byte, b',' | b'"'));
+        (unit.eq_ignore_ascii_case(b"bytes=") && !listed()).then(|| RangeSpec::parse(spec.trim_ascii()))?
+    }
+
     /// The ranges as written.
     pub fn specs(&self) -> &[RangeSpec] {
         &self.specs

@@ -123,6 +123,10 @@ impl Router {
     pub fn find<'a>(&self, host: &str, path: &'a [u8]) -> Result<Route<'a>, NoRoute> {
         // A name with a point at its end is the same name, written in full.
         let host = host.strip_suffix('.').unwrap_or(host);
+        if self.exact.is_empty() && self.suffixes.is_empty() && !self.every_host.is_empty() {
+            // The usual configuration names no host.
+            return self.every_host.iter().find_map(|prefix| prefix.strip_from(path)).ok_or(NoRoute::UnknownPath);
+        }
         let exact = if self.exact.is_empty() { None } else { self.exact.get(host) };
         let suffixes = self
             .suffixes

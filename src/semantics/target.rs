@@ -154,7 +154,7 @@ fn check_path_of(path: &[u8], classes: u8) -> Result<(), TargetError> {
     // A segment of dots begins with one, and an escaped dot with a percent sign.
     let suspicious = match classes {
         PLAIN => false,
-        DOT => memchr::memchr_iter(b'.', path).any(|at| at == 0 || path[at - 1] == b'/'),
+        DOT => path.first() == Some(&b'.') || path.windows(2).any(|pair| pair == b"/."),
         _ => check_characters(path, NOT_IN_PATH)?,
     };
     if suspicious && path.split(|&byte| byte == b'/').any(is_dot_segment) {

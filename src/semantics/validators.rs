@@ -171,6 +171,11 @@ impl StoredValidators {
         StoredValidators { last_modified_is_strong: false, ..self }
     }
 
+    /// Whether there is a `Last-Modified`, and it is no strong validator.
+    pub fn has_weak_date(&self) -> bool {
+        self.last_modified_seconds != i64::MIN && !self.last_modified_is_strong
+    }
+
     /// The validators, with the entity tag looked up in `response`, the block they were made from.
     pub fn in_block<'a>(&self, response: &'a Fields) -> Validators<'a> {
         let start = self.entity_tag_start as usize;

@@ -195,18 +195,15 @@ impl Bound {
         let name = self.address.to_string();
         // From here on pingora owns the descriptor: it makes a listener of it and closes it at the end.
         sockets.add(name.clone(), self.socket.into_raw_fd());
-        let buffers = L4BufferSettings::new(CONNECTION_BUFFER_BYTES, CONNECTION_BUFFER_BYTES);
-        let endpoint = ListenerConfig::tcp(name).l4_buffer(buffers);
+        // None below ours: pingora's own would cost 65 KiB for each connection. Heads are read into a buffer of ours and
+        // answers are one write; TLS has its own on both sides.
+        let endpoint = ListenerConfig::tcp(name).l4_buffer(L4BufferSettings::unbuffered());
         match self.tls {
             Some(tls) => endpoint.tls(tls),
             None => endpoint,
         }
     }
 }
-
-/// Each of the two buffers that pingora gives a connection. Its own 64 KiB for reading would cost 650 MB for 10,000 idle
-/// connections; heads are read into a buffer of ours anyway.
-const CONNECTION_BUFFER_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {

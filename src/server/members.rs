@@ -1,6 +1,7 @@
 //! From the fleet of the configuration to a ring and a connection to each peer.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use crate::peer::dial::{PeerAddress, TcpDial, connector};
 use crate::peer::go::{Dialect, go_key};
 use crate::peer::go_client::{GoPeer, GoSettings, http_connector};
 use crate::peer::link::PeerLink;
-use crate::peer::{LocalNode, Peer as _};
+use crate::peer::{LocalNode, Peer as _, PeerState};
 use crate::ring::{Ring, RingKind, RingPeer};
+use crate::server::node::Node;
 
 /// The members of the fleet as this node sees them; a fleet of one has none.
 #[derive(Default)]
@@ -85,7 +87,7 @@ impl Members {
             };
             list.push(Member { url: peer.url.clone(), link });
         }
-        if own.is_none() {
+        if own.is_none() && !configured.peers.is_empty() {
             tracing::warn!("this node is not among fleet.peers: it owns no key and asks the others for all");
         }
         let addresses = match configured.ring.is_go() {
@@ -139,6 +141,57 @@ impl Members {
         self.list.iter().filter_map(|member| member.link.as_ref()).for_each(|link| link.connect());
     }
 }
+
+/// Says when a peer has had another view of the ring for some seconds: while views differ, a key may be loaded twice. Ends
+/// with the runtime.
+pub async fn watch_rings(node: Arc<Node>) {
+    let mut differing: HashMap<String, u32> = HashMap::new();
+    loop {
+        tokio::time::sleep(RING_LOOK_PAUSE).await;
+        let members = node.members.load_full();
+        let ours = members.ring_id();
+        let mut still: HashMap<String, u32> = HashMap::new();
+        for member in &members.list {
+            let Some(status) = member.link.as_ref().map(|link| link.status()) else { continue };
+            let up = matches!(status.state, PeerState::Up | PeerState::Draining);
+            let theirs = status.ring_id.filter(|theirs| up && *theirs != 0 && *theirs != ours);
+            let before = differing.get(&member.url).copied().unwrap_or_default();
+            match theirs {
+                Some(theirs) => {
+                    if before + 1 == RING_LOOKS_UNTIL_WARNING {
+                        let (ours, theirs) = (format!("{ours:016x}"), format!("{theirs:016x}"));
+                        tracing::warn!(peer = member.url, ours, theirs, "a peer has another view of the ring");
+                    }
+                    still.insert(member.url.clone(), before.saturating_add(1));
+                }
+                None if up && before >= RING_LOOKS_UNTIL_WARNING => {
+                    tracing::info!(peer = member.url, "the peer has the same view of the ring again");
+                }
+                None => {}
+            }
+        }
+        differing = still;
+    }
+}
+
+/// Whether a peer that answers from its memory in `time` is much slower than the others: something is wrong with it although
+/// it gives signs of life. `times` are those of all peers, this one included.
+pub fn is_slow(time: Duration, times: &[Duration]) -> bool {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    // The lower middle: of two peers, the faster one.
+    let Some(usual) = times.get(times.len().saturating_sub(1) / 2) else { return false };
+    times.len() > 1 && time > SLOW_MIN && time > usual.saturating_mul(SLOW_TIMES)
+}
+
+/// Answers from memory that take less are no trouble, whatever the others take. Guess.
+const SLOW_MIN: Duration = Duration::from_millis(20);
+/// How many times slower than usual is much slower. Guess: more than distance and load make of it.
+const SLOW_TIMES: u32 = 8;
+
+/// A change reaches all nodes within a second or two; views that differ for longer are worth a line.
+const RING_LOOK_PAUSE: Duration = Duration::from_secs(1);
+const RING_LOOKS_UNTIL_WARNING: u32 = 5;
 
 /// Makes connections, or keeps them.
 struct Links<'a> {

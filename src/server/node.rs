@@ -1,7 +1,7 @@
 //! A running node: its parts, each built once, and what a reload replaces.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,8 @@ use crate::peer::LocalNode;
 use crate::peer::server::PeerServer;
 use crate::server::groups::Groups;
 use crate::server::members::Members;
+use crate::server::membership::Membership;
+use crate::server::reload::Reloader;
 use crate::server::shutdown::Lifecycle;
 use crate::stats::NodeStats;
 
@@ -42,6 +44,10 @@ pub struct Node {
     pub listening: Vec<Listening>,
     /// When it started.
     pub started: Now,
+    /// The search for members of the fleet.
+    pub membership: Arc<Membership>,
+    /// Who can read the configuration again, as soon as all parts are there.
+    pub reloader: OnceLock<Weak<Reloader>>,
 }
 
 /// A configuration that is in effect.
@@ -81,6 +87,27 @@ impl Node {
         let members = self.members.load();
         let url = members.own_url().map(str::to_owned);
         url.or_else(|| self.listening.first().map(|listening| listening.url.clone())).unwrap_or_default()
+    }
+
+    /// Begins to leave, as SIGTERM does, but stays until told otherwise: not ready, peers ask others, and those take over what
+    /// is in memory here. Says whether that changed anything.
+    pub fn drain(&self) -> bool {
+        let changed = self.lifecycle.drain();
+        // Peers hear first: they ask the next on the ring while this node still answers.
+        self.local.set_draining(true);
+        self.cache.permits.set_leaving(true);
+        self.lifecycle.want_hand_over(true);
+        changed
+    }
+
+    /// Takes [`Node::drain`] back; says whether that changed anything. A node that ends cannot stay.
+    pub fn undo_drain(&self) -> bool {
+        let changed = self.lifecycle.undo_drain();
+        if changed {
+            self.local.set_draining(false);
+            self.cache.permits.set_leaving(false);
+        }
+        changed
     }
 
     /// How long the node has been running.

@@ -13,11 +13,11 @@ use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::server::PeerServer;
-use crate::peer::{AskContext, KnowsPurges, Owner};
+use crate::peer::{AskContext, KnowsPurges, LocalNode, Owner};
 use crate::purge::{Notice, Reply};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Ask, FetchError, Fetched, Method};
+use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -25,11 +25,18 @@ pub struct CacheOwner {
     pub cache: Arc<Cache>,
     /// The groups of now.
     pub groups: Arc<ArcSwap<Groups>>,
+    /// This node's view of the ring.
+    pub local: Arc<LocalNode>,
 }
 
 #[async_trait]
 impl Owner for CacheOwner {
-    async fn get_as_owner(&self, ask: Ask, _: AskContext) -> Result<Fetched, FetchError> {
+    async fn get_as_owner(
+        &self,
+        ask: Ask,
+        context: AskContext,
+        interims: &dyn InterimSink,
+    ) -> Result<Fetched, FetchError> {
         let Some(group) = self.groups.load().find(&ask.group).cloned() else {
             // The asker knows a group that this node does not: a reload under way. The next on the ring may know it.
             return Err(FetchError::unreachable("this node has no such group"));
@@ -38,8 +45,13 @@ impl Owner for CacheOwner {
         if group.keys.target_of(&ask.key).is_none() {
             return Err(FetchError::refused(502, "not a key of this group"));
         }
+        // It is answered all the same, and never passed on; but while rings differ a key is loaded once for each owner.
+        let other_ring = ![0, self.local.ring_id()].contains(&context.ring_id);
+        if other_ring && !self.cache.owns(&ask.key) {
+            group.stats.ring_disagreements.increment();
+        }
         let request = Request::from_ask(&group, &ask);
-        self.cache.get_as_owner(&group, &request).await
+        self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
     }
 
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {

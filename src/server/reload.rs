@@ -1,7 +1,7 @@
 //! Reading the configuration again: groups and peers are replaced as a whole, connections stay.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::config::{Config, Loaded, SystemEnvironment};
+use crate::config::{Config, Fleet, FleetPeer, Loaded, PeerSource, SystemEnvironment};
 use crate::edge::Edge;
 use crate::edge::connection::Limits;
 use crate::peer::handshake::Secrets;
@@ -34,6 +34,8 @@ pub struct Reloader {
     pub clock: Arc<dyn Clock>,
     /// The runtime in which the node serves, as soon as it does: what a reload starts has to run there.
     pub runtime: OnceLock<Handle>,
+    /// Held while members or a configuration are built and applied: what is built rests on what is in effect.
+    pub applying: tokio::sync::Mutex<()>,
 }
 
 /// What a reload did.
@@ -48,9 +50,37 @@ pub struct Applied {
 #[async_trait]
 impl Supervise for Reloader {
     async fn reload(&self) {
+        // What went wrong was logged.
+        let _ = self.read_again().await;
+    }
+
+    fn begin_shutdown(&self) -> ShutdownTimes {
+        // Peers hear first: they ask the next on the ring while this node still answers.
+        self.node.local.set_draining(true);
+        self.node.cache.permits.set_leaving(true);
+        let membership = self.node.membership.clone();
+        let mut stop = self.node.lifecycle.stop_watch();
+        tokio::spawn(async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+            membership.leave();
+        });
+        let shutdown = self.node.current.load().config.shutdown;
+        ShutdownTimes { delay: shutdown.delay, timeout: shutdown.timeout }
+    }
+}
+
+impl Reloader {
+    /// Reads the file again and applies it, and logs what came of it.
+    ///
+    /// # Errors
+    /// The lines of `check`; the old configuration stays in effect.
+    pub async fn read_again(&self) -> Result<Applied, String> {
         let Some(path) = &self.path else {
-            return tracing::warn!("nothing to read again: this node was started without a configuration file");
+            let lines = "nothing to read again: this node was started without a configuration file";
+            tracing::warn!("{lines}");
+            return Err(lines.to_owned());
         };
+        let _applying = self.applying.lock().await;
         match self.try_reload(path).await {
             Ok(applied) => {
                 *self.node.last_error.lock() = None;
@@ -58,31 +88,23 @@ impl Supervise for Reloader {
                 if !needs_restart.is_empty() {
                     tracing::warn!(keys = %needs_restart, "these keys changed and need a restart");
                 }
-                for group in applied.cleared {
+                for group in &applied.cleared {
                     tracing::info!(%group, "entries dropped: the group answers from something else now");
                 }
                 tracing::info!(file = %path.display(), "configuration read again");
+                Ok(applied)
             }
             Err(lines) => {
                 for line in lines.lines() {
                     tracing::error!("{line}");
                 }
                 tracing::error!(file = %path.display(), "the old configuration stays in effect");
-                *self.node.last_error.lock() = Some(lines);
+                *self.node.last_error.lock() = Some(lines.clone());
+                Err(lines)
             }
         }
     }
 
-    fn begin_shutdown(&self) -> ShutdownTimes {
-        // Peers hear first: they ask the next on the ring while this node still answers.
-        self.node.local.set_draining(true);
-        self.node.cache.permits.set_leaving(true);
-        let shutdown = self.node.current.load().config.shutdown;
-        ShutdownTimes { delay: shutdown.delay, timeout: shutdown.timeout }
-    }
-}
-
-impl Reloader {
     /// Everything is built before anything is replaced.
     async fn try_reload(&self, path: &Path) -> Result<Applied, String> {
         let Some(runtime) = self.runtime.get() else { return Err("the node is still starting".to_owned()) };
@@ -104,10 +126,48 @@ impl Reloader {
         Ok(self.apply(loaded, groups, members, runtime))
     }
 
+    /// Makes these peers the members of the fleet, if its configuration still looks for members.
+    ///
+    /// # Errors
+    /// They cannot be; those of before stay.
+    pub async fn set_peers(&self, peers: Vec<FleetPeer>) -> Result<(), String> {
+        let Some(runtime) = self.runtime.get() else { return Err("the node is still starting".to_owned()) };
+        let _applying = self.applying.lock().await;
+        let current = self.node.current.load_full();
+        let Some(fleet) = current.config.fleet.clone().filter(|fleet| fleet.source != PeerSource::List) else {
+            return Ok(());
+        };
+        let urls: Vec<&str> = peers.iter().map(|peer| peer.url.as_str()).collect();
+        let listed = urls.join(" ");
+        let members = self.build(Fleet { peers, ..fleet }, origin_patience(&current.config), runtime).await?;
+        let _inside = runtime.enter();
+        let ring_id = members.ring_id();
+        self.replace_members(members);
+        tracing::info!(members = listed, ring_id = format!("{ring_id:016x}"), "the members of the fleet changed");
+        Ok(())
+    }
+
+    fn replace_members(&self, members: Members) {
+        let node = &self.node;
+        members.connect();
+        node.local.set_ring_id(members.ring_id());
+        node.cache.set_fleet(members.fleet());
+        node.members.store(Arc::new(members));
+    }
+
     async fn build_members(&self, loaded: &Loaded, runtime: &Handle) -> Result<Members, String> {
-        let Some(fleet) = loaded.config.fleet.clone() else { return Ok(Members::default()) };
+        let Some(mut fleet) = loaded.config.fleet.clone() else { return Ok(Members::default()) };
+        // Members that are found while the node runs stay until others are found.
+        if fleet.peers.is_empty()
+            && let Some(before) = &self.node.members.load().config
+        {
+            fleet.peers = before.peers.iter().filter(|peer| fleet.can_have(peer).is_ok()).cloned().collect();
+        }
+        self.build(fleet, origin_patience(&loaded.config), runtime).await
+    }
+
+    async fn build(&self, fleet: Fleet, patience: Duration, runtime: &Handle) -> Result<Members, String> {
         let (node, clock) = (self.node.clone(), self.clock.clone());
-        let patience = origin_patience(&loaded.config);
         let built = runtime.spawn_blocking(move || {
             let listeners = peer_listeners(&node.listening);
             let surroundings =
@@ -126,15 +186,12 @@ impl Reloader {
 
         let _inside = runtime.enter();
         groups.watch_origins();
-        members.connect();
         let memory_bytes = usize::try_from(loaded.config.memory_bytes).unwrap_or(usize::MAX);
         node.cache.store.configure(memory_bytes, &groups.store);
         if let Some(fleet) = &loaded.config.fleet {
             node.local.set_secrets(Secrets::new(fleet.secrets.iter().map(|secret| secret.expose())));
         }
-        node.local.set_ring_id(members.ring_id());
-        node.cache.set_fleet(members.fleet());
-        node.members.store(Arc::new(members));
+        self.replace_members(members);
         self.edge.sites.store(groups.sites.clone());
         node.groups.store(Arc::new(groups));
         self.edge.limits.store(Arc::new(edge_limits(&loaded.config)));
@@ -143,6 +200,9 @@ impl Reloader {
             sha256: loaded.sha256,
             loaded_wall_seconds: now.wall_seconds,
         }));
+        if let Some(reloader) = node.reloader.get().and_then(Weak::upgrade) {
+            node.membership.follow(node.current.load().config.fleet.as_ref(), &reloader);
+        }
         // Groups that are gone, or that have another number because they answer from something else.
         let after_groups = node.groups.load();
         let is_gone = |id| !after_groups.list.iter().any(|served| served.group.id == id);
@@ -189,7 +249,7 @@ pub async fn watch(path: PathBuf, reload: mpsc::Sender<Told>) {
 }
 
 /// What tells a changed file from an unchanged one: the file itself wherever its links lead.
-fn stamp(path: &Path) -> Option<(PathBuf, SystemTime, u64)> {
+pub(super) fn stamp(path: &Path) -> Option<(PathBuf, SystemTime, u64)> {
     let target = std::fs::canonicalize(path).ok()?;
     let metadata = std::fs::metadata(&target).ok()?;
     Some((target, metadata.modified().ok()?, metadata.len()))

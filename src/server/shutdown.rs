@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | starting | fails | not yet | |
 //! | ready | succeeds | accept | all parts are there |
-//! | draining | fails | accept | SIGTERM, for `shutdown.delay`: load balancers look elsewhere |
+//! | draining | fails | accept | SIGTERM, for `shutdown.delay` and until wanted entries are handed over; or `drain`, until it is undone |
 //! | stopping | fails | closed | the delay is over, or SIGINT; connections end after their request |
 //!
 //! The process ends as soon as no connection is open, after `shutdown.timeout` at the latest, and with a second signal at
@@ -51,6 +51,20 @@ pub struct Lifecycle {
     state: watch::Sender<State>,
     stop: watch::Sender<bool>,
     open: watch::Sender<usize>,
+    hand_over: watch::Sender<HandOver>,
+}
+
+/// How far the node is with giving its entries to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandOver {
+    /// Nobody would take them.
+    Impossible,
+    /// Nobody has asked for it.
+    Idle,
+    /// It is to be done, or under way.
+    Wanted,
+    /// It was done.
+    Done,
 }
 
 impl Lifecycle {
@@ -60,6 +74,7 @@ impl Lifecycle {
             state: watch::Sender::new(State::Starting),
             stop: watch::Sender::new(false),
             open: watch::Sender::new(0),
+            hand_over: watch::Sender::new(HandOver::Impossible),
         })
     }
 
@@ -89,15 +104,65 @@ impl Lifecycle {
         });
     }
 
-    /// Readiness fails from now on; everything else goes on.
-    pub fn drain(&self) {
+    /// Readiness fails from now on; everything else goes on. Says whether that is new.
+    pub fn drain(&self) -> bool {
         self.state.send_if_modified(|state| {
             let serving = matches!(*state, State::Starting | State::Ready);
             if serving {
                 *state = State::Draining;
             }
             serving
+        })
+    }
+
+    /// Takes [`Lifecycle::drain`] back; says whether there was anything to take back. A node that ends cannot.
+    pub fn undo_drain(&self) -> bool {
+        self.want_hand_over(false);
+        self.state.send_if_modified(|state| {
+            let draining = *state == State::Draining;
+            if draining {
+                *state = State::Ready;
+            }
+            draining
+        })
+    }
+
+    /// Tells of every change of the hand-over; who runs it listens here.
+    pub fn watch_hand_over(&self) -> watch::Receiver<HandOver> {
+        self.hand_over.subscribe()
+    }
+
+    /// From now on somebody listens who hands entries over.
+    pub fn hands_over(&self) {
+        self.hand_over.send_replace(HandOver::Idle);
+    }
+
+    /// The hand-over is done, unless nobody wants it any longer.
+    pub fn hand_over_done(&self) {
+        self.hand_over.send_if_modified(|hand_over| {
+            let wanted = *hand_over == HandOver::Wanted;
+            if wanted {
+                *hand_over = HandOver::Done;
+            }
+            wanted
         });
+    }
+
+    /// Asks for the hand-over of wanted entries, or ends it.
+    pub fn want_hand_over(&self, wanted: bool) {
+        self.hand_over.send_if_modified(|hand_over| {
+            let changes = *hand_over != HandOver::Impossible && (*hand_over == HandOver::Idle) == wanted;
+            if changes {
+                *hand_over = if wanted { HandOver::Wanted } else { HandOver::Idle };
+            }
+            changes
+        });
+    }
+
+    /// Returns when no hand-over is under way.
+    pub async fn handed_over(&self) {
+        // The sender is ours: waiting ends with the condition and not otherwise.
+        let _ = self.hand_over.subscribe().wait_for(|hand_over| *hand_over != HandOver::Wanted).await;
     }
 
     /// Listeners close, connections end after the request they carry.
@@ -162,8 +227,18 @@ pub async fn end(lifecycle: &Lifecycle, times: ShutdownTimes, first: Told, told:
     lifecycle.drain();
     let begun = Instant::now();
     let accepting_until = begun + if first == Told::Terminate { times.delay } else { Duration::ZERO };
+    if first == Told::Terminate {
+        lifecycle.want_hand_over(true);
+    }
+    // Others take what this node has while it still answers; half of the time that requests have is enough for it.
+    let handed_over = async {
+        tokio::time::sleep_until(accepting_until).await;
+        if first == Told::Terminate {
+            let _ = tokio::time::timeout(times.timeout / 2, lifecycle.handed_over()).await;
+        }
+    };
     tokio::select! {
-        () = tokio::time::sleep_until(accepting_until) => {}
+        () = handed_over => {}
         () = second(told) => return cut_off(lifecycle),
     }
     lifecycle.stop();
@@ -172,7 +247,7 @@ pub async fn end(lifecycle: &Lifecycle, times: ShutdownTimes, first: Told, told:
             tracing::info!("nothing is in flight any longer");
             true
         }
-        () = tokio::time::sleep(times.timeout) => cut_off(lifecycle),
+        () = tokio::time::sleep_until(accepting_until + times.timeout) => cut_off(lifecycle),
         () = second(told) => cut_off(lifecycle),
     }
 }
@@ -315,13 +390,45 @@ mod tests {
     }
 
     #[test]
-    fn a_state_never_goes_back() {
+    fn a_state_goes_back_only_from_draining_and_only_when_told() {
         let lifecycle = Lifecycle::new();
-        lifecycle.drain();
+        assert!(lifecycle.drain() && !lifecycle.drain());
         lifecycle.started();
         assert_eq!(lifecycle.state(), State::Draining);
+        assert!(lifecycle.undo_drain() && !lifecycle.undo_drain());
+        assert_eq!(lifecycle.state(), State::Ready);
         lifecycle.stop();
-        lifecycle.drain();
+        assert!(!lifecycle.drain() && !lifecycle.undo_drain());
         assert_eq!(lifecycle.state(), State::Stopping);
+    }
+
+    /// Ends a node whose hand-over takes `seconds`; says when the listeners closed.
+    async fn closed_after_handing_over(first: Told, seconds: u64) -> u64 {
+        let lifecycle = Lifecycle::new();
+        lifecycle.started();
+        lifecycle.hands_over();
+        let handing = lifecycle.clone();
+        tokio::spawn(async move {
+            let mut hand_over = handing.watch_hand_over();
+            let _ = hand_over.wait_for(|hand_over| *hand_over == HandOver::Wanted).await;
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            handing.hand_over_done();
+        });
+        let begun = Instant::now();
+        let (_sender, mut told) = mpsc::channel(1);
+        end(&lifecycle, TIMES, first, &mut told).await;
+        begun.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_leaves_hands_over_first_but_not_for_ever() {
+        for (case, first, seconds, expected) in [
+            ("within the delay", Told::Terminate, 2, 5),
+            ("after the delay", Told::Terminate, 8, 8),
+            ("never", Told::Terminate, 1000, 15),
+            ("interrupted", Told::Interrupt, 1000, 0),
+        ] {
+            assert_eq!(closed_after_handing_over(first, seconds).await, expected, "{case}");
+        }
     }
 }

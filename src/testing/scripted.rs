@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::Gate;
 use crate::fields::Fields;
-use crate::source::{Ask, BodyStream, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, BodyStream, FetchError, Fetched, Interim, Method, Source};
 
 /// Answers by script, and remembers who asked what.
 ///
@@ -42,6 +42,7 @@ pub struct Script {
 #[derive(Clone)]
 enum Step {
     Hold(Gate),
+    Interim(Interim),
     Head { status: u16, fields: Fields, content_length: Option<u64>, close_delimited: bool },
     Chunk(Bytes),
     Fail(FetchError),
@@ -53,6 +54,7 @@ impl std::fmt::Debug for Step {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str(match self {
             Step::Hold(_) => "hold",
+            Step::Interim(_) => "interim",
             Step::Head { .. } => "head",
             Step::Chunk(_) => "chunk",
             Step::Fail(_) => "fail",
@@ -109,6 +111,12 @@ impl Script {
     pub fn chunk(self, bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() { self } else { self.then(Step::Chunk(bytes)) }
+    }
+
+    /// An interim answer, which only comes before the head.
+    pub fn interim(self, status: u16, fields: &[(&str, &str)]) -> Self {
+        let fields = Fields::from_pairs(fields.iter().copied()).expect("well-formed fields");
+        self.then(Step::Interim(Interim { status, fields }))
     }
 
     /// Waits until the gate is open.
@@ -184,6 +192,10 @@ fn count(seen: &Seen, target: &str) -> usize {
 #[async_trait]
 impl Source for Scripted {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         self.seen.send_modify(|seen| seen.asks.push(ask.clone()));
         let target = String::from_utf8_lossy(&ask.target);
         let script = self.scripts.lock().unwrap().get(&*target).cloned();
@@ -198,6 +210,7 @@ impl Source for Scripted {
                     let body = Box::new(answer);
                     return Ok(Fetched { status, fields, content_length, close_delimited, hop: None, body });
                 }
+                Some(Step::Interim(interim)) => aside.interims.hear(interim),
                 Some(_) => {}
                 None => return Err(FetchError::unreachable("the script has no head")),
             }

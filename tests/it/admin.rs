@@ -93,7 +93,7 @@ async fn statistics_have_the_documented_names_and_add_up() {
     let group = &stats["groups"]["all"];
     assert_eq!(
         names(group),
-        "cache_hits client gets hot loads loads_collapsed loads_deduped local_load_errs local_loads main miss_reasons \
+        "cache_hits client gets hot interims interims_dropped loads loads_collapsed loads_deduped local_load_errs local_loads main miss_reasons \
          not_stored origins peer_errors peer_loads server_requests"
     );
     assert_eq!(names(&group["client"]), "bytes error hit hit_ratio_1m miss pass requests revalidated stale");

@@ -149,6 +149,8 @@ async fn a_malformed_request_is_refused_counted_logged_and_reaches_nobody() {
     let stats = node.stats().await;
     assert_eq!(stats["groups"]["all"]["main"]["items"], 1, "nothing of it was stored");
     assert_eq!(rejects(&stats), cases.len() as u64 + 7, "{}", stats["rejects"]);
+    // The log is written behind the answers, in their order; of what cannot be read it has what can be seen.
+    node.wait_for_log("\"target\":\"/a#b\"");
     let log = node.log();
     assert!(log.matches("\"status\":414").count() == 2 && log.contains("\"status\":431"), "{log}");
 }

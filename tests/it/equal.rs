@@ -12,7 +12,11 @@ const OWN: [&str; 4] = ["age", "cache-status", "via", "date"];
 async fn seen(node: &Node, request: &str) -> String {
     let mut client = Client::connect(node.address).await;
     client.send(request).await;
-    let head = client.head().await;
+    let mut head = client.head().await;
+    while head.status < 200 {
+        // Those come only to who waits for the origin.
+        head = client.head().await;
+    }
     let body = match request.starts_with("HEAD ") {
         true => String::new(),
         false => {

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::kit::client::{Client, within};
 use crate::kit::fleet::Fleet;
 use crate::kit::node::Setup;
@@ -22,6 +24,30 @@ async fn seen(address: std::net::SocketAddr, target: &str) -> String {
     let body = String::from_utf8_lossy(&body).trim_end().to_owned();
     let end = if whole { "" } else { " broken" };
     format!("{} {body}{end}", head.status)
+}
+
+/// What a client of HTTP/1.0 gets to the end of its connection, and the error at that end.
+async fn to_the_end(address: std::net::SocketAddr, request: &str) -> (String, Option<std::io::ErrorKind>) {
+    let mut stream = within(tokio::net::TcpStream::connect(address)).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    let end = within(stream.read_to_end(&mut read)).await;
+    (String::from_utf8_lossy(&read).into_owned(), end.err().map(|error| error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_connection_alone_ends_a_body_a_broken_one_ends_with_a_reset() {
+    let origin = Origin::start().await;
+    origin.on("/whole", Reply::ok("0123456789").chunked(5));
+    origin.on("/cut", Reply::ok("0123456789").chunked(5).truncate_after(10));
+    let node = setup(&origin).start();
+    for method in ["GET", "POST"] {
+        let ask = |target: &str| format!("{method} {target} HTTP/1.0\r\nHost: any\r\n\r\n");
+        let (text, end) = to_the_end(node.address, &ask("/whole")).await;
+        assert!(text.ends_with("\r\n\r\n0123456789") && end.is_none(), "{method}: {end:?} {text}");
+        let (text, end) = to_the_end(node.address, &ask("/cut")).await;
+        assert_eq!(end, Some(std::io::ErrorKind::ConnectionReset), "{method}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,9 +164,9 @@ async fn a_dead_origin_is_an_error_at_once_and_a_returned_one_is_used() {
     let answering = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut head = vec![0; 1024];
-        let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await;
+        let _ = stream.read(&mut head).await;
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback";
-        tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.expect("answering");
+        stream.write_all(answer).await.expect("answering");
     });
     assert_eq!(seen(node.address, "/c").await, "200 back");
     within(answering).await.expect("the new origin");

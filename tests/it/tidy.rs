@@ -13,12 +13,12 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+invalidate+purging"),
+    ("decisions", "cache+fill+following+hop+invalidate+purging+warm"),
     ("what decisions stand on", "parts permits slot"),
     ("mechanism and data", "entry fences fleet flight group remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness purge semantics logging"),
-    ("leaves", "clock config fields key memory ring samples stats"),
+    ("leaves", "clock config fields key membership memory ring samples stats"),
 ];
 
 /// Which modules may name pingora: the composition and few places besides, so that its upgrades stay at the edges.
@@ -37,7 +37,8 @@ const LONG_FILES: &[(&str, &str)] = &[
     ("src/edge/tests.rs", "conversations written out byte by byte"),
 ];
 
-/// Files of `tests/it` that pause, each with its reason. The others order events instead.
+/// Files of `tests/it` that pause, each with its reason. The others order events instead. In `tests/simulate` all time is
+/// simulated.
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("tests/it/kit/nginx.rs", "waits for another process to listen"),
     ("tests/it/kit/go.rs", "waits for another process to listen"),
@@ -139,7 +140,8 @@ fn tests_with_sockets_stay_on_loopback_and_order_events() {
                 })
             });
             assert!(address.is_none(), "{name}:{number}: a private address; examples use 192.0.2.0/24 (RFC 5737)");
-            let sleeps = line.contains("sleep(") && !MAY_SLEEP.iter().any(|(listed, _)| *listed == name);
+            let simulated = name.starts_with("tests/simulate/");
+            let sleeps = line.contains("sleep(") && !simulated && !MAY_SLEEP.iter().any(|(listed, _)| *listed == name);
             assert!(
                 !sleeps,
                 "{name}:{number}: order events instead of waiting for them, or list the file with its reason"

@@ -16,6 +16,7 @@ fn passed<'a>(
     Passed {
         key,
         authorities: &["www.example.com"],
+        prefixes: ["", ""],
         method,
         sent: &NONE,
         directives: RequestDirectives::default(),
@@ -31,7 +32,7 @@ async fn invalidate(node: &Node, key: &str, method: &str, status: u16, fields: &
     let (key, fields) = (Bytes::copy_from_slice(key.as_bytes()), Fields::from_pairs(fields.iter().copied()).unwrap());
     let stamp = node.cache.purges_known();
     let passed = passed(node, &key, method, status, &fields, &stamp);
-    node.cache.invalidate_everywhere(&node.group, &passed).await.0
+    node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await.0
 }
 
 #[tokio::test]
@@ -56,6 +57,45 @@ async fn which_keys_an_unsafe_request_invalidates() {
             let expected = if gone.contains(&key) { "miss 200 new" } else { "hit 200 old" };
             assert_eq!(node.ask(key).await, expected, "{method} {status} {key}");
         }
+    }
+}
+
+/// The origin lies at `/v1` and the group at `/shop`; either may stand in what the origin writes.
+#[tokio::test]
+async fn an_origin_names_its_own_paths_or_those_of_clients() {
+    for (location, gone) in [
+        ("/v1/items/7", &["items", "items/7"][..]),
+        ("/shop/items/7", &["items", "items/7"]),
+        ("http://www.example.com/v1/items/7", &["items", "items/7"]),
+        ("items/7", &["items", "items/7"]),
+        ("./items/7?x", &["items"]),
+        ("/items/7", &["items"]),
+        ("/v1items/7", &["items"]),
+        ("/v1/../items/7", &["items"]),
+        ("../items/7", &["items"]),
+        ("http://elsewhere.example/v1/items/7", &["items"]),
+    ] {
+        let origin = Scripted::new();
+        let node = Node::new(&origin);
+        for key in ["items", "items/7"] {
+            origin.on(&format!("/{key}"), Script::status(200, &[FRESH], "old"));
+            node.ask(key).await;
+        }
+        let (key, fields) = (Bytes::from("items"), Fields::from_pairs([("Location", location)]).unwrap());
+        let stamp = node.cache.purges_known();
+        let passed = Passed { prefixes: ["/v1", "/shop"], ..passed(&node, &key, "POST", 201, &fields, &stamp) };
+        let (_, invalidated) =
+            node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await;
+        for key in ["items", "items/7"] {
+            let outcome = if gone.contains(&key) { "miss 200 old" } else { "hit 200 old" };
+            assert_eq!(node.ask(key).await, outcome, "{location} {key}");
+        }
+        // And what answers the POST would answer a GET of it, in either's words.
+        let described = Fields::from_pairs([FRESH, ("Content-Location", location)]).unwrap();
+        let target = Bytes::from("items/7");
+        let passed = Passed { key: &target, status: 200, fields: &described, ..passed };
+        let mine = location == "../items/7" || gone.len() == 2 && location != "items/7";
+        assert_eq!(node.cache.deposit(&node.group, &passed, invalidated).is_some(), mine, "{location}");
     }
 }
 
@@ -169,7 +209,8 @@ async fn the_answer_to_a_post_is_stored_for_get_where_it_says_so() {
         let (key, fields) = (Bytes::from("a"), Fields::from_pairs(fields.iter().copied()).unwrap());
         let stamp = node.cache.purges_known();
         let passed = passed(&node, &key, method, status, &fields, &stamp);
-        let (removed, invalidated) = node.cache.invalidate_everywhere(&node.group, &passed).await;
+        let (removed, invalidated) =
+            node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await;
         assert_eq!(removed, 1);
         if let Some(mut deposit) = node.cache.deposit(&node.group, &passed, invalidated) {
             deposit.push(&body.as_bytes()[..1]);

@@ -427,3 +427,43 @@ async fn a_body_that_streams_through_counts_while_it_does() {
     };
     tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the charge ends with the transfer");
 }
+
+/// What the store says that it holds must have been charged, or what is alive outside of it looks smaller than it is.
+#[tokio::test]
+async fn whatever_is_stored_is_charged_to_the_byte() {
+    let origin = Scripted::new();
+    let varies = &[FRESH, ("Vary", "Accept-Language")];
+    origin.on("/a", Script::status(200, varies, "body"));
+    origin.on("/b", Script::status(200, &[FRESH], "another"));
+    let node = Node::new(&origin);
+    let before = node.cache.ledger.outside();
+    for language in ["de", "en", "fr"] {
+        node.ask_with(&get("a", &[("Accept-Language", language)])).await;
+    }
+    node.ask("b").await;
+    node.settle().await;
+    assert_eq!(node.cache.store.totals().items, 2);
+    assert_eq!(node.cache.ledger.outside(), before);
+    node.cache.invalidate_everywhere(&node.group, vec![Bytes::from("a"), Bytes::from("b")]).await;
+    let kept = node.cache.purges.charged_bytes();
+    assert_eq!(node.cache.ledger.outside(), before + kept);
+}
+
+/// A request misses, and before it asks, another one's fill lands: what it then finds was found, in the books too.
+#[tokio::test]
+async fn what_landed_between_the_two_looks_is_a_look_up_of_its_own() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], "body"));
+    let node = Node::new(&origin);
+    let request = get("a", &[]);
+    let key = HashedKey::new(GroupId(0), b"a");
+    let missed =
+        node.cache.find_fresh(&node.group, &key, Fields::empty, &RequestDirectives::default(), node.cache.now());
+    assert!(missed.is_none());
+    node.ask("a").await;
+    node.settle().await;
+    assert_eq!(told(node.cache.get(&node.group, &request).await).await, "hit 200 body");
+    let usage = node.cache.store.usage(GroupId(0));
+    let found = usage.main.hits + usage.hot.hits;
+    assert!(node.group.stats.cache_hits.value() <= found, "{} found", found);
+}

@@ -336,3 +336,26 @@ async fn of_an_owners_running_fill_a_peer_gets_its_range_alone() {
     assert_eq!(told(whole).await, "miss 200 0123456789");
     assert_eq!(fleet.origin.asked("/a"), 1);
 }
+
+/// Whoever asked for it can make of it what it could without a cache; the cache makes nothing of it (RFC 9110 section 14.4).
+#[tokio::test]
+async fn a_part_that_contradicts_its_length_is_handed_on_and_never_kept() {
+    let contradicts = Script::status(206, &[FRESH, TAG, ("Content-Range", "bytes 4-9/10")], "01234");
+    let node = {
+        let origin = Scripted::new();
+        origin.on("/a", contradicts.clone());
+        let node = Node::new(&origin);
+        for round in 1..3 {
+            assert_eq!(node.ask_fully(&get_range("a", "-5", "")).await, "miss uri-miss: 206 [bytes 4-9/10] 01234");
+            assert_eq!(origin.asked("/a"), round);
+        }
+        node
+    };
+    assert_eq!(node.cache.store.totals().items, 0);
+    let fleet = TestFleet::new(2);
+    fleet.origin.on("/a", contradicts);
+    let other = fleet.others("a")[0];
+    let answer = fleet.nodes[other].ask_fully(&get_range("a", "-5", "")).await;
+    assert_eq!(answer, "miss uri-miss: 206 [bytes 4-9/10] 01234");
+    assert_eq!(fleet.places("a"), "--");
+}

@@ -117,7 +117,7 @@ async fn a_fleet_together_never_asks_for_more() {
     let mut crowd = Crowd::new(&fleet.origin, &fleet.nodes, 30).await;
     let (mut ended, mut opened) = (0, Vec::new());
     while ended < 30 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let arrived = crowd.arrived();
         assert_eq!(arrived.len(), (ended + 3).min(30), "{ended} have ended");
         let next = *arrived.iter().find(|number| !opened.contains(*number)).unwrap();

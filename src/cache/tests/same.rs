@@ -69,6 +69,8 @@ enum Validator {
 /// An origin whose answers follow from the time, the versions of its resources, and the question.
 struct Resources {
     clock: Arc<ManualClock>,
+    /// Whether it says `Date`.
+    dated: bool,
     state: Mutex<([u64; KEYS.len()], Behaviour)>,
 }
 
@@ -90,7 +92,9 @@ impl Resources {
         let date = format_http_date(self.clock.now().wall_seconds);
         let mut fields: Vec<(String, String)> =
             fields.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        fields.push(("Date".into(), date));
+        if self.dated {
+            fields.push(("Date".into(), date));
+        }
         fields.push(("X-Version".into(), versions[key].to_string()));
         let (tag, changed) = (Self::tag(key, versions[key], gzip), Self::changed(versions[key]));
         match validator {
@@ -102,7 +106,7 @@ impl Resources {
         let (status, body, length) = match behaviour {
             Behaviour::Unreachable => return Err(FetchError::unreachable("down")),
             Behaviour::Fails => {
-                fields = vec![("Date".into(), fields.iter().find(|(name, _)| name == "Date").unwrap().1.clone())];
+                fields.retain(|(name, _)| name == "Date");
                 (500, Bytes::from("oops"), 4)
             }
             _ => {
@@ -157,14 +161,25 @@ struct Side {
 
 impl Side {
     fn new(name: &'static str, size: usize, asked: fn(&Node, usize, &[u8]) -> usize) -> Self {
+        Side::with_clocks(name, &vec![0; size], true, asked)
+    }
+
+    /// The wall clock of each node is wrong by so many seconds.
+    fn with_clocks(name: &'static str, wrong_by: &[i64], dated: bool, asked: fn(&Node, usize, &[u8]) -> usize) -> Self {
+        let size = wrong_by.len();
         let origin = Arc::new(Resources {
             clock: Arc::new(ManualClock::new(1_800_000_000)),
+            dated,
             state: Mutex::new(([0; KEYS.len()], Behaviour::Well)),
         });
         let rules = || Rules { jitter_percent: 0.0, honour_request_directives: true, ..Rules::default() };
         let nodes: Vec<_> = (0..size)
             .map(|index| {
-                let mut node = Node::with(&Scripted::new(), rules(), index as u64 + 1);
+                // Their monotonic clocks began at different times, too.
+                let running = 1000 * index as i64;
+                let clock = Arc::new(ManualClock::new(1_800_000_000 + wrong_by[index] - running));
+                clock.advance(Duration::from_secs(running as u64));
+                let mut node = Node::with_clock(&Scripted::new(), rules(), index as u64 + 1, None, clock);
                 Arc::get_mut(&mut node.group).unwrap().source = origin.clone();
                 Arc::new(node)
             })
@@ -173,8 +188,13 @@ impl Side {
         for (index, node) in nodes.iter().enumerate().filter(|_| size > 1) {
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = nodes.iter().enumerate().map(|(peer, to)| {
-                let link =
-                    Link { from: node.cache.incarnation(), to: to.clone(), cut: Arc::default(), deaf: Arc::default() };
+                let link = Link {
+                    from: node.cache.incarnation(),
+                    to: to.clone(),
+                    cut: Arc::default(),
+                    deaf: Arc::default(),
+                    carried: Arc::default(),
+                };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
             node.cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
@@ -218,6 +238,12 @@ impl Side {
 }
 
 impl Seen {
+    /// What nodes with wrong clocks write themselves where the origin says no date.
+    fn without_date(mut self, sides: &[Side]) -> Self {
+        self.fields.retain(|(name, _)| name != "date" || sides[0].origin.dated);
+        self
+    }
+
     fn nothing() -> Self {
         Seen { status: 502, fields: Vec::new(), body: None }
     }
@@ -259,35 +285,88 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn owner(node: &Node, size: usize, key: &[u8]) -> usize {
+    node.cache.fleet.load().owner_index(key).unwrap_or(size - 1)
+}
+
+fn other(node: &Node, size: usize, key: &[u8]) -> usize {
+    (node.cache.fleet.load().owner_index(key).unwrap() + 1) % size
+}
+
+/// Takes all sides through the steps; they differ in no answer.
+fn compare(sides: &[Side], steps: &[Step]) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for (index, step) in steps.iter().enumerate() {
+            sides.iter().for_each(|side| side.step(step));
+            let &Step::Ask { key, method, range, if_range, gzip, directives } = step else { continue };
+            let forwarded: &[(&str, &str)] = if gzip { &[("Accept-Encoding", "gzip")] } else { &[] };
+            let version = sides[0].origin.state.lock().0[key];
+            let validator = match KEYS[key].2 {
+                Validator::Date => Resources::changed(version),
+                _ => Resources::tag(key, version, gzip && KEYS[key].0 == "varying"),
+            };
+            let range = range.and_then(|range| get_range("", range, if if_range { &validator } else { "" }).range);
+            let request = Request { method, range, directives, ..get(KEYS[key].0, forwarded) };
+            let expected = sides[0].ask(&request).await.without_date(sides);
+            for side in &sides[1..] {
+                let seen = side.ask(&request).await.without_date(sides);
+                prop_assert_eq!(&seen, &expected, "{} differs from a node at step {}: {:?}", side.name, index, step);
+            }
+        }
+        Ok(())
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn a_fleet_answers_as_a_node_does(steps in prop::collection::vec(any_step(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let owner = |node: &Node, size: usize, key: &[u8]| node.cache.fleet.load().owner_index(key).unwrap_or(size - 1);
-            let other = |node: &Node, size: usize, key: &[u8]| (node.cache.fleet.load().owner_index(key).unwrap() + 1) % size;
-            let sides = [Side::new("node", 1, |_, _, _| 0), Side::new("owner", 3, owner), Side::new("other", 3, other)];
-            for (index, step) in steps.iter().enumerate() {
-                sides.iter().for_each(|side| side.step(step));
-                let &Step::Ask { key, method, range, if_range, gzip, directives } = step else { continue };
-                let forwarded: &[(&str, &str)] = if gzip { &[("Accept-Encoding", "gzip")] } else { &[] };
-                let version = sides[0].origin.state.lock().0[key];
-                let validator = match KEYS[key].2 {
-                    Validator::Date => Resources::changed(version),
-                    _ => Resources::tag(key, version, gzip && KEYS[key].0 == "varying"),
-                };
-                let range = range.and_then(|range| {
-                    get_range("", range, if if_range { &validator } else { "" }).range
-                });
-                let request = Request { method, range, directives, ..get(KEYS[key].0, forwarded) };
-                let expected = sides[0].ask(&request).await;
-                for side in &sides[1..] {
-                    let seen = side.ask(&request).await;
-                    prop_assert_eq!(&seen, &expected, "{} differs from a node at step {}: {:?}", side.name, index, step);
-                }
+        let sides = [Side::new("node", 1, |_, _, _| 0), Side::new("owner", 3, owner), Side::new("other", 3, other)];
+        compare(&sides, &steps)?;
+    }
+}
+
+const YEAR: i64 = 365 * 86_400;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50))]
+    /// Without a `Date` nothing of an answer depends on anybody's wall clock, and nothing that nodes say to one another may.
+    #[test]
+    fn clocks_a_year_apart_change_nothing(steps in prop::collection::vec(any_step(), 1..60)) {
+        let sides = [
+            Side::with_clocks("node", &[0], false, |_, _, _| 0),
+            Side::with_clocks("owner", &[YEAR, 0, -YEAR], false, owner),
+            Side::with_clocks("other", &[YEAR, 0, -YEAR], false, other),
+        ];
+        compare(&sides, &steps)?;
+    }
+}
+
+/// With a `Date`, an owner whose clock is right hands its own arithmetic on, whatever the clock of the node that asks.
+#[tokio::test]
+async fn a_copy_ages_like_its_owner_whatever_the_clock() {
+    for wrong_by in [-YEAR, YEAR] {
+        let owner_index = owner(&Side::new("", 3, other).nodes[0], 3, b"tagged");
+        let mut clocks = [wrong_by; 3];
+        clocks[owner_index] = 0;
+        let side = Side::with_clocks("other", &clocks, true, other);
+        let asked = side.nodes[(owner_index + 1) % 3].clone();
+        for _ in 0..6 {
+            asked.ask("tagged").await;
+        }
+        side.step(&Step::Advance(50));
+        let (copy, original) = (asked.get("tagged").await, side.nodes[owner_index].get("tagged").await);
+        let age = |node: &Node, answer: &Answer| match &answer.payload {
+            Payload::Entry(entry) => {
+                (answer.outcome, entry.freshness.age(node.cache.now()), entry.freshness.remaining(node.cache.now()))
             }
-            Ok(())
-        })?;
+            _ => panic!("not from memory"),
+        };
+        let expected = (Outcome::Hit, Duration::from_secs(50), 10_000);
+        assert_eq!(age(&side.nodes[owner_index], &original), expected);
+        assert_eq!(age(&asked, &copy), expected, "wrong by {wrong_by} s");
+        side.step(&Step::Advance(11));
+        assert!(asked.ask("tagged").await.starts_with("revalidated 200 "), "stale when the owner's is");
     }
 }

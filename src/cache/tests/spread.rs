@@ -5,7 +5,7 @@ use crate::invalidate::Passed;
 
 async fn invalidate(node: &Node, key: &str) -> u64 {
     let keys = vec![Bytes::copy_from_slice(key.as_bytes())];
-    node.cache.purge_keys(&node.group, keys, Duration::from_secs(1)).await.0
+    node.cache.invalidate_everywhere(&node.group, keys).await.0
 }
 
 /// Asks one node until it has a copy of its own.
@@ -102,6 +102,7 @@ fn deposit(node: &Node, more: &[(&str, &str)]) {
     let passed = Passed {
         key: &Bytes::from("a"),
         authorities: &["www.example.com"],
+        prefixes: ["", ""],
         method: "POST",
         sent: &Fields::empty(),
         directives: RequestDirectives::default(),

@@ -1,12 +1,15 @@
 //! The section `fleet`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
+use super::super::peer_list::{is_same, parse_peer_list};
+use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
 use super::super::units::{Expected, duration_above_zero};
 use super::super::values::{
-    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Ring, SelfPeer, TlsPair, Url,
+    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, PeerSource, Ring, SelfPeer, TlsPair,
 };
 use super::super::yaml::{Node, Value};
 use super::{secrets, text, tls};
@@ -23,10 +26,11 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
     let address_node = section.take("address");
     let address = address_node.and_then(|node| checker.read(node, text::listen_address));
     let self_node = section.take("self");
-    let self_peer = self_node.and_then(|node| checker.read(node, self_peer)).unwrap_or(SelfPeer::Auto);
+    let mut self_peer = self_node.and_then(|node| checker.read(node, self_peer)).unwrap_or(SelfPeer::Auto);
     let ring_node = section.take("ring");
     let ring = ring_node.and_then(|node| checker.read(node, text::word(RINGS))).unwrap_or(Ring::Balanced);
-    let peers = peers(checker, &mut section, ring);
+    let peers_position = section.position_of("peers");
+    let (peers, source) = peers(checker, &mut section, ring);
     let secret_node = section.take("secret");
     let secrets = secret_node.map_or(Some(Vec::new()), |node| secrets(checker, node, SECRET_BYTES_MIN));
     let tls = section.take("tls").map(|node| tls_section(checker, node));
@@ -41,7 +45,9 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
     };
     let go = go(checker, &mut section, ring);
 
-    let all_loopback = peers.iter().all(|peer| is_loopback(&peer.address));
+    // Who finds its peers while it runs cannot know where they are.
+    let all_loopback =
+        peers.iter().all(|peer| peer.address.is_loopback()) && matches!(source, PeerSource::List | PeerSource::File(_));
     if secrets.as_ref().is_some_and(Vec::is_empty) && !all_loopback {
         let position = secret_node.map_or(section.position, |node| node.position);
         let message = "missing or empty, expected a secret of 16 bytes or more: not every peer is loopback";
@@ -53,24 +59,51 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
                        clients is not loopback";
         checker.problem(position, &section.path_of("address"), message);
     }
-    let https = peers.iter().find(|peer| peer.address.https);
+    let looked_up = match &source {
+        PeerSource::Dns { url, .. } if url.https => {
+            Some(FleetPeer { url: url.to_string(), address: url.clone(), weight: 1 })
+        }
+        _ => None,
+    };
+    let https = peers.iter().chain(&looked_up).find(|peer| peer.address.https);
     match (&tls, https) {
         (None, Some(peer)) => {
             let message = format!("missing, expected ca, cert and key: the peer {} is https://", peer.url);
             checker.problem(section.position, &section.path_of("tls"), message);
         }
-        (Some(_), None) if !peers.is_empty() => {
+        (Some(_), None) if !peers.is_empty() && source == PeerSource::List => {
             checker.warn(section.position, &section.path_of("tls"), "does nothing: no peer is named https://");
         }
         _ => {}
     }
     if let (SelfPeer::Url(url), Some(node)) = (&self_peer, self_node)
+        && source == PeerSource::List
         && !peers.iter().any(|peer| peer.url == *url)
     {
         checker.warn(node.position, &node.path, "is not among the peers, byte for byte: this node will own nothing");
     }
+    if let PeerSource::Gossip { .. } = &source {
+        // Others hear the URL from this node itself: it has to know it.
+        if let (SelfPeer::Auto, Some(address)) = (&self_peer, address.filter(|address| !address.ip().is_unspecified()))
+        {
+            self_peer = SelfPeer::Url(format!("http{}://{address}", if tls.is_some() { "s" } else { "" }));
+        }
+        if self_peer == SelfPeer::Auto {
+            let position = self_node.or(address_node).map_or(section.position, |node| node.position);
+            let message = "expected the URL of this node, such as http://10.0.0.4:8082: others hear it by gossip";
+            checker.problem(position, &section.path_of("self"), message);
+        }
+        if ring.is_go() {
+            let position = peers_position.unwrap_or(section.position);
+            checker.problem(
+                position,
+                &section.path_of("peers"),
+                "found gossip, which Go nodes do not speak, expected a list",
+            );
+        }
+    }
     section.finish(checker);
-    Fleet { address, self_peer, peers, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go }
+    Fleet { address, self_peer, peers, source, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go }
 }
 
 fn self_peer(text: &str) -> Result<SelfPeer, Expected> {
@@ -83,25 +116,32 @@ fn self_peer(text: &str) -> Result<SelfPeer, Expected> {
     }
 }
 
-fn peers(checker: &mut Checker<'_>, section: &mut Section<'_>, ring: Ring) -> Vec<FleetPeer> {
-    let expected = "a list of URLs, such as [http://10.0.0.4:8082, http://10.0.0.5:8082]";
+/// The members that are known, and where the others come from.
+fn peers(checker: &mut Checker<'_>, section: &mut Section<'_>, ring: Ring) -> (Vec<FleetPeer>, PeerSource) {
+    let expected = "a list of URLs, such as [http://10.0.0.4:8082, http://10.0.0.5:8082], or one of { file: PATH }, \
+                    { dns: URL }, { srv: NAME } and { gossip: [HOST:PORT] }";
     let Some(node) = section.take("peers") else {
         checker.missing(section, "peers", expected);
-        return Vec::new();
+        return (Vec::new(), PeerSource::List);
     };
-    let Value::List(list) = &node.value else {
-        checker.unexpected(node, expected);
-        return Vec::new();
-    };
+    match &node.value {
+        Value::List(list) => (listed(checker, node, list, ring), PeerSource::List),
+        Value::Map(_) => found(checker, node, expected),
+        _ => {
+            checker.unexpected(node, expected);
+            (Vec::new(), PeerSource::List)
+        }
+    }
+}
+
+fn listed(checker: &mut Checker<'_>, node: &Node, list: &[Node], ring: Ring) -> Vec<FleetPeer> {
     if list.is_empty() {
         checker.unexpected(node, "at least one peer");
     }
     let mut peers: Vec<FleetPeer> = Vec::new();
     for element in list {
         let Some((url_node, peer)) = peer(checker, element, ring) else { continue };
-        let same =
-            |other: &&FleetPeer| other.address.host == peer.address.host && other.address.port == peer.address.port;
-        match peers.iter().find(same) {
+        match peers.iter().find(|other| is_same(&other.address, &peer.address)) {
             Some(other) => {
                 let message = format!("{} appears twice, first as {}", peer.url, other.url);
                 checker.problem(url_node.position, &url_node.path, message);
@@ -110,6 +150,74 @@ fn peers(checker: &mut Checker<'_>, section: &mut Section<'_>, ring: Ring) -> Ve
         }
     }
     peers
+}
+
+/// A map that says where to find the members.
+fn found(checker: &mut Checker<'_>, node: &Node, expected: &str) -> (Vec<FleetPeer>, PeerSource) {
+    let mut section = checker.section(Some(node), node.path.clone(), node.position);
+    let (file, dns) = (section.take("file"), section.take("dns"));
+    let (srv, gossip) = (section.take("srv"), section.take("gossip"));
+    let given = [file, dns, srv, gossip].iter().flatten().count();
+    let mut peers = Vec::new();
+    let mut source = None;
+    if let Some(node) = file {
+        let path = checker.read(node, text::not_empty("the path of a file")).map(|path| checker.resolve(&path));
+        if let Some(path) = path {
+            peers = read_list(checker, node, &path);
+            source = Some(PeerSource::File(path));
+        }
+    }
+    if let Some(node) = dns {
+        let url = checker.read(node, text::peer_url);
+        let lookup = lookup(checker, &mut section);
+        source = url.map(|url| PeerSource::Dns { url, lookup });
+    } else if let Some(node) = srv {
+        let name = checker.read(node, text::service_name);
+        let lookup = lookup(checker, &mut section);
+        source = name.map(|name| PeerSource::Srv { name, lookup });
+    }
+    if let Some(node) = gossip {
+        let seeds = checker.one_or_list(
+            node,
+            "a list of hosts and ports, such as [10.0.0.5:7946]",
+            text::host_and_port_required,
+        );
+        let address = checker.leaf(&mut section, "address", GOSSIP_ADDRESS, text::listen_address);
+        source = Some(PeerSource::Gossip { seeds: seeds.into_iter().map(|(_, seed)| seed).collect(), address });
+    }
+    if given != 1 && !section.has_unknown() {
+        checker.unexpected(node, expected);
+    }
+    section.finish(checker);
+    (peers, source.unwrap_or(PeerSource::List))
+}
+
+fn lookup(checker: &mut Checker<'_>, section: &mut Section<'_>) -> Lookup {
+    Lookup {
+        every: checker.leaf(section, "every", Duration::from_secs(5), duration_above_zero),
+        nameservers: checker.list(section, "nameservers", Vec::new(), text::name_server),
+    }
+}
+
+/// The members that the file lists now; its mistakes are reported with their places in it.
+fn read_list(checker: &mut Checker<'_>, node: &Node, path: &Path) -> Vec<FleetPeer> {
+    let read = checker.environment.read_file(path).map_err(|error| error.to_string());
+    let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()));
+    match text.as_deref().map(parse_peer_list) {
+        Err(why) => {
+            checker.unexpected_path(node, "a file with a URL in each line", path, why);
+            Vec::new()
+        }
+        Ok(Err(problems)) => {
+            let file = path.display().to_string();
+            for (position, message) in problems {
+                let key = node.path.clone();
+                checker.problems.push(Problem { file: file.clone(), position: Some(position), key, message });
+            }
+            Vec::new()
+        }
+        Ok(Ok(peers)) => peers,
+    }
 }
 
 fn peer<'n>(checker: &mut Checker<'_>, element: &'n Node, ring: Ring) -> Option<(&'n Node, FleetPeer)> {
@@ -168,7 +276,5 @@ fn base_path(text: &str) -> Result<String, Expected> {
     }
 }
 
-/// Whether the URL can only mean this machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    url.host == "localhost" || url.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
+/// Where a node gossips that does not say it.
+const GOSSIP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7946);

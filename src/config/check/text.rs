@@ -223,12 +223,35 @@ pub(super) fn origin_url(text: &str) -> Result<Url, Expected> {
 }
 
 /// The URL of a member of the fleet: no path, not even the last slash, because rings hash its bytes.
-pub(super) fn peer_url(text: &str) -> Result<Url, Expected> {
+pub(in super::super) fn peer_url(text: &str) -> Result<Url, Expected> {
     let after_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
     match url(text) {
         Some(url) if !after_scheme.contains('/') => Ok(url),
         _ => Err("a URL such as http://10.0.0.4:8082, without a path and without a last /".into()),
     }
+}
+
+/// A name or address with a port.
+pub(super) fn host_and_port_required(text: &str) -> Result<String, Expected> {
+    let fine = host_and_port(text)
+        .is_some_and(|(name, port)| host(name).is_some() && port.flatten().is_some_and(|port| port != 0));
+    if fine { Ok(text.to_ascii_lowercase()) } else { Err("a host and a port, such as 10.0.0.5:7946".into()) }
+}
+
+/// The name of a service in the DNS (RFC 2782).
+pub(super) fn service_name(text: &str) -> Result<String, Expected> {
+    let labels: Vec<&str> = text.trim_end_matches('.').split('.').collect();
+    let fine = labels.len() > 2 && labels[..2].iter().all(|label| label.len() > 1 && label.starts_with('_'));
+    match fine.then(|| host(text.trim_end_matches('.'))).flatten() {
+        Some(_) => Ok(text.to_ascii_lowercase()),
+        None => Err("the name of a service such as _peer._tcp.cache.internal".into()),
+    }
+}
+
+/// A server to ask for names; 53 is the port that is left out.
+pub(super) fn name_server(text: &str) -> Result<SocketAddr, Expected> {
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)).or_else(|_| text.parse());
+    address.map_err(|_| "an IP address, perhaps with a port, such as 10.0.0.2 or 10.0.0.2:5353".into())
 }
 
 fn url(text: &str) -> Option<Url> {

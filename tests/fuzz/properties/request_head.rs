@@ -1,6 +1,6 @@
 //! Request heads: what passes the gate has one reading, and its body one end.
 
-use groupcache_proxy::edge::request_head::{BodyFraming, Refusal, RequestHead, Scan, lines};
+use groupcache_proxy::edge::request_head::{BodyFraming, KnownSection, Refusal, RequestHead, Scan, lines};
 use groupcache_proxy::fields::{is_field_value, is_token};
 use groupcache_proxy::semantics::target::{Authority, Target};
 
@@ -26,6 +26,7 @@ pub(super) fn hold(data: &[u8]) {
     the_body_has_one_end(&head, &data[..end]);
     written_anew_it_is_the_same(&head);
     other_spellings_of_a_line_are_refused(&data[..end]);
+    what_is_known_of_a_connection_changes_nothing(&data[..end], &data[end..]);
 }
 
 /// Where the head ends, when it comes in pieces.
@@ -124,4 +125,39 @@ fn other_spellings_of_a_line_are_refused(head: &[u8]) {
     }
     let text = [start, b"A: b\n\r\n"].concat();
     assert!(scan(&text, text.len()).is_err(), "a bare line feed is accepted");
+}
+
+/// The next head of a connection is read the same with what is known of the first one as without.
+fn what_is_known_of_a_connection_changes_nothing(first: &[u8], behind: &[u8]) {
+    let mut known = KnownSection::default();
+    assert_eq!(known.find(first, BYTES_MAX), None);
+    {
+        let mut room = lines();
+        assert!(known.read(first, &mut room).is_ok());
+    }
+    let line_end = first.iter().position(|&byte| byte == b'\n').map_or(0, |line_feed| line_feed + 1);
+    let line = behind.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let mut nexts = vec![first.to_vec(), behind.to_vec(), [line, b"\n", &first[line_end..]].concat()];
+    let lines_of_others = [
+        "GET / HTTP/1.1",
+        "HEAD /a?b HTTP/1.1",
+        "GET /../a HTTP/1.1",
+        "GET /%2e HTTP/1.1",
+        "GET / HTTP/1.0",
+        "POST / HTTP/1.1",
+    ];
+    nexts.extend(lines_of_others.map(|line| [line.as_bytes(), b"\r\n", &first[line_end..], b"x"].concat()));
+    for next in nexts {
+        let Some(end) = known.find(&next, BYTES_MAX) else { continue };
+        assert_eq!(scan(&next, next.len()), Ok(Some(end)));
+        let (mut room, mut other_room) = (lines(), lines());
+        let shown = |head: RequestHead<'_>| {
+            let RequestHead { method, target, path_bytes, absolute, http_11, http_2, host, .. } = head;
+            let facts = (method, target, path_bytes, absolute, http_11, http_2, host);
+            let more = (&head.authority, head.keep_alive, head.body, head.seen, head.head_bytes);
+            format!("{facts:?} {more:?} {:?}", head.iter().collect::<Vec<_>>())
+        };
+        let by_known = known.read(&next[..end], &mut room).map(shown);
+        assert_eq!(by_known, RequestHead::parse(&next[..end], &mut other_room).map(shown));
+    }
 }

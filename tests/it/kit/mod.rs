@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod counters;
+pub mod dns;
 pub mod echo;
 pub mod fleet;
 pub mod go;

@@ -210,6 +210,7 @@ pub struct Reply {
     body: Bytes,
     framing: Framing,
     interim: usize,
+    before_final: Option<Gate>,
     before_head: Vec<Gate>,
     stops: Vec<(usize, Stop)>,
     close: bool,
@@ -251,6 +252,7 @@ impl Reply {
             body: body.into(),
             framing: Framing::Length,
             interim: 0,
+            before_final: None,
             before_head: Vec::new(),
             stops: Vec::new(),
             close: false,
@@ -328,6 +330,12 @@ impl Reply {
         self
     }
 
+    /// Sends the interim answers and then nothing until the gate is open.
+    pub fn hold_final(mut self, gate: &Gate) -> Reply {
+        self.before_final = Some(gate.clone());
+        self
+    }
+
     /// Sends nothing until the gate is open.
     pub fn hold(mut self, gate: &Gate) -> Reply {
         self.before_head.push(gate.clone());
@@ -395,9 +403,6 @@ impl Reply {
 
     fn head(&self) -> Vec<u8> {
         let mut head = Vec::new();
-        for _ in 0..self.interim {
-            head.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
-        }
         head.extend_from_slice(format!("{} {} Scripted\r\n", self.version, self.status).as_bytes());
         let framing = match &self.framing {
             Framing::Length => format!("Content-Length: {}\r\n", self.body.len()),
@@ -494,7 +499,16 @@ async fn answer(stream: &mut TcpStream, request: &Request, reply: Reply) -> Opti
     if let Framing::Raw(bytes) = &reply.framing {
         stream.write_all(bytes).await.ok()?;
     } else {
-        stream.write_all(&reply.head()).await.ok()?;
+        let interims = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n".repeat(reply.interim);
+        let head = reply.head();
+        match &reply.before_final {
+            None => stream.write_all(&[interims.as_bytes(), &head].concat()).await.ok()?,
+            Some(gate) => {
+                stream.write_all(interims.as_bytes()).await.ok()?;
+                pass(stream, gate).await?;
+                stream.write_all(&head).await.ok()?;
+            }
+        }
         if request.method != "HEAD" && reply.status != 304 && reply.status != 204 {
             write_body(stream, &reply).await?;
         }

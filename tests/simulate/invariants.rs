@@ -1,0 +1,161 @@
+//! What is checked when a run is over: loads, bytes, flights, and that a healed fleet answers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use groupcache_proxy::memory::allocated_bytes;
+use groupcache_proxy::store::Stored;
+use tokio::time::Instant;
+
+use crate::clients;
+use crate::node::Node;
+use crate::origin::{Ended, Fetch, Kind, SHORT_LIFETIME, text};
+use crate::trace::event;
+use crate::world::{Fault, FaultKind, Purge, World};
+
+/// How many loads of a key the fleet as a whole may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loads {
+    /// One per lifetime and purge.
+    One,
+    /// One more for each death and each birth of a node.
+    OnePerLife,
+    /// One for each node that owns the key by somebody's view.
+    OnePerOwner,
+    /// Ways were blocked or nodes frozen: what each node loads is all that can be said.
+    OnePerNode,
+}
+
+/// Every node answers for every key within [`HEALED_WITHIN`].
+pub async fn healed(world: &Arc<World>, keys: &[Bytes]) {
+    event!(world.trace, "healed");
+    let deadline = Instant::now() + HEALED_WITHIN;
+    let mut asking = tokio::task::JoinSet::new();
+    for node in world.living() {
+        for key in keys {
+            let (world, key, place) = (world.clone(), key.clone(), node.place);
+            asking.spawn(async move {
+                loop {
+                    if clients::request(world.clone(), place, key.clone()).await {
+                        break Instant::now() <= deadline;
+                    }
+                    if Instant::now() > deadline {
+                        break false;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+    }
+    while let Some(answered) = asking.join_next().await {
+        if !answered.unwrap_or(false) {
+            world.trace.broken("after healing everything is answered within five seconds", "");
+        }
+    }
+}
+
+/// Waits until nothing is in flight, and checks what is left.
+pub async fn quiescent(world: &World) {
+    let deadline = Instant::now() + QUIET_WITHIN;
+    for node in world.living() {
+        while let Some(why) = unquiet(&node) {
+            if Instant::now() > deadline {
+                world.trace.broken("bytes and flights at rest", format!("node {}: {why}", node.place));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn unquiet(node: &Node) -> Option<String> {
+    let flights = node.cache.in_flight();
+    if flights > 0 {
+        return Some(format!("{flights} flights"));
+    }
+    let ledger = node.store.ledger();
+    let (outside, before) = (ledger.outside(), node.outside_at_start + node.cache.purges_charged_bytes());
+    if outside != before {
+        return Some(format!("{outside} bytes outside of the store, {before} at the start"));
+    }
+    let mut entries = 0;
+    node.store.for_each(None, |listed| entries += listed.value.charged_bytes() + allocated_bytes(listed.key.len()));
+    let totals = node.store.totals();
+    let counted = totals.main_bytes + totals.hot_bytes + totals.negative_bytes;
+    if entries != counted {
+        return Some(format!("entries of {entries} bytes, counted {counted}"));
+    }
+    let stored = counted + totals.bookkeeping_bytes;
+    (stored != ledger.stored()).then(|| format!("{stored} bytes stored, charged {}", ledger.stored()))
+}
+
+/// Checks how often the origin was asked.
+pub fn loads(world: &World, allowed: Loads) {
+    let (purges, faults) = (world.journal.purges(), world.journal.faults());
+    let mut by_key: BTreeMap<Bytes, Vec<Fetch>> = BTreeMap::new();
+    for fetch in world.origin.fetches() {
+        by_key.entry(fetch.key.clone()).or_default().push(fetch);
+    }
+    for (key, fetches) in by_key {
+        if Kind::of(&key) == Kind::Private {
+            continue;
+        }
+        by_each_node(world, &key, &fetches, &purges);
+        if matches!(Kind::of(&key), Kind::Long | Kind::Big) {
+            by_the_fleet(world, &key, &fetches, &purges, &faults, allowed);
+        }
+    }
+}
+
+/// No life of a node asks twice within a lifetime, unless something was purged or went wrong in between.
+fn by_each_node(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge]) {
+    let mut last: BTreeMap<u64, &Fetch> = BTreeMap::new();
+    for fetch in fetches {
+        let Some(before) = last.insert(fetch.incarnation, fetch) else { continue };
+        let whole = matches!(before.ended, None | Some((_, Ended::Whole)));
+        let fresh = Kind::of(key) != Kind::Short || fetch.begun < before.begun + SHORT_LIFETIME * 9 / 10;
+        if whole && fresh && !purged_between(purges, key, before.begun, fetch.begun) {
+            let detail = format!("node {} asked twice for {}", fetch.node, text(key));
+            world.trace.broken("a node loads once", detail);
+        }
+    }
+}
+
+fn by_the_fleet(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge], faults: &[Fault], allowed: Loads) {
+    let good = |fetch: &&Fetch| !matches!(fetch.ended, Some((_, Ended::Failed | Ended::Abandoned)));
+    let loads = fetches.iter().filter(good).count();
+    let purged = purges.iter().filter(|purge| purge.key == *key).count();
+    let lives: usize = faults
+        .iter()
+        .map(|fault| match fault.what {
+            FaultKind::Death(_) => 1 + usize::from(fault.ended.is_some()),
+            _ => 0,
+        })
+        .sum();
+    // A purge that its owner received is heard there twice, and so may cost two loads.
+    let rounds = 1 + 2 * purged;
+    let allowed_loads = match allowed {
+        Loads::One => rounds,
+        Loads::OnePerLife => rounds + lives,
+        Loads::OnePerOwner => rounds * world.journal.owners(key),
+        Loads::OnePerNode => return,
+    };
+    if loads > allowed_loads {
+        let detail = format!("{} was loaded {loads} times, allowed {allowed_loads}", text(key));
+        world.trace.broken("the fleet loads once", detail);
+    }
+}
+
+fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant) -> bool {
+    purges.iter().any(|purge| {
+        purge.key == *key && purge.begun <= to && purge.acknowledged.is_none_or(|at| at + PURGE_LAG >= from)
+    })
+}
+
+/// An invalidation goes on when its client is not made to wait any longer.
+const PURGE_LAG: Duration = Duration::from_secs(5);
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
+/// Fills that nobody reads end after a second; a few may follow one another.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);

@@ -1,0 +1,360 @@
+//! What happens in a run: requests, changes, purges and faults, chosen by the seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use groupcache_proxy::group::Limit;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::clients;
+use crate::invariants::{self, Loads};
+use crate::network::{Delays, ORIGIN, Place};
+use crate::node::Links;
+use crate::origin::{Kind, Manners, text};
+use crate::trace::{Broken, event};
+use crate::world::{FaultKind, Setting, World};
+
+/// What may go wrong in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weather {
+    /// Nothing: every promise holds to the letter.
+    Calm,
+    /// Nodes die, with or without their machine, and come back.
+    Deaths,
+    /// Nodes freeze and go on.
+    Pauses,
+    /// Ways are blocked, in one direction or both.
+    Partitions,
+    /// Connections break, and packets are lost.
+    Cuts,
+    /// Nodes see different fleets.
+    Views,
+    /// The origin fails, is slow, breaks off.
+    Origin,
+    /// All of it.
+    Storm,
+}
+
+impl Weather {
+    const ALL: [Weather; 8] = [
+        Weather::Calm,
+        Weather::Deaths,
+        Weather::Pauses,
+        Weather::Partitions,
+        Weather::Cuts,
+        Weather::Views,
+        Weather::Origin,
+        Weather::Storm,
+    ];
+
+    /// Every eighth seed has the same weather.
+    pub fn of(seed: u64) -> Self {
+        Weather::ALL[seed as usize % Weather::ALL.len()]
+    }
+
+    fn has(self, other: Weather) -> bool {
+        self == other || self == Weather::Storm
+    }
+
+    fn loads(self) -> Loads {
+        match self {
+            Weather::Calm | Weather::Origin => Loads::One,
+            Weather::Deaths => Loads::OnePerLife,
+            Weather::Views => Loads::OnePerOwner,
+            Weather::Pauses | Weather::Partitions | Weather::Cuts | Weather::Storm => Loads::OnePerNode,
+        }
+    }
+
+    fn delays(self) -> Delays {
+        let late_percent = if self.has(Weather::Cuts) { 3 } else { 0 };
+        Delays { usual: 100..5_000, late_percent, late: 200_000..600_000 }
+    }
+
+    /// Every fourth run of each weather has a limit for the origin.
+    fn limit(self, seed: u64) -> Option<Limit> {
+        let limited = seed / Weather::ALL.len() as u64 % 4 == 3;
+        limited.then(|| Limit { requests_max: 2 + seed as usize % 5, waiting_max: 10_000, patience: PATIENCE })
+    }
+
+    fn manners(self, seed: u64) -> Manners {
+        // Where nodes cannot reach one another, or take one another for dead, each side counts for itself; and where several
+        // die and come back within seconds, those who count change faster than they can tell one another.
+        let counted = matches!(self, Weather::Calm | Weather::Origin);
+        let bad = self.has(Weather::Origin);
+        Manners {
+            head_milliseconds: 1..100,
+            slow_percent: if bad { 5 } else { 1 },
+            fail_percent: if bad { 5 } else { 0 },
+            break_percent: if bad { 5 } else { 0 },
+            records: true,
+            at_once_max: self.limit(seed).map(|limit| limit.requests_max).filter(|_| counted),
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub weather: Weather,
+    pub hash: u64,
+    pub events: u64,
+    pub broken: Option<Broken>,
+    pub tally: std::collections::BTreeMap<&'static str, u64>,
+    pub simulated: Duration,
+}
+
+/// Runs one seed.
+pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
+    let weather = Weather::of(seed);
+    let setting = Setting {
+        seed,
+        nodes,
+        delays: weather.delays(),
+        manners: weather.manners(seed),
+        memory_bytes: 32 << 20,
+        limit: weather.limit(seed),
+        links: Links::Wire,
+        traced: true,
+    };
+    let world = World::new(setting);
+    let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0 };
+    world.note_owners(&script.keys);
+    for _ in 0..steps {
+        if world.trace.is_broken() {
+            break;
+        }
+        script.step().await;
+    }
+    script.end().await;
+    let (hash, events) = world.trace.hash();
+    let (tally, simulated) = (world.journal.tally(), world.trace.now());
+    Report { seed, weather, hash, events, broken: world.trace.first_broken(), tally, simulated }
+}
+
+fn keys() -> Vec<Bytes> {
+    let count = |kind| match kind {
+        Kind::Long => 8,
+        Kind::Big => 2,
+        Kind::Short => 5,
+        Kind::Private => 2,
+    };
+    // Mixed, so that each kind has popular keys and others.
+    let mut keys: Vec<(usize, Kind)> =
+        Kind::ALL.iter().flat_map(|&kind| (0..count(kind)).map(move |number| (number, kind))).collect();
+    keys.sort_by_key(|&(number, kind)| (number, kind));
+    keys.into_iter().map(|(number, kind)| kind.key(number)).collect()
+}
+
+struct Script {
+    world: Arc<World>,
+    weather: Weather,
+    keys: Vec<Bytes>,
+    clients: JoinSet<()>,
+    faults: usize,
+}
+
+impl Script {
+    async fn step(&mut self) {
+        let random = &self.world.random;
+        // Half of the steps come in the same instant as the one before.
+        if random.percent(50) {
+            tokio::time::sleep(Duration::from_millis(random.number(1..150))).await;
+        }
+        random.jostle(5).await;
+        let key = self.keys[random.zipf(self.keys.len())].clone();
+        match random.number(0..100) {
+            0..58 => self.client(self.some_place(), &key),
+            58..66 => {
+                for _ in 0..random.number(2..20) {
+                    self.client(self.some_place(), &key);
+                }
+            }
+            66..76 => self.change(&key),
+            76..90 => self.purge(self.some_place(), &key),
+            90..92 => self.jump(self.some_place()),
+            _ => self.fault(),
+        }
+    }
+
+    fn some_place(&self) -> Place {
+        self.world.random.index(self.world.size())
+    }
+
+    fn client(&mut self, place: Place, key: &Bytes) {
+        let (world, key) = (self.world.clone(), key.clone());
+        self.clients.spawn(async move {
+            clients::request(world, place, key).await;
+        });
+    }
+
+    fn change(&self, key: &Bytes) {
+        let version = self.world.origin.change(key);
+        event!(self.world.trace, "{} has version {version}", text(key));
+    }
+
+    /// Changes a key and tells a node to invalidate it everywhere, as the answer to an unsafe request does.
+    fn purge(&mut self, place: Place, key: &Bytes) {
+        self.change(key);
+        let (world, key) = (self.world.clone(), key.clone());
+        self.clients.spawn(async move {
+            let Some(node) = world.node(place) else { return };
+            world.network.running(place).await;
+            if node.is_dead() {
+                return;
+            }
+            let begun = Instant::now();
+            let version = world.origin.version(&key);
+            let number = world.journal.purge_begins(&key);
+            event!(world.trace, "node {place} purges {} of version {version}", text(&key));
+            node.cache.invalidate_everywhere(&node.group, vec![key.clone()]).await;
+            world.network.running(place).await;
+            // Who cannot be reached is not told: this kind of invalidation promises nothing then.
+            let lately = begun.checked_sub(RECONNECTED).unwrap_or(begun);
+            let whole = world.journal.faults_between(lately, Instant::now()).is_empty();
+            event!(world.trace, "node {place} has purged {}{}", text(&key), if whole { "" } else { " in part" });
+            world.journal.purge_acknowledged(number, whole.then_some(version));
+        });
+    }
+
+    fn jump(&self, place: Place) {
+        if let Some(node) = self.world.node(place) {
+            let seconds = self.world.random.number(0..2 * YEAR_SECONDS) as i64 - YEAR_SECONDS as i64;
+            event!(self.world.trace, "node {place} sets its clock by {seconds} s");
+            node.clock.jump(seconds);
+        }
+    }
+
+    fn fault(&mut self) {
+        let kinds: Vec<Weather> = Weather::ALL[1..7].iter().copied().filter(|kind| self.weather.has(*kind)).collect();
+        if kinds.is_empty() {
+            return;
+        }
+        let (world, random) = (self.world.clone(), &self.world.random);
+        let kind = random.pick(&kinds);
+        let lasts = Duration::from_millis(random.number(50..5000));
+        let (place, other) = (self.some_place(), self.some_place());
+        self.faults += 1;
+        match kind {
+            Weather::Deaths => {
+                if world.node(place).is_none() {
+                    return;
+                }
+                let fault = world.journal.fault_begins(FaultKind::Death(place));
+                world.kill(place, random.percent(30));
+                self.clients.spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    world.start(place);
+                    world.journal.fault_ends(fault);
+                });
+            }
+            Weather::Pauses => {
+                if world.node(place).is_none() || world.network.is_paused(place) {
+                    return;
+                }
+                let fault = world.journal.fault_begins(FaultKind::Pause(place));
+                world.network.pause(place, true);
+                self.clients.spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    world.network.pause(place, false);
+                    world.journal.fault_ends(fault);
+                });
+            }
+            Weather::Partitions => {
+                let ways = self.some_ways(place);
+                event!(world.trace, "blocked: {ways:?}");
+                let fault = world.journal.fault_begins(FaultKind::Partition);
+                for &(from, to) in &ways {
+                    world.network.block(from, to, true);
+                }
+                self.clients.spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    for (from, to) in ways {
+                        world.network.block(from, to, false);
+                    }
+                    world.journal.fault_ends(fault);
+                });
+            }
+            Weather::Cuts if place != other => {
+                let fault = world.journal.fault_begins(FaultKind::Cut);
+                world.network.cut(place, other);
+                world.journal.fault_ends(fault);
+            }
+            Weather::Views => {
+                let fault = world.journal.fault_begins(FaultKind::Views);
+                let view = self.some_view(place);
+                world.see(place, view);
+                world.note_owners(&self.keys);
+                self.clients.spawn(async move {
+                    tokio::time::sleep(lasts).await;
+                    world.see(place, (0..world.size()).collect());
+                    world.journal.fault_ends(fault);
+                });
+            }
+            Weather::Origin => {
+                event!(world.trace, "the origin fails");
+                world.origin.set_failing(true);
+                self.clients.spawn(async move {
+                    tokio::time::sleep(lasts / 2).await;
+                    world.origin.set_failing(false);
+                    event!(world.trace, "the origin is back");
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Ways that a partition blocks: a group of nodes from the rest, or one node from the origin; in both directions or one.
+    fn some_ways(&self, place: Place) -> Vec<(Place, Place)> {
+        let random = &self.world.random;
+        if self.weather == Weather::Storm && random.percent(15) {
+            return vec![(place, ORIGIN)];
+        }
+        let one_way = random.percent(40);
+        let inside: Vec<Place> = (0..self.world.size()).filter(|&node| node == place || random.percent(30)).collect();
+        let mut ways = Vec::new();
+        for outside in (0..self.world.size()).filter(|node| !inside.contains(node)) {
+            for &node in &inside {
+                ways.push((node, outside));
+                if !one_way {
+                    ways.push((outside, node));
+                }
+            }
+        }
+        ways
+    }
+
+    /// A view of the fleet that lacks some; it may lack the node itself.
+    fn some_view(&self, place: Place) -> Vec<Place> {
+        let random = &self.world.random;
+        let view: Vec<Place> = (0..self.world.size()).filter(|_| random.percent(60)).collect();
+        if view.is_empty() { vec![place] } else { view }
+    }
+
+    async fn end(mut self) {
+        let world = self.world;
+        event!(world.trace, "the script is over");
+        // What was begun ends by itself: faults and requests.
+        while let Some(ended) = self.clients.join_next().await {
+            if ended.is_err() {
+                world.trace.broken("no panic", "in a client");
+            }
+        }
+        if world.trace.is_broken() {
+            return;
+        }
+        world.network.heal();
+        world.origin.set_failing(false);
+        invariants::healed(&world, &self.keys).await;
+        invariants::quiescent(&world).await;
+        invariants::loads(&world, self.weather.loads());
+    }
+}
+
+/// After so long a node that was away is connected again.
+const RECONNECTED: Duration = Duration::from_secs(3);
+/// How long a request may wait for its turn at the origin.
+const PATIENCE: Duration = Duration::from_secs(20);
+const YEAR_SECONDS: u64 = 365 * 24 * 3600;

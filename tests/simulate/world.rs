@@ -1,0 +1,315 @@
+//! All that one run consists of: nodes, network, origin, and the journal by which the promises are checked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use groupcache_proxy::freshness::Rules;
+use groupcache_proxy::group::Limit;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::direct::Hosts;
+use crate::network::{Delays, Network, Place};
+use crate::node::{Asked, Common, Links, Node, ring_of};
+use crate::origin::{Manners, Origin, text};
+use crate::random::Random;
+use crate::trace::{Trace, event};
+
+/// One run's world.
+pub struct World {
+    pub trace: Arc<Trace>,
+    pub network: Arc<Network>,
+    pub origin: Arc<Origin>,
+    pub random: Random,
+    pub journal: Arc<Journal>,
+    common: Common,
+    nodes: Mutex<Vec<Option<Arc<Node>>>>,
+    views: Mutex<Vec<Vec<Place>>>,
+    lives: AtomicU64,
+}
+
+/// What was done and what happened, as far as the promises depend on it.
+pub struct Journal {
+    trace: Arc<Trace>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    faults: Vec<Fault>,
+    purges: Vec<Purge>,
+    /// By key, the version that no answer may be older than: it was current when an acknowledged purge was received.
+    floors: BTreeMap<Bytes, u64>,
+    /// By life and key: how many clients asked there, and how often that life asked peers.
+    asked: BTreeMap<(u64, Bytes), (u64, u64)>,
+    /// All owners that the keys had in some node's view.
+    owners: BTreeMap<Bytes, Vec<Place>>,
+    tally: BTreeMap<&'static str, u64>,
+}
+
+/// Something that the script did to the fleet.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub what: FaultKind,
+    pub begun: Instant,
+    pub ended: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// A node dies; ends with its next life.
+    Death(Place),
+    /// A node is frozen.
+    Pause(Place),
+    /// Some ways are blocked.
+    Partition,
+    /// Connections ended.
+    Cut,
+    /// Some nodes see another fleet.
+    Views,
+}
+
+/// An invalidation of a key.
+#[derive(Clone, Debug)]
+pub struct Purge {
+    pub key: Bytes,
+    pub begun: Instant,
+    pub acknowledged: Option<Instant>,
+}
+
+/// What a run is made of.
+pub struct Setting {
+    pub seed: u64,
+    pub nodes: usize,
+    pub delays: Delays,
+    pub manners: Manners,
+    pub memory_bytes: usize,
+    /// How many requests may be at the origin at once.
+    pub limit: Option<Limit>,
+    pub links: Links,
+    /// Write down what happens.
+    pub traced: bool,
+}
+
+impl World {
+    /// Nodes that all know one another.
+    pub fn new(setting: Setting) -> Arc<Self> {
+        World::heard_by(setting, None)
+    }
+
+    /// The same, where somebody else than the journal hears of the questions between nodes.
+    pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, links, traced } = setting;
+        let trace = Arc::new(Trace::new(!traced));
+        let network = Network::new(seed, nodes, delays);
+        let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
+        let journal = Arc::new(Journal { trace: trace.clone(), state: Mutex::default() });
+        let common = Common {
+            network: network.clone(),
+            origin: origin.clone(),
+            asked: asked.unwrap_or_else(|| journal.clone()),
+            memory_bytes,
+            rules: Rules::default(),
+            limit,
+            links,
+            hosts: Arc::new(Hosts::new(seed, nodes)),
+        };
+        let everybody: Vec<Place> = (0..nodes).collect();
+        let world = Arc::new(World {
+            trace,
+            network,
+            origin,
+            random: Random::new(seed, "script"),
+            journal,
+            common,
+            nodes: Mutex::new(vec![None; nodes]),
+            views: Mutex::new(vec![everybody; nodes]),
+            lives: AtomicU64::new(0),
+        });
+        for place in 0..nodes {
+            world.start(place);
+        }
+        world
+    }
+
+    /// How many places there are.
+    pub fn size(&self) -> usize {
+        self.nodes.lock().len()
+    }
+
+    /// The node that lives at a place.
+    pub fn node(&self, place: Place) -> Option<Arc<Node>> {
+        self.nodes.lock()[place].clone()
+    }
+
+    /// The nodes that live.
+    pub fn living(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().iter().flatten().cloned().collect()
+    }
+
+    /// Begins a life at an empty place.
+    pub fn start(&self, place: Place) {
+        let life = self.lives.fetch_add(1, Ordering::SeqCst) + 1;
+        // Wall clocks are what their administrators made of them.
+        let wall_seconds = 1_800_000_000 + self.random.number(0..7200) as i64 - 3600;
+        self.network.boot(place);
+        let node = Node::start(&self.common, place, 1000 + life, wall_seconds);
+        event!(self.trace, "node {place} starts its life {}", node.incarnation);
+        node.see(&self.common, &self.views.lock()[place]);
+        self.nodes.lock()[place] = Some(node);
+    }
+
+    /// Ends the life at a place.
+    pub fn kill(&self, place: Place, silently: bool) {
+        let Some(node) = self.nodes.lock()[place].take() else { return };
+        event!(self.trace, "node {place} dies{}", if silently { " with its machine" } else { "" });
+        node.die();
+        self.common.hosts.leave(place);
+        self.network.die(place, silently);
+    }
+
+    /// Changes what a node sees of the fleet.
+    pub fn see(&self, place: Place, view: Vec<Place>) {
+        event!(self.trace, "node {place} sees {view:?}");
+        if let Some(node) = self.node(place) {
+            node.see(&self.common, &view);
+        }
+        self.views.lock()[place] = view;
+    }
+
+    /// Notes who owns the keys by all present views.
+    pub fn note_owners(&self, keys: &[Bytes]) {
+        let views = self.views.lock().clone();
+        for view in views {
+            let ring = ring_of(&view);
+            for key in keys {
+                if let Some(owner) = ring.owner(key) {
+                    self.journal.note_owner(key, view[owner]);
+                }
+            }
+        }
+    }
+}
+
+impl Journal {
+    /// A fault begins; returns its number.
+    pub fn fault_begins(&self, what: FaultKind) -> usize {
+        event!(self.trace, "{what:?} begins");
+        let mut state = self.state.lock();
+        state.faults.push(Fault { what, begun: Instant::now(), ended: None });
+        state.faults.len() - 1
+    }
+
+    /// A fault ends.
+    pub fn fault_ends(&self, number: usize) {
+        let mut state = self.state.lock();
+        let fault = &mut state.faults[number];
+        if fault.ended.is_none() {
+            fault.ended = Some(Instant::now());
+            let what = fault.what;
+            drop(state);
+            event!(self.trace, "{what:?} ends");
+        }
+    }
+
+    /// The faults that were there at some time between two.
+    pub fn faults_between(&self, from: Instant, to: Instant) -> Vec<Fault> {
+        let during = |fault: &&Fault| fault.begun <= to && fault.ended.is_none_or(|ended| ended >= from);
+        self.state.lock().faults.iter().filter(during).cloned().collect()
+    }
+
+    /// All faults.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.state.lock().faults.clone()
+    }
+
+    /// A purge is received; returns its number.
+    pub fn purge_begins(&self, key: &Bytes) -> usize {
+        let mut state = self.state.lock();
+        state.purges.push(Purge { key: key.clone(), begun: Instant::now(), acknowledged: None });
+        state.purges.len() - 1
+    }
+
+    /// A purge is acknowledged. If it reached everybody, no later answer is older than `floor`.
+    pub fn purge_acknowledged(&self, number: usize, floor: Option<u64>) {
+        let mut state = self.state.lock();
+        state.purges[number].acknowledged = Some(Instant::now());
+        let key = state.purges[number].key.clone();
+        if let Some(version) = floor {
+            let floor = state.floors.entry(key).or_default();
+            *floor = version.max(*floor);
+        }
+    }
+
+    /// Nothing more will happen to a key.
+    pub fn forget(&self, key: &Bytes) {
+        let mut state = self.state.lock();
+        state.purges.clear();
+        state.floors.remove(key);
+        state.asked.clear();
+    }
+
+    /// All purges.
+    pub fn purges(&self) -> Vec<Purge> {
+        self.state.lock().purges.clone()
+    }
+
+    /// The version that an answer to a request that arrives now must have at least.
+    pub fn floor(&self, key: &[u8]) -> u64 {
+        self.state.lock().floors.get(key).copied().unwrap_or_default()
+    }
+
+    /// A client asks a life of a node.
+    pub fn client_asks(&self, incarnation: u64, key: &Bytes) {
+        self.state.lock().asked.entry((incarnation, key.clone())).or_default().0 += 1;
+    }
+
+    fn note_owner(&self, key: &Bytes, owner: Place) {
+        let mut state = self.state.lock();
+        let owners = state.owners.entry(key.clone()).or_default();
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+
+    /// How many nodes owned the key in some view.
+    pub fn owners(&self, key: &[u8]) -> usize {
+        self.state.lock().owners.get(key).map_or(1, Vec::len)
+    }
+
+    /// Counts a word for the report.
+    pub fn count(&self, word: &'static str) {
+        *self.state.lock().tally.entry(word).or_default() += 1;
+    }
+
+    /// What was counted.
+    pub fn tally(&self) -> BTreeMap<&'static str, u64> {
+        self.state.lock().tally.clone()
+    }
+}
+
+impl Asked for Journal {
+    fn asked(&self, node: Place, asker: u64, key: &Bytes) {
+        event!(self.trace, "life {asker} asks node {node} for {}", text(key));
+        let (clients, peers) = {
+            let mut state = self.state.lock();
+            let (clients, peers) = state.asked.entry((asker, key.clone())).or_default();
+            *peers += 1;
+            (*clients, *peers)
+        };
+        // A request asks at most every other node once; it may do so again for another variant, which keys here have not.
+        if peers > clients * FLEET_MAX {
+            let detail = format!("life {asker} asked peers {peers} times for {} and clients {clients}", text(key));
+            self.trace.broken("one hop", detail);
+        }
+    }
+}
+
+/// No run but those of large fleets has more nodes.
+const FLEET_MAX: u64 = 16;
+
+/// How long a peer may take beside its origin, at most: the silence, the ticks by which it is counted, and connecting.
+pub const PEER_MAX: Duration = Duration::from_millis(1600);
