@@ -33,7 +33,7 @@ use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::permits::Permits;
 use crate::purge::{Log, Overtaking, Stamp, Tags};
-use crate::purging::Spread;
+use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
@@ -248,22 +248,6 @@ pub struct Head {
     pub tags: Tags,
     /// Which purges the response is not older than.
     pub dating: Dating,
-}
-
-/// How old an answer is, counted in purges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dating {
-    /// Which purges it is not older than.
-    pub stamp: Stamp,
-    /// Whoever asked when no more purges of the log were applied than these may have it, whatever it was overtaken by.
-    pub reach: u64,
-}
-
-impl Dating {
-    /// That of what this node asked for, or found, itself.
-    pub fn of(stamp: Stamp) -> Self {
-        Dating { reach: stamp.arrival, stamp }
-    }
 }
 
 /// What a flight tells its readers at the head.
@@ -788,21 +772,6 @@ impl Cache {
         );
     }
 
-    /// Whether a request that came when `asked` was applied may have what purges beyond `reach` may have overtaken.
-    fn may_have(&self, group: &Group, key: &[u8], tags: &Tags, reach: u64, asked: &Stamp) -> bool {
-        if asked.arrival <= reach {
-            return true;
-        }
-        let stamp = Stamp { arrival: reach, ..Stamp::default() };
-        let overtaken = self.purges.overtaken(&stamp, Overtaking::Any, &group.name, key, tags);
-        overtaken.is_none_or(|first| first > asked.arrival)
-    }
-
-    /// Which purges are recorded now: to be kept with a request that goes past the cache.
-    pub fn purges_known(&self) -> Stamp {
-        self.purges.known()
-    }
-
     /// The next entry id of this node.
     pub(crate) fn next_entry_id(&self) -> EntryId {
         EntryId { incarnation: self.incarnation, fill: self.fills.fetch_add(1, Ordering::Relaxed) + 1 }
@@ -860,21 +829,6 @@ fn detail_of(role: Role) -> Option<&'static str> {
     match role {
         Role::Main => None,
         Role::Hot => Some("hot"),
-    }
-}
-
-impl Landed {
-    /// By which tags, and by how many purges of the log, it may have been overtaken.
-    fn tags_and_reach(&self) -> (&Tags, u64) {
-        match self {
-            Landed::Streaming(head) => (&head.tags, head.dating.reach),
-            Landed::Entry(entry, .., dating) => (&entry.tags, dating.reach),
-        }
-    }
-
-    /// The names under which it can be purged beside its key.
-    pub(crate) fn tags(&self) -> &Tags {
-        self.tags_and_reach().0
     }
 }
 

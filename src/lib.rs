@@ -93,7 +93,7 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`warm`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`renewal`] + [`warm`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
@@ -128,6 +128,7 @@ pub mod permits;
 pub mod purge;
 pub mod purging;
 pub mod remembered;
+pub mod renewal;
 pub mod ring;
 pub mod samples;
 pub mod semantics;

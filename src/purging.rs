@@ -21,12 +21,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Landed};
 use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
-use crate::purge::{Batch, Notice, Position, Reply, Target};
+use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
 use crate::store::{Inserted, KEYS_PER_STEP};
 
 /// A purge as somebody wants it.
@@ -78,6 +78,22 @@ pub enum NodeState {
     Unreachable,
     /// It speaks a protocol that cannot say it.
     CannotPurge,
+}
+
+/// How old an answer is, counted in purges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dating {
+    /// Which purges it is not older than.
+    pub stamp: Stamp,
+    /// Whoever asked when no more purges of the log were applied than these may have it, whatever it was overtaken by.
+    pub reach: u64,
+}
+
+impl Dating {
+    /// That of what this node asked for, or found, itself.
+    pub fn of(stamp: Stamp) -> Self {
+        Dating { reach: stamp.arrival, stamp }
+    }
 }
 
 /// What carrying purges out takes beside the log.
@@ -244,6 +260,21 @@ impl Cache {
             entries: nodes.iter().map(|node| node.entries).sum(),
             nodes,
         }
+    }
+
+    /// Whether a request that came when `asked` was applied may have what purges beyond `reach` may have overtaken.
+    pub(crate) fn may_have(&self, group: &Group, key: &[u8], tags: &Tags, reach: u64, asked: &Stamp) -> bool {
+        if asked.arrival <= reach {
+            return true;
+        }
+        let stamp = Stamp { arrival: reach, ..Stamp::default() };
+        let overtaken = self.purges.overtaken(&stamp, Overtaking::Any, &group.name, key, tags);
+        overtaken.is_none_or(|first| first > asked.arrival)
+    }
+
+    /// Which purges are recorded now: to be kept with a request that goes past the cache.
+    pub fn purges_known(&self) -> Stamp {
+        self.purges.known()
     }
 
     /// What remembering purges is charged for, in bytes.
@@ -549,6 +580,21 @@ impl Cache {
             }
         }
         matching.len() as u64
+    }
+}
+
+impl Landed {
+    /// By which tags, and by how many purges of the log, it may have been overtaken.
+    pub(crate) fn tags_and_reach(&self) -> (&Tags, u64) {
+        match self {
+            Landed::Streaming(head) => (&head.tags, head.dating.reach),
+            Landed::Entry(entry, .., dating) => (&entry.tags, dating.reach),
+        }
+    }
+
+    /// The names under which it can be purged beside its key.
+    pub(crate) fn tags(&self) -> &Tags {
+        self.tags_and_reach().0
     }
 }
 
