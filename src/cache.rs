@@ -32,7 +32,7 @@ use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::permits::Permits;
-use crate::purge::{Log, Overtaking, Stamp, Tags};
+use crate::purge::{Log, Stamp, Tags};
 use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};

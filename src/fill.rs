@@ -22,7 +22,7 @@ use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fleet::{Purpose, Step};
 use crate::flight::{Audience, Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
+use crate::freshness::{self, Copied, Exchange, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
@@ -834,7 +834,7 @@ impl Cache {
         self.store.insert(shelf.role, key, Arc::new(slot));
     }
 
-    fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
+    pub(crate) fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
         let hashed = HashedKey::new(group.id, key);
         let _writing = self.slot_writer(&hashed).lock();
         let Some((slot, role)) = self.store.peek(&hashed) else { return };
