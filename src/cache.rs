@@ -10,28 +10,30 @@
 //! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
 //! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
 
+mod miss;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::cache::miss::{Looked, Lookup, Miss, Stale, lookup};
 use crate::clock::{Clock, Now};
 use crate::entry::Entry;
 use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Purpose};
 use crate::flight::{Fill, FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
-use crate::permits::Permits;
+use crate::permits::{Permit, Permits};
 use crate::purge::{Log, Stamp, Tags};
 use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
@@ -297,63 +299,6 @@ pub struct Hit {
     pub role: Role,
 }
 
-/// A request that memory cannot answer, and what memory has for it.
-struct Miss {
-    /// `fwd` of `Cache-Status`.
-    forward: &'static str,
-    /// An entry that the origin may confirm.
-    stale: Option<Stale>,
-    /// Ranges of what is wanted.
-    incomplete: Option<Arc<Entry>>,
-    /// Which purges were applied when the request came, before memory was looked at.
-    asked: Stamp,
-}
-
-impl Miss {
-    fn because(forward: &'static str, asked: Stamp) -> Self {
-        Miss { forward, stale: None, incomplete: None, asked }
-    }
-
-    fn basis(&self) -> Basis {
-        match (&self.stale, &self.incomplete) {
-            (Some(stale), _) => Basis::Confirm(stale.entry.clone()),
-            (None, Some(entry)) => Basis::Complete(entry.clone()),
-            (None, None) => Basis::Nothing,
-        }
-    }
-
-    /// The stale entry as an answer after a failure, where that is allowed. `status` is that of the origin's failure, if it
-    /// was an answer.
-    fn in_place_of_failure(&self, status: Option<u16>) -> Option<Answer> {
-        let stale = self.stale.as_ref().filter(|stale| stale.if_error)?;
-        Some(self.stale_answer(stale, "error", status))
-    }
-
-    fn stale_answer(&self, stale: &Stale, detail: &'static str, status: Option<u16>) -> Answer {
-        let mut answer = Answer::from_entry(stale.entry.clone(), Outcome::Stale, Some(detail), self.asked.clone());
-        answer.report.forward = Some(self.forward);
-        answer.report.forward_status = status;
-        answer
-    }
-}
-
-/// An entry that has to be validated first, and what it may do if that fails.
-struct Stale {
-    entry: Arc<Entry>,
-    if_error: bool,
-    if_slow: Option<Duration>,
-}
-
-/// What memory holds for a request.
-enum Lookup {
-    Fresh(Hit),
-    /// It is not fresh, or not fresh enough for this request.
-    Stale(Hit),
-    /// Ranges of the representation, but not those that are wanted.
-    Incomplete(Arc<Entry>),
-    Absent(&'static str),
-}
-
 impl Cache {
     /// An empty cache that is a fleet of one until [`Cache::set_fleet`]. `incarnation` is a random number that no other life of
     /// any node has.
@@ -439,12 +384,12 @@ impl Cache {
         if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
             found = self.store.find(&key);
         }
-        self.answer(group, request, route, asked, found, Account::of(&group.stats), interims).await
+        self.answer(group, request, route, Looked { asked, found }, Account::of(&group.stats), interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
     /// clients where this node is the owner. A body that the peer has already is not sent again: then the answer is a head
-    /// with [`Hop::not_modified`].
+    /// with [`Hop::not_modified`](crate::source::Hop::not_modified).
     ///
     /// # Errors
     /// [`FetchError::Refused`] with the failure that a client of this node would get.
@@ -478,7 +423,8 @@ impl Cache {
     ) -> Result<Fetched, FetchError> {
         let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, asked, found, account, aside.interims).await;
+        let mut answer =
+            self.answer(group, request, Route::Here, Looked { asked, found }, account, aside.interims).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -499,14 +445,15 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         route: Route,
-        asked: Stamp,
-        found: Option<(Arc<Slot>, Role)>,
+        looked: Looked,
         account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Answer {
         let now = self.now();
+        let Looked { asked, found } = looked;
         let key = HashedKey::new(group.id, &request.key);
-        let miss = match lookup(group, request, found, now) {
+        let known = found.as_ref().map(|(slot, _)| slot.clone());
+        let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
@@ -543,6 +490,7 @@ impl Cache {
             }
             _ => {}
         }
+        miss.variant = known.and_then(|slot| slot.rule().variant_key(&request.forwarded)).unwrap_or_default();
         if route == Route::Fleet {
             self.popularity.observe(key.hash(), now);
         }
@@ -566,7 +514,7 @@ impl Cache {
     ) -> Option<Answer> {
         let range = request.range.as_ref().filter(|_| !request.authorization)?;
         let whole = Request { range: None, ..request.clone() };
-        let flight_key = self.flight_key(group, &whole, route, self.variant_of(group, request));
+        let flight_key = self.flight_key(group, &whole, route, miss.variant.clone());
         let reader = self.flights.follow(&flight_key)?;
         let arrived_bytes = match reader.progress() {
             (Some(_), arrived_bytes) => arrived_bytes,
@@ -601,7 +549,7 @@ impl Cache {
         mut account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Answer {
-        let mut variant = self.variant_of(group, request);
+        let mut variant = miss.variant.clone();
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -753,6 +701,9 @@ impl Cache {
         head: Arc<Head>,
         reader: FillReader<Landed>,
     ) -> Following {
+        if reader.has_all() {
+            return Following::of_flight(head, reader);
+        }
         let (cache, group, request) = (self.clone(), group.clone(), request.clone());
         Following::new(head, reader, Alone { cache, group, request, route })
     }
@@ -767,9 +718,30 @@ impl Cache {
     ) {
         // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
         self.spread.note_group(group);
-        tokio::spawn(
-            Filling { cache: self.clone(), group: group.clone(), request, basis, asked, peeks: true }.run(fill),
-        );
+        Filling { cache: self.clone(), group: group.clone(), request, basis, asked, peeks: true }.start(fill);
+    }
+
+    /// What a request needs to go to the group's origin; `None` where that is not limited.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
+    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
+        let Some(limit) = group.limit else { return Ok(None) };
+        let cache = self.clone();
+        let fleet = move || cache.fleet.load_full();
+        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
+    }
+
+    /// Grants a permit to the node in its life `asker`.
+    ///
+    /// # Errors
+    /// As [`Permits::grant`].
+    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
+        match group.limit {
+            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
+            // A reload under way: by this node's configuration there is no limit, so another one has to count.
+            None => Err(FetchError::unreachable("this node knows of no limit")),
+        }
     }
 
     /// The next entry id of this node.
@@ -798,23 +770,6 @@ impl Cache {
 
     pub(crate) fn slot_writer(&self, key: &HashedKey<'_>) -> &Mutex<()> {
         &self.slot_writers[key.hash().get() as usize % self.slot_writers.len()]
-    }
-}
-
-/// What memory holds for the request in what it found under the key.
-fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
-    let Some((slot, role)) = found else {
-        return Lookup::Absent("uri-miss");
-    };
-    let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
-        return Lookup::Absent("vary-miss");
-    };
-    if !request.is_answered_by(&entry) {
-        return Lookup::Incomplete(entry);
-    }
-    match entry.freshness.verdict(&group.rules, &request.directives, now) {
-        Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-        _ => Lookup::Stale(Hit { entry, role }),
     }
 }
 

@@ -11,6 +11,10 @@
 //! It belongs to no client. It ends early when nobody has been reading for [`ABANDONED_GRACE`], unless the response can be
 //! stored and at least half of it is here.
 
+mod begin;
+mod dating;
+mod interim;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +24,16 @@ use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
-use crate::fleet::{Purpose, Step};
-use crate::flight::{Audience, Fill, Keep};
+use crate::fill::begin::First;
+pub(crate) use crate::fill::dating::Came;
+use crate::fleet::Step;
+use crate::flight::{Fill, Keep};
 use crate::freshness::{self, Copied, Exchange, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
-use crate::permits::{self, Permit};
+use crate::permits;
 use crate::purge::{Overtaking, Stamp, Tags};
 use crate::purging::Dating;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
@@ -36,7 +42,7 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Interim, InterimSink, Method};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -52,13 +58,15 @@ pub(crate) struct Filling {
     pub peeks: bool,
 }
 
-/// How an answer came.
-#[derive(Clone)]
-pub(crate) struct Came {
-    /// When the question was sent.
-    pub asked_at: Now,
-    /// Which purges the answer is not older than.
-    pub dating: Dating,
+/// Whom a fill asks that may ask peers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// The nodes in the ring's order.
+    Fleet,
+    /// The same once more, after one of them answered with something that a purge had overtaken.
+    FleetAgain,
+    /// This one.
+    Here,
 }
 
 /// What we have already of what the fill is to bring.
@@ -108,23 +116,22 @@ pub(crate) struct Shelf {
 
 impl Filling {
     /// Runs the fill to its end, whatever that is.
-    pub async fn run(mut self, fill: Fill<FlightKey, Landed>) {
-        if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
-            fill.begin(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Keep::Whole);
-            return fill.finish();
+    async fn run(mut self, fill: Fill<FlightKey, Landed>, mut first: Option<First>) {
+        if first.is_none()
+            && let Some((entry, stamp)) = self.landed_meanwhile(&fill)
+        {
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
-        let mut asked_again = false;
+        let mut whom = Whom::Fleet;
         loop {
-            // Before any question is sent: what arrives from now on overtakes the answer.
-            let known = self.cache.purges.known();
-            // What is confirmed or completed is as old as the entry, whenever the origin says so.
-            if self.basis_is_purged() {
-                self.basis = Basis::Nothing;
-            }
-            let interims = self.into_flight(&fill);
+            let known = match &first {
+                Some(first) => first.known.clone(),
+                None => self.before_asking(),
+            };
+            let interims = self.flight_sink(&fill);
             let loaded = tokio::select! {
                 biased;
-                loaded = self.load(fill.key().route, &interims) => loaded,
+                loaded = self.load(fill.key().route, whom, first.take(), &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
             let (fetched, asked_at) = match loaded {
@@ -134,25 +141,30 @@ impl Filling {
                     return fill.fail(error);
                 }
             };
-            let mut came = Came { asked_at, dating: Dating::of(known.clone()) };
-            if let Some(hop) = &fetched.hop
-                && let Some(vector) = &hop.stamp
-            {
-                came.dating.stamp = Stamp::of_hop(vector.clone());
-                if self.overtaken(&came.dating.stamp, &hop.tags).is_some_and(|first| first <= known.arrival) {
-                    // The owner had not heard of a purge that this node knew when it asked. Nobody who comes now may wait for
-                    // its next answer; who is on board may have that, whatever it is (see `purge`).
-                    fill.close();
-                    // Who had the key before need not be a member any more, and then nobody waited for it to hear of the purge.
-                    if fill.key().route == Route::Here {
+            let mut came = Came::with(&fetched, asked_at, known);
+            if self.is_outdated(&fetched, &came) {
+                // Nobody who comes now may wait for the next answer; who is on board may have it (see `purge`).
+                fill.close();
+                match (fill.key().route, whom) {
+                    // Who had the key before need not be a member, and then nobody waited for it to hear of the purge.
+                    (Route::Here, _) if self.peeks => {
                         self.peeks = false;
                         continue;
                     }
-                    if !std::mem::replace(&mut asked_again, true) {
+                    (Route::Fleet, Whom::Fleet) => {
                         self.cache.tell_owner(&self.request.key);
+                        whom = Whom::FleetAgain;
                         continue;
                     }
-                    came.dating.reach = self.cache.purges.known().arrival;
+                    // The same holds of a peer that still knows nothing of it.
+                    (Route::Fleet, Whom::FleetAgain) => {
+                        whom = Whom::Here;
+                        continue;
+                    }
+                    // This node had not applied the purge when it was asked, and nothing was acknowledged.
+                    (Route::Fleet, Whom::Here) | (Route::Here, _) => {
+                        came.dating.reach = self.cache.purges.known().arrival;
+                    }
                 }
             }
             match self.bring(&fill, fetched, &came) {
@@ -194,27 +206,14 @@ impl Filling {
         (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| (entry.clone(), stamp))
     }
 
-    /// Whether what we have may not be used any more: it went from memory while this fill was on its way.
-    fn basis_is_purged(&self) -> bool {
-        let (Basis::Confirm(entry) | Basis::Complete(entry)) = &self.basis else { return false };
-        let (purges, group) = (&self.cache.purges, &self.group.name);
-        purges.overtaken(&self.asked, Overtaking::Hard, group, &self.request.key, &entry.tags).is_some()
-    }
-
-    /// Which purge an answer with this stamp and these tags has not seen.
-    fn overtaken(&self, stamp: &Stamp, tags: &Tags) -> Option<u64> {
-        self.cache.purges.overtaken(stamp, Overtaking::Any, &self.group.name, &self.request.key, tags)
-    }
-
-    /// Where interim answers go: to all readers, but those to a request with credentials to its own sender alone, because
-    /// nothing says yet whether what they hint at may be shared.
-    fn into_flight<'a>(&'a self, fill: &'a Fill<FlightKey, Landed>) -> IntoFlight<'a> {
-        let personal = self.request.authorization || self.request.forwarded.contains("cookie");
-        IntoFlight { fill, audience: if personal { Audience::Causer } else { Audience::All }, group: &self.group }
-    }
-
     /// Asks until somebody answers. The time is that at which the answering question was sent.
-    async fn load(&self, route: Route, interims: &dyn InterimSink) -> Result<(Fetched, Now), FetchError> {
+    async fn load(
+        &self,
+        route: Route,
+        whom: Whom,
+        mut first: Option<First>,
+        interims: &dyn InterimSink,
+    ) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
             if self.peeks
                 && let Some(peeked) = self.peek_at_previous_holder().await
@@ -224,12 +223,29 @@ impl Filling {
             return self.load_from_origin(interims).await;
         }
         let stats = &self.group.stats;
-        let steps = self.cache.fleet.load().steps(&self.request.key);
-        for step in steps {
-            let asked_at = self.cache.now();
+        let steps = match &first {
+            Some(first) => first.fleet.steps(&self.request.key),
+            None => self.cache.fleet.load().steps(&self.request.key),
+        };
+        let asked = first.as_ref().map(|first| first.peer.clone());
+        let is_asked =
+            |step: &Step| matches!((step, &asked), (Step::Peer(peer), Some(asked)) if Arc::ptr_eq(peer, asked));
+        let first_step = asked.iter().map(|peer| Step::Peer(peer.clone()));
+        // Who was asked already comes first, and once, whatever is known of its health by now.
+        let steps = first_step.chain(steps.into_iter().filter(|step| !is_asked(step)));
+        let last_resort = (whom == Whom::Here).then_some(Step::Here);
+        for step in steps.filter(|_| whom != Whom::Here).chain(last_resort) {
+            let mut asked_at = self.cache.now();
             match step {
                 Step::Peer(peer) => {
-                    match peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await {
+                    let answer = match first.take() {
+                        Some(first) => {
+                            asked_at = first.asked_at;
+                            first.answer.answer(interims).await
+                        }
+                        None => peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await,
+                    };
+                    match answer {
                         Ok(fetched) => {
                             stats.peer_loads.increment();
                             return Ok((fetched, asked_at));
@@ -321,6 +337,9 @@ impl Filling {
 
     /// The question to a peer: the forwarded fields, the range, and what the client said of caching.
     pub(crate) fn ask_peer(&self) -> Result<Ask, FetchError> {
+        if self.request.range.is_none() && self.request.directives == RequestDirectives::default() {
+            return self.ask(self.request.forwarded.clone());
+        }
         let mut fields = self.request.forwarded.to_builder();
         self.add_range(&mut fields);
         if self.request.directives != RequestDirectives::default() && !self.request.forwarded.contains("cache-control")
@@ -372,8 +391,7 @@ impl Filling {
     /// Stores what another node has for a key that this node owns.
     pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
         let Some(hop) = fetched.hop.clone() else { return };
-        let stamp = hop.stamp.clone().map_or_else(|| self.asked.clone(), Stamp::of_hop);
-        let came = Came { asked_at, dating: Dating { stamp, reach: self.asked.arrival } };
+        let came = Came::with(&fetched, asked_at, self.asked.clone());
         let received = self.receive_copy(fetched, hop, came, Copied::No, Some(Role::Main));
         self.stream(fill, received).await;
     }
@@ -590,7 +608,10 @@ impl Filling {
                 return fill.fail(FetchError::broken("more bytes than declared"));
             }
             // Chunks are often slices of a large read buffer; what is kept must not keep that alive.
-            let chunk = Bytes::copy_from_slice(&chunk);
+            let chunk = match reservation.is_some() || chunk.len() < COPIED_BELOW_BYTES {
+                true => Bytes::copy_from_slice(&chunk),
+                false => chunk,
+            };
             if let Some(charge) = &mut reservation {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
@@ -616,8 +637,21 @@ impl Filling {
         if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
             return fill.fail(FetchError::broken("fewer bytes than declared"));
         }
-        match (reservation, role) {
-            (Some(reservation), Some(role)) => match self.entry_of(&head, &kept, extent, reservation) {
+        self.settle(&fill, &head, &kept, extent, role.zip(reservation));
+        fill.finish();
+    }
+
+    /// The body is whole: stores it where it has a place.
+    fn settle(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        head: &Head,
+        kept: &[Bytes],
+        extent: Extent,
+        place: Option<(Role, Charge)>,
+    ) {
+        match place {
+            Some((role, reservation)) => match self.entry_of(head, kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
                     self.cache.insert(&self.group, fill.key(), shelf, entry, &head.dating.stamp);
@@ -625,10 +659,9 @@ impl Filling {
                 None => self.group.stats.not_stored.increment("partial"),
             },
             // The origin has a newer answer, which may not be stored: the old one is superseded (RFC 9111 section 4.3.3).
-            _ if head.status < 500 => self.supersede(&head),
-            _ => {}
+            None if head.status < 500 => self.supersede(head),
+            None => {}
         }
-        fill.finish();
     }
 
     /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
@@ -737,48 +770,7 @@ impl Filling {
     }
 }
 
-/// Puts interim answers into a flight.
-struct IntoFlight<'a> {
-    fill: &'a Fill<FlightKey, Landed>,
-    audience: Audience,
-    group: &'a Group,
-}
-
-impl InterimSink for IntoFlight<'_> {
-    fn hear(&self, interim: Interim) {
-        // What is for caches stays inside, and what is left out of shared answers is left out here.
-        let fields = interim.fields.without(|name| stays_inside(name) || name.eq_ignore_ascii_case("set-cookie"));
-        match self.fill.interim(Interim { fields, ..interim }, self.audience) {
-            true => self.group.stats.interims.increment(),
-            false => self.group.stats.interims_dropped.increment(),
-        }
-    }
-}
-
 impl Cache {
-    /// What a request needs to go to the group's origin; `None` where that is not limited.
-    ///
-    /// # Errors
-    /// [`FetchError::Refused`] with 503: too many are there, and too many wait.
-    pub async fn permit(self: &Arc<Self>, group: &Group) -> Result<Option<Permit>, FetchError> {
-        let Some(limit) = group.limit else { return Ok(None) };
-        let cache = self.clone();
-        let fleet = move || cache.fleet.load_full();
-        self.permits.take(&group.name, limit, fleet, self.incarnation()).await.map(Some)
-    }
-
-    /// Grants a permit to the node in its life `asker`.
-    ///
-    /// # Errors
-    /// As [`Permits::grant`].
-    pub async fn grant_permit(&self, group: &Group, purpose: Purpose, asker: u64) -> Result<Fetched, FetchError> {
-        match group.limit {
-            Some(limit) => self.permits.grant(&group.name, limit, purpose, asker, &self.fleet.load_full()).await,
-            // A reload under way: by this node's configuration there is no limit, so another one has to count.
-            None => Err(FetchError::unreachable("this node knows of no limit")),
-        }
-    }
-
     /// An answer of the origin is main at the key's owner and a copy everywhere else.
     pub(crate) fn role_of_origin_answers(&self, key: &[u8]) -> Role {
         if self.fleet.load().owns(key) { Role::Main } else { Role::Hot }
@@ -869,6 +861,10 @@ pub const ABANDONED_GRACE: Duration = Duration::from_secs(1);
 
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// Of a body that is not stored, longer chunks than this are handed out as they were read: the read buffer that they keep
+/// alive is at most four times as large.
+const COPIED_BELOW_BYTES: usize = 16 * 1024;
 
 /// The same when memory is short. Guess: one read of a fast origin.
 const LEAST_WINDOW_BYTES: usize = 64 * 1024;

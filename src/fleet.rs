@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::purge::{Notice, Reply};
 use crate::ring::Ring;
-use crate::source::{Ask, FetchError, Fetched, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Source};
 
 /// A node's view of its fleet at one moment. A fill keeps the view it started with.
 pub struct Fleet {
@@ -22,7 +23,14 @@ pub struct Fleet {
 
 /// What a node wants of another one beside answers.
 #[async_trait]
-pub trait Peer: Source {
+pub trait Peer: Source + 'static {
+    /// Asks as [`Source::fetch`] does, without a task that waits: `then` is called once, by whoever hears the peer first or at
+    /// once, and must not wait. `have` names the body that the asker has. A question whose `then` was not called yet cannot be
+    /// cancelled.
+    fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
+        then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
+    }
+
     /// Tells it of purges, and waits until it has applied them.
     ///
     /// # Errors
@@ -78,6 +86,42 @@ pub enum PurgeFailure {
     #[error("it speaks a protocol without purges")]
     Cannot,
 }
+
+/// What is known of an answer when the first of it is.
+#[allow(clippy::large_enum_variant, reason = "one lives for a moment per question, and a box would be an allocation")]
+pub enum Begun {
+    /// All of it: a head without its body, and the body, which is as long as declared and undamaged.
+    Whole(Fetched, Bytes),
+    /// It takes longer, or failed; dropping this cancels the question.
+    Later(Box<dyn Pending>),
+}
+
+/// An answer that is waited for.
+#[async_trait]
+pub trait Pending: Send {
+    /// Waits for the head; `interims` hears the interim answers before it.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError>;
+}
+
+/// A question that a peer is asked when somebody waits for its answer.
+pub(crate) struct Unasked<P: ?Sized> {
+    pub peer: Arc<P>,
+    pub ask: Ask,
+    pub have: EntryId,
+}
+
+#[async_trait]
+impl<P: Source + ?Sized> Pending for Unasked<P> {
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        self.peer.fetch_with(&self.ask, Aside { have: self.have, interims }).await
+    }
+}
+
+/// What is done with what [`Peer::begin`] learns.
+pub type Then = Box<dyn FnOnce(Begun) + Send>;
 
 /// What a permit is wanted for (see [`crate::permits`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,12 +16,12 @@
 //! that joined before keep it alive and read on.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -30,11 +30,13 @@ use crate::source::{FetchError, Interim, InterimSink};
 /// All flights of this process by key. `H` is what a reader learns at the head.
 pub struct Flights<K, H> {
     shards: Box<[Shard<K, H>]>,
-    hasher: RandomState,
+    /// Seeded at random, so that a client cannot choose keys that fall into one place.
+    hasher: DefaultHashBuilder,
     waiters_max: usize,
 }
 
-type Shard<K, H> = Mutex<HashMap<K, Arc<Flight<H>>>>;
+type Shard<K, H> = Mutex<Table<K, H>>;
+type Table<K, H> = HashTable<(K, Arc<Flight<H>>)>;
 
 /// What [`Flights::join`] found.
 pub enum Joined<K: Hash + Eq + Clone, H: Clone> {
@@ -49,43 +51,47 @@ pub enum Joined<K: Hash + Eq + Clone, H: Clone> {
 impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
     /// No flights yet; at most `waiters_max` readers may wait for one key.
     pub fn new(waiters_max: usize) -> Arc<Self> {
-        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
-        Arc::new(Flights { shards, hasher: RandomState::new(), waiters_max })
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashTable::new())).collect();
+        Arc::new(Flights { shards, hasher: DefaultHashBuilder::default(), waiters_max })
     }
 
     /// Follows the flight of `key`, or opens one.
     pub fn join(self: &Arc<Self>, key: &K) -> Joined<K, H> {
-        let mut shard = self.shard(key).lock();
-        if let Some(flight) = shard.get(key) {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).lock();
+        if let Some((_, flight)) = shard.find(hash, |(other, _)| other == key) {
             return match flight.add_reader(self.waiters_max) {
                 Some(reader) => Joined::Following(reader),
                 None => Joined::Full,
             };
         }
         let flight = Arc::new(Flight::new());
-        shard.insert(key.clone(), flight.clone());
+        shard.insert_unique(hash, (key.clone(), flight.clone()), |(other, _)| self.hasher.hash_one(other));
         drop(shard);
         let reader = flight.first_reader();
-        Joined::Opened(reader, Fill { flights: self.clone(), key: key.clone(), flight, finished: false })
+        Joined::Opened(reader, Fill { flights: self.clone(), key: key.clone(), hash, flight, finished: false })
     }
 
     /// Opens a flight that nobody can join: for an answer that is one request's own.
     pub fn alone(self: &Arc<Self>, key: K) -> (FillReader<H>, Fill<K, H>) {
         let flight = Arc::new(Flight::new());
         let reader = flight.first_reader();
-        (reader, Fill { flights: self.clone(), key, flight, finished: false })
+        let hash = self.hasher.hash_one(&key);
+        (reader, Fill { flights: self.clone(), key, hash, flight, finished: false })
     }
 
     /// Follows the flight of `key` if there is one.
     pub fn follow(&self, key: &K) -> Option<FillReader<H>> {
-        self.shard(key).lock().get(key).and_then(|flight| flight.add_reader(self.waiters_max))
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shard(hash).lock();
+        shard.find(hash, |(other, _)| other == key).and_then(|(_, flight)| flight.add_reader(self.waiters_max))
     }
 
     /// Lets no further reader join the flights that `goes` names by their key and, once it is there, their head; those on board
     /// read on. Looks at every flight, a shard at a time.
     pub fn detach(&self, goes: impl Fn(&K, Option<&H>) -> bool) {
         for shard in &self.shards {
-            shard.lock().retain(|key, flight| !goes(key, flight.state.lock().head.as_ref()));
+            shard.lock().retain(|(key, flight)| !goes(key, flight.state.lock().head.as_ref()));
         }
     }
 
@@ -97,19 +103,20 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
     /// How long the oldest flight has lasted, in the runtime's time; zero when there is none.
     pub fn oldest(&self) -> Duration {
         let opened =
-            self.shards.iter().filter_map(|shard| shard.lock().values().map(|flight| flight.opened).min()).min();
+            self.shards.iter().filter_map(|shard| shard.lock().iter().map(|(_, flight)| flight.opened).min()).min();
         opened.map_or(Duration::ZERO, |opened| opened.elapsed())
     }
 
     /// Any head of a flight under way.
     #[cfg(test)]
     pub fn any_head(&self) -> Option<H> {
-        let head = |shard: &Shard<K, H>| shard.lock().values().find_map(|flight| flight.state.lock().head.clone());
+        let head = |shard: &Shard<K, H>| shard.lock().iter().find_map(|(_, flight)| flight.state.lock().head.clone());
         self.shards.iter().find_map(head)
     }
 
-    fn shard(&self, key: &K) -> &Shard<K, H> {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    fn shard(&self, hash: u64) -> &Shard<K, H> {
+        // The table uses the low bits and the highest seven.
+        &self.shards[(hash >> 40) as usize % SHARDS]
     }
 }
 
@@ -118,6 +125,7 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
 pub struct Fill<K: Hash + Eq + Clone, H: Clone> {
     flights: Arc<Flights<K, H>>,
     key: K,
+    hash: u64,
     flight: Arc<Flight<H>>,
     finished: bool,
 }
@@ -170,12 +178,12 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
 
     /// Lets no further reader join; those on board read on. Later requests for the key open a flight of their own.
     pub fn close(&self) {
-        self.close_in(&mut self.flights.shard(&self.key).lock());
+        self.close_in(&mut self.flights.shard(self.hash).lock());
     }
 
-    fn close_in(&self, shard: &mut HashMap<K, Arc<Flight<H>>>) {
-        if shard.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-            shard.remove(&self.key);
+    fn close_in(&self, shard: &mut Table<K, H>) {
+        if let Ok(found) = shard.find_entry(self.hash, |(_, flight)| Arc::ptr_eq(flight, &self.flight)) {
+            found.remove();
         }
     }
 
@@ -209,6 +217,24 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
         self.flight.readers_wake.notify_waiters();
     }
 
+    /// The whole answer at once: as [`Fill::begin`], [`Fill::push`] and [`Fill::finish`], but the readers wake only once. As for
+    /// [`Fill::finish`], the entry is in the store already, if it goes there.
+    pub fn land(mut self, head: H, body: Bytes) {
+        self.finished = true;
+        self.close();
+        {
+            let mut state = self.flight.state.lock();
+            debug_assert!(matches!(state.phase, Phase::Waiting));
+            state.head = Some(head);
+            if !body.is_empty() {
+                state.end = body.len() as u64;
+                state.chunks.push_back(body);
+            }
+            state.phase = Phase::Done;
+        }
+        self.flight.readers_wake.notify_waiters();
+    }
+
     /// The body is whole. Call it after the entry is in the store: until then late readers follow the flight, from then on
     /// they find the entry, and no instant lies between.
     pub fn finish(mut self) {
@@ -232,7 +258,7 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
             // By the moment at which the last reader left and not by that of this call: a writer asks again for each chunk.
             tokio::time::sleep_until(unread_since + grace).await;
             // Under both locks, as readers join.
-            let mut shard = self.flights.shard(&self.key).lock();
+            let mut shard = self.flights.shard(self.hash).lock();
             if self.flight.state.lock().unread_since == Some(unread_since) {
                 self.close_in(&mut shard);
                 return;
@@ -342,6 +368,12 @@ impl<H: Clone> FillReader<H> {
         (state.head.clone(), state.end)
     }
 
+    /// Whether all of the body is here and stays, so that this reader cannot fall behind.
+    pub fn has_all(&self) -> bool {
+        let state = self.flight.state.lock();
+        matches!(state.phase, Phase::Done) && state.start == 0
+    }
+
     /// Waits for bytes and appends what is there to `chunks`, at most `bytes_max` (but one chunk at least). Returns false at
     /// the confirmed end of the body.
     ///
@@ -402,10 +434,12 @@ impl<H> Drop for FillReader<H> {
         let last = {
             let mut state = self.flight.state.lock();
             state.readers -= 1;
-            if state.readers == 0 {
+            // Once the fill has ended, nobody waits for readers to leave.
+            let last = state.readers == 0 && matches!(state.phase, Phase::Waiting | Phase::Streaming);
+            if last {
                 state.unread_since = Some(tokio::time::Instant::now());
             }
-            state.readers == 0
+            last
         };
         if last {
             self.flight.left_wake.notify_one();
@@ -465,6 +499,7 @@ impl<H> Flight<H> {
     }
 
     fn new() -> Self {
+        let opened = tokio::time::Instant::now();
         let state = State {
             phase: Phase::Waiting,
             head: None,
@@ -476,14 +511,14 @@ impl<H> Flight<H> {
             fastest: 0,
             window_bytes: None,
             readers: 0,
-            unread_since: Some(tokio::time::Instant::now()),
+            unread_since: Some(opened),
         };
         Flight {
             state: Mutex::new(state),
             readers_wake: Notify::new(),
             read_wake: Notify::new(),
             left_wake: Notify::new(),
-            opened: tokio::time::Instant::now(),
+            opened,
         }
     }
 

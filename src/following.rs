@@ -36,8 +36,7 @@ impl Following {
         Following { reader, before: 0, head, alone: Some(alone) }
     }
 
-    /// The body of a flight without a cache behind it.
-    #[cfg(test)]
+    /// The body of a flight that nobody can fall out of: [`FillReader::has_all`].
     pub(crate) fn of_flight(head: Arc<Head>, reader: FillReader<Landed>) -> Self {
         Following { reader, before: 0, head, alone: None }
     }

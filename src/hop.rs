@@ -16,18 +16,44 @@ use crate::entry::Entry;
 use crate::fill::{Basis, Came, Filling, Received, Shelf};
 use crate::flight::{Fill, ReadError};
 use crate::following::Following;
-use crate::freshness::{Copied, Freshness};
+use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict};
+use crate::group::Group;
 use crate::key::HashedKey;
 use crate::parts;
 use crate::purge::Vector;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::ranges::{ByteRange, ContentRange};
 use crate::semantics::validators::StoredValidators;
-use crate::source::{BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
+use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody, Whole};
 use crate::stats::Outcome;
 use crate::store::Role;
 
 impl Cache {
+    /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
+    /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
+    /// nothing otherwise.
+    pub fn find_for_peer(&self, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
+        if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
+            return None;
+        }
+        let now = self.now();
+        let key = HashedKey::new(group.id, &ask.key);
+        let directives = RequestDirectives::default();
+        let stamp = self.purges.applied().vector;
+        let entry = self.store.find_if(&key, |slot, _| {
+            let entry = slot.select(|| ask.fields.clone())?;
+            let verdict = entry.freshness.verdict(&group.rules, &directives, now);
+            let in_one_piece = entry.body.is_whole() && entry.body.segments().len() <= 1;
+            (verdict == Verdict::Fresh && in_one_piece).then(|| entry.clone())
+        })?;
+        group.stats.gets.increment();
+        group.stats.server_requests.increment();
+        group.stats.cache_hits.increment();
+        let body = entry.body.segments().first().cloned().unwrap_or_default();
+        let hop = hop_of(&entry, Outcome::Hit, stamp, now);
+        Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
+    }
+
     /// Turns an answer into what the peer protocol carries.
     pub(crate) fn for_peer(&self, request: &Request, answer: Answer, have: EntryId) -> Result<Fetched, FetchError> {
         let now = self.now();
@@ -76,6 +102,34 @@ impl Cache {
     }
 }
 
+/// What is said of an entry beside its head. `stamp` was read before the entry was looked up.
+fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
+    Hop {
+        freshness: entry.freshness.over_hop(now),
+        shareable: true,
+        storable: true,
+        sent: entry.sent.clone(),
+        entry: entry.id,
+        body: entry.body_id,
+        weak_date: entry.validators.has_weak_date(),
+        hit: outcome == Outcome::Hit,
+        stale: outcome == Outcome::Stale,
+        revalidated: outcome == Outcome::Revalidated,
+        not_modified: false,
+        tags: entry.tags.clone(),
+        stamp: Some(stamp),
+    }
+}
+
+/// Whether all fields of the question are such as select a variant: none asks for a range, and none is the client's word on
+/// caching, which may travel among them.
+fn is_plain(ask: &Ask) -> bool {
+    ask.fields.lines().all(|(name, _)| {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        !(is("range") || is("if-range") || is("cache-control") || is("pragma"))
+    })
+}
+
 /// What a peer gets of a stored entry; of a satisfiable single range only that part, and of a body that it has (`have`) only
 /// the head.
 pub(crate) fn entry_for_peer(
@@ -87,22 +141,8 @@ pub(crate) fn entry_for_peer(
     now: Now,
 ) -> Fetched {
     let plain = request.method == Method::Get && request.range.is_none();
-    let hop = Hop {
-        freshness: entry.freshness.over_hop(now),
-        shareable: true,
-        storable: true,
-        sent: entry.sent.clone(),
-        entry: entry.id,
-        body: entry.body_id,
-        weak_date: entry.validators.has_weak_date(),
-        hit: outcome == Outcome::Hit,
-        stale: outcome == Outcome::Stale,
-        revalidated: outcome == Outcome::Revalidated,
-        not_modified: plain && have.is_some() && have == entry.body_id && entry.body.is_whole(),
-        tags: entry.tags.clone(),
-        stamp: Some(stamp),
-    };
-    let not_modified = hop.not_modified;
+    let not_modified = plain && have.is_some() && have == entry.body_id && entry.body.is_whole();
+    let hop = Hop { not_modified, ..hop_of(entry, outcome, stamp, now) };
     let length = entry.body.len();
     let mut fetched = Fetched {
         status: entry.status,

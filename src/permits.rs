@@ -324,14 +324,28 @@ impl Gate {
 
     /// Notes whether this node grants by right or in another's place. Where that begins anew, others may hold permits that it
     /// does not know of.
-    fn stand(&self, first: bool) {
-        let mut state = self.state.lock();
+    fn stand(self: &Arc<Self>, first: bool) {
         let now = Instant::now();
-        let idle = state.asked_at.is_none_or(|asked_at| now - asked_at > GRACE) && state.granted == 0;
-        if state.first != first || (!first && idle) {
-            state.opens_at = Some(now + GRACE);
+        let closes = {
+            let mut state = self.state.lock();
+            let idle = state.asked_at.is_none_or(|asked_at| now - asked_at > GRACE) && state.granted == 0;
+            let closes = state.first != first || (!first && idle);
+            if closes {
+                state.opens_at = Some(now + GRACE);
+            }
+            (state.first, state.asked_at) = (first, Some(now));
+            closes
+        };
+        if closes {
+            // Those who wait already, and perhaps nobody else, have to be let in then.
+            let gate = Arc::downgrade(self);
+            tokio::spawn(async move {
+                sleep_until(now + GRACE).await;
+                if let Some(gate) = gate.upgrade() {
+                    gate.serve();
+                }
+            });
         }
-        (state.first, state.asked_at) = (first, Some(now));
     }
 
     async fn pass(self: &Arc<Self>, limit: Limit, purpose: Purpose, asker: u64) -> Result<Grant, FetchError> {
@@ -463,3 +477,25 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Until a lost permit is asked for again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by simulation: nobody came after the gate had opened for good, and so nobody served the one who waited.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_while_the_gate_closes_again_is_let_in_when_it_opens() {
+        let limit = Limit { requests_max: 1, waiting_max: 10, patience: Duration::from_secs(20) };
+        let gate = Arc::new(Gate::new(false));
+        gate.stand(true);
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.pass(limit, Purpose::Begin, 1).await.is_ok() }
+        });
+        sleep(GRACE / 2).await;
+        gate.stand(false);
+        sleep(GRACE * 3 / 4).await;
+        assert!(!waiting.is_finished(), "closed again");
+        assert_eq!(timeout(GRACE, waiting).await.expect("it opens").ok(), Some(true));
+    }
+}

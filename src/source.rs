@@ -71,6 +71,19 @@ pub struct Fetched {
     pub body: Box<dyn BodyStream>,
 }
 
+/// An answer of an owner that is all there.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// Final status code.
+    pub status: u16,
+    /// End-to-end fields.
+    pub fields: Fields,
+    /// What the owner says about the entry.
+    pub hop: Hop,
+    /// The body.
+    pub body: Bytes,
+}
+
 /// What an owner says about its answer beside head and body. No instant of any clock is in here (architecture: freshness
 /// over the hop): ages and remaining lifetimes only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -230,6 +243,17 @@ impl FetchError {
     /// [`FetchError::Refused`] with the status for clients and a reason.
     pub fn refused(status: u16, reason: impl Into<Cow<'static, str>>) -> Self {
         FetchError::Refused { status, reason: reason.into() }
+    }
+}
+
+/// A body of no bytes; a box of it allocates nothing.
+#[derive(Debug, Default)]
+pub struct NoBody;
+
+#[async_trait]
+impl BodyStream for NoBody {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        Ok(None)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::fill::Filling;
 use crate::fleet::{Fleet, Health, Peer};
 use crate::freshness::{Copied, RequestDirectives, Verdict};
 use crate::group::Group;
-use crate::key::GroupId;
+use crate::key::{GroupId, HashedKey};
 use crate::semantics::variant::VaryRule;
 use crate::source::{Ask, Fetched, Method};
 use crate::stats::Counter;
@@ -179,7 +179,7 @@ impl Cache {
     /// The question for each variant of the key that memory holds whole and fresh.
     fn asks_for_fresh(&self, group: &Group, key: &Bytes) -> Vec<Ask> {
         let now = self.now();
-        let Some((slot, _)) = self.store.peek(&crate::key::HashedKey::new(group.id, key)) else { return Vec::new() };
+        let Some((slot, _)) = self.store.peek(&HashedKey::new(group.id, key)) else { return Vec::new() };
         let fresh = slot.entries().filter(|entry| entry.body.is_whole() && entry.freshness.is_fresh(now));
         // A field that varies by everything names nothing that could be asked for.
         let named = fresh.filter(|_| !matches!(slot.rule(), VaryRule::Any));

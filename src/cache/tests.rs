@@ -13,6 +13,7 @@ mod spread;
 mod warm;
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use async_trait::async_trait;
 

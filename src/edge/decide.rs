@@ -211,7 +211,7 @@ fn load(
         forwarded: site.group.forward.forwarded(&fields, credentials),
         authorization: credentials.authorization,
         directives,
-        range: range_asked(wanted.head_only, &fields),
+        range: head.seen.any(Seen::RANGE).then(|| range_asked(wanted.head_only, &fields)).flatten(),
     };
     Decision::Load(Box::new(Load { site: site.clone(), request, wanted, pass }))
 }

@@ -9,7 +9,8 @@ use std::task::Poll;
 
 use parking_lot::Mutex;
 
-use super::response::{FieldRules, HeadWriter, Http1Head};
+use super::head_writer::{HeadWriter, Http1Head};
+use super::response::FieldRules;
 use crate::source::{Interim, InterimSink};
 
 /// What was heard and not yet sent. A flight gives few and small ones, so they are not counted again here.

@@ -18,6 +18,7 @@ pub mod connection;
 pub mod decide;
 pub mod endpoints;
 pub mod h2;
+pub mod head_writer;
 pub mod interim;
 pub mod lane;
 pub mod pass;

@@ -44,7 +44,7 @@ pub enum UpstreamState {
     Failing,
     /// The last probe failed: only when no other server is up.
     Down,
-    /// It failed [`FAILURES_IN_A_ROW`] times in a row: one request in [`TRIAL_INTERVAL`] is let through until one is answered.
+    /// It failed five times in a row: one request a second is let through until one is answered.
     Broken,
 }
 

@@ -15,6 +15,11 @@ pub(super) enum Checksum {
 }
 
 impl Checksum {
+    /// The checksum of a body that is one chunk.
+    pub(super) fn of(body: &[u8]) -> u64 {
+        XxHash3_64::oneshot(body)
+    }
+
     pub(super) fn update(&mut self, chunk: &Bytes) {
         *self = match std::mem::take(self) {
             Checksum::Empty => Checksum::One(chunk.clone()),

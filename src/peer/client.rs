@@ -14,17 +14,17 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::fields::Fields;
-use crate::fleet::{Health, Purpose};
+use crate::fleet::{Begun, Health, Pending, Purpose, Then};
 use crate::membership::damping::{Damping, DampingSettings};
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::dial::Dial;
-use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS};
+use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
 use crate::peer::purges::{decode_reply, encode_notice};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
 use crate::purge::{Notice, Reply};
-use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, Method, Source};
+use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, InterimSink, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,16 +87,13 @@ struct Shared {
     next_line: AtomicUsize,
     stop: watch::Sender<bool>,
     requests: AtomicU64,
-    errors: AtomicU64,
-    buffered_bytes: Arc<AtomicU64>,
+    tallies: Tallies,
     /// Whether there ever was a connection; before, the peer counts as up.
     reached: AtomicBool,
     speaks_go: AtomicBool,
     remote: Mutex<Option<Identity>>,
     /// A connection on which both know the same purges, whether questions go there yet or not.
     greeted: Mutex<Option<Arc<Exchange>>>,
-    /// Moving average of the time that an answer from the peer's memory takes, in microseconds; zero before the first.
-    hit_microseconds: AtomicU64,
 }
 
 /// One connection, present or wanted.
@@ -134,13 +131,11 @@ impl NativePeer {
                 next_line: AtomicUsize::new(0),
                 stop: watch::Sender::new(false),
                 requests: AtomicU64::new(0),
-                errors: AtomicU64::new(0),
-                buffered_bytes: Arc::default(),
+                tallies: Tallies::default(),
                 reached: AtomicBool::new(false),
                 speaks_go: AtomicBool::new(false),
                 remote: Mutex::new(None),
                 greeted: Mutex::new(None),
-                hit_microseconds: AtomicU64::new(0),
             }),
         }
     }
@@ -219,45 +214,29 @@ impl NativePeer {
         answer.ok_or_else(|| FetchError::unreachable("the peer knows no permits"))
     }
 
-    async fn ask(&self, kind: QuestionKind, ask: &Ask, aside: Aside<'_>) -> Result<Option<Fetched>, FetchError> {
+    /// Asks as [`Source::fetch_with`] does; see [`crate::fleet::Peer::begin`].
+    pub fn begin(&self, ask: &Ask, have: EntryId, then: Then) {
         let shared = &self.shared;
-        shared.requests.fetch_add(1, Ordering::Relaxed);
-        let result = self.ask_uncounted(kind, ask, aside).await;
-        if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
-            shared.errors.fetch_add(1, Ordering::Relaxed);
-        }
-        result
+        let line = &shared.lines[shared.next_line()];
+        let exchange = match &*line.state.lock() {
+            LineState::Up(exchange) if !exchange.is_draining() && question_fits(ask) => Some(exchange.clone()),
+            _ => None,
+        };
+        let then = match exchange {
+            Some(exchange) => match exchange.begin(ask, have, shared.node.ring_id(), then) {
+                Ok(()) => {
+                    shared.requests.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                Err(then) => then,
+            },
+            None => then,
+        };
+        then(Begun::Later(Box::new(Unconnected { shared: shared.clone(), ask: ask.clone(), have })));
     }
 
-    async fn ask_uncounted(
-        &self,
-        kind: QuestionKind,
-        ask: &Ask,
-        aside: Aside<'_>,
-    ) -> Result<Option<Fetched>, FetchError> {
-        if !question_fits(ask) {
-            return Err(FetchError::unreachable("the question is too long for a peer"));
-        }
-        let shared = &self.shared;
-        let index = match shared.lines.len() {
-            1 => 0,
-            lines => shared.next_line.fetch_add(1, Ordering::Relaxed) % lines,
-        };
-        let exchange = shared.exchange(index).await?;
-        // Who leaves does nothing more for others, but says what it has, and hears what it must forget.
-        if exchange.is_draining() && !kind.is_for_memory() {
-            return Err(FetchError::unreachable("draining"));
-        }
-        let asked_at = Instant::now();
-        let (ring_id, window) = (shared.node.ring_id(), shared.settings.window_bytes);
-        let question = Question { kind, ask: ask.clone(), have: aside.have, ring_id, window, purges: Bytes::new() };
-        let answer = exchange.ask(question, aside.interims).await;
-        if let Ok(Some(fetched)) = &answer
-            && fetched.hop.as_ref().is_some_and(|hop| hop.hit)
-        {
-            shared.note_hit(asked_at.elapsed());
-        }
-        answer
+    async fn ask(&self, kind: QuestionKind, ask: &Ask, aside: Aside<'_>) -> Result<Option<Fetched>, FetchError> {
+        self.shared.ask(kind, ask, aside).await
     }
 }
 
@@ -268,8 +247,7 @@ impl Source for NativePeer {
     }
 
     async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
-        let answer = self.ask(QuestionKind::Load, ask, aside).await?;
-        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+        self.shared.load(ask, aside).await
     }
 }
 
@@ -295,9 +273,9 @@ impl Peer for NativePeer {
             incarnation: remote.as_ref().map(|remote| remote.incarnation),
             version: remote.map(|remote| remote.software),
             requests: shared.requests.load(Ordering::Relaxed),
-            errors: shared.errors.load(Ordering::Relaxed),
-            buffered_bytes: shared.buffered_bytes.load(Ordering::Relaxed),
-            hit_time: match shared.hit_microseconds.load(Ordering::Relaxed) {
+            errors: shared.tallies.errors.load(Ordering::Relaxed),
+            buffered_bytes: shared.tallies.buffered_bytes.load(Ordering::Relaxed),
+            hit_time: match shared.tallies.hit_microseconds.load(Ordering::Relaxed) {
                 0 => None,
                 microseconds => Some(Duration::from_micros(microseconds)),
             },
@@ -311,7 +289,68 @@ impl Drop for NativePeer {
     }
 }
 
+/// A question for which there is no connection yet.
+struct Unconnected {
+    shared: Arc<Shared>,
+    ask: Ask,
+    have: EntryId,
+}
+
+#[async_trait]
+impl Pending for Unconnected {
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        self.shared.load(&self.ask, Aside { have: self.have, interims }).await
+    }
+}
+
 impl Shared {
+    async fn load(self: &Arc<Self>, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
+        let answer = self.ask(QuestionKind::Load, ask, aside).await?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        kind: QuestionKind,
+        ask: &Ask,
+        aside: Aside<'_>,
+    ) -> Result<Option<Fetched>, FetchError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let result = self.ask_uncounted(kind, ask, aside).await;
+        self.tallies.count(result)
+    }
+
+    async fn ask_uncounted(
+        self: &Arc<Self>,
+        kind: QuestionKind,
+        ask: &Ask,
+        aside: Aside<'_>,
+    ) -> Result<Option<Fetched>, FetchError> {
+        if !question_fits(ask) {
+            return Err(FetchError::unreachable("the question is too long for a peer"));
+        }
+        let exchange = self.exchange(self.next_line()).await?;
+        // Who leaves does nothing more for others, but says what it has, and hears what it must forget.
+        if exchange.is_draining() && !kind.is_for_memory() {
+            return Err(FetchError::unreachable("draining"));
+        }
+        let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
+        exchange
+            .ask(
+                Question { kind, ask: ask.clone(), have: aside.have, ring_id, window, purges: Bytes::new() },
+                aside.interims,
+            )
+            .await
+    }
+
+    /// The connection for the next question.
+    fn next_line(&self) -> usize {
+        match self.lines.len() {
+            1 => 0,
+            lines => self.next_line.fetch_add(1, Ordering::Relaxed) % lines,
+        }
+    }
+
     /// A connection to ask on. Waits for one that is being opened for the first time; never for one that failed before.
     async fn exchange(self: &Arc<Self>, index: usize) -> Result<Arc<Exchange>, FetchError> {
         let line = &self.lines[index];
@@ -456,8 +495,7 @@ impl Shared {
         self.speaks_go.store(false, Ordering::Relaxed);
         *self.remote.lock() = Some(proven.remote.clone());
         let outbox = Outbox::new();
-        let exchange =
-            Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.buffered_bytes.clone());
+        let exchange = Exchange::new(outbox.clone(), &proven.remote, self.settings.window_bytes, self.tallies.clone());
         Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
     }
 
@@ -503,14 +541,6 @@ impl Shared {
             LineState::Up(exchange) => Some(exchange.ring_id()),
             _ => None,
         })
-    }
-
-    fn note_hit(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).clamp(1, HIT_MICROSECONDS_MAX);
-        let before = self.hit_microseconds.load(Ordering::Relaxed);
-        // An eighth of each new one. Two threads at once lose one of their answers, which an average bears.
-        let average = if before == 0 { took } else { (before * 7 + took).div_ceil(8) };
-        self.hit_microseconds.store(average, Ordering::Relaxed);
     }
 
     fn set(&self, index: usize, state: LineState) {
@@ -575,7 +605,5 @@ const RETURN: DampingSettings = DampingSettings {
     most: Duration::from_secs(10),
     forgiven_after: Duration::from_secs(30),
 };
-/// An answer that took longer counts as this long.
-const HIT_MICROSECONDS_MAX: u64 = 60_000_000;
 /// Until a Go peer is asked again whether it has learnt the native protocol.
 const RETRY_GO: Duration = Duration::from_secs(60);

@@ -16,7 +16,10 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::Semaphore;
 
+use crate::peer::checksum::Checksum;
+use crate::peer::protocol::codec::{Beside, KIND_LOAD, encode_ask, encode_end, encode_head};
 use crate::peer::protocol::{FrameReader, Message, encode, encode_data_prefix};
+use crate::source::{Ask, EntryId, Whole};
 
 /// Frames that wait to be written.
 ///
@@ -38,6 +41,18 @@ struct Queue {
     closed: bool,
 }
 
+impl Queue {
+    fn body(&mut self, request: u64, payload: Bytes) {
+        encode_data_prefix(request, payload.len(), &mut self.tail);
+        if payload.len() < COPIED_BELOW_BYTES {
+            self.tail.extend_from_slice(&payload);
+        } else {
+            let prefix = self.tail.split().freeze();
+            self.segments.extend([prefix, payload]);
+        }
+    }
+}
+
 impl Outbox {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Outbox { queue: Mutex::default(), room: Semaphore::new(OUTBOX_BYTES_MAX) })
@@ -47,6 +62,12 @@ impl Outbox {
     /// end from the connection's task.
     pub(super) fn push(&self, request: u64, message: &Message) {
         self.with_queue(|queue| encode(request, message, &mut queue.tail));
+    }
+
+    /// Adds a question that is to be loaded.
+    pub(super) fn push_ask(&self, request: u64, ask: &Ask, have: EntryId, ring_id: u64, window: u32) {
+        let beside = Beside { kind: KIND_LOAD, have, ring_id, window };
+        self.with_queue(|queue| encode_ask(request, ask, &beside, &mut queue.tail));
     }
 
     /// Adds a frame for which `reserved_bytes` were reserved.
@@ -62,14 +83,26 @@ impl Outbox {
     pub(super) fn push_data(&self, request: u64, payload: Bytes) {
         self.with_queue(|queue| {
             queue.reserved_bytes += payload.len();
-            encode_data_prefix(request, payload.len(), &mut queue.tail);
-            if payload.len() < COPIED_BELOW_BYTES {
-                queue.tail.extend_from_slice(&payload);
-            } else {
-                let prefix = queue.tail.split().freeze();
-                queue.segments.extend([prefix, payload]);
-            }
+            queue.body(request, payload);
         });
+    }
+
+    /// Adds a whole answer: head, body in one piece, end. False, and nothing is added, when there is no room now.
+    pub(super) fn push_whole(&self, request: u64, whole: Whole) -> bool {
+        let Whole { status, fields, hop, body } = whole;
+        let bytes = fields.len() + hop.sent.len() + HEAD_BYTES_EXTRA + body.len();
+        let Ok(permit) = self.room.try_acquire_many(bytes.min(OUTBOX_BYTES_MAX) as u32) else { return false };
+        permit.forget();
+        let (length, checksum) = (body.len() as u64, Checksum::of(&body));
+        self.with_queue(|queue| {
+            queue.reserved_bytes += bytes.min(OUTBOX_BYTES_MAX);
+            encode_head(request, status, fields.as_bytes(), Some(length), Some(&hop), &mut queue.tail);
+            if !body.is_empty() {
+                queue.body(request, body);
+            }
+            encode_end(request, length, checksum, &mut queue.tail);
+        });
+        true
     }
 
     /// Waits until `bytes` more may be queued; in the order of asking.
@@ -274,6 +307,8 @@ impl Pump {
 
 /// Reserved bytes that may wait in one outbox. With one connection per peer this is what a peer that does not read costs.
 const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
+/// What a head takes beside its fields, at most.
+pub(super) const HEAD_BYTES_EXTRA: usize = 128;
 /// Guess: a copy of so few bytes costs less than an element of a vectored write.
 const COPIED_BELOW_BYTES: usize = 512;
 /// Room asked for before a read: as much as the socket's own read buffer, which is passed by then.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Poll, Waker};
@@ -12,14 +13,15 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::fleet::{Begun, Pending, Then};
 use crate::peer::checksum::Checksum;
 use crate::peer::connection::{Outbox, Pump};
 use crate::peer::protocol::{
     Envelope, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError, Question, QuestionKind,
 };
-use crate::source::{BodyStream, FetchError, Fetched, Interim, InterimSink, Method};
+use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Interim, InterimSink, Method, NoBody};
 
 /// One proven connection to a peer, as askers share it.
 #[derive(Debug)]
@@ -32,28 +34,80 @@ pub(super) struct Exchange {
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
     stop: Notify,
-    /// Bytes that arrived and were not taken, over all connections to the peer.
-    buffered_bytes: Arc<AtomicU64>,
+    tallies: Tallies,
     window_bytes: u32,
+}
+
+/// What all connections to one peer count together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tallies {
+    /// Bytes of bodies that arrived and were not taken.
+    pub buffered_bytes: Arc<AtomicU64>,
+    /// Questions that were not answered.
+    pub errors: Arc<AtomicU64>,
+    /// How long an answer out of the peer's memory takes, on average; zero before the first.
+    pub hit_microseconds: Arc<AtomicU64>,
+}
+
+impl Tallies {
+    fn note_hit(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).clamp(1, HIT_MICROSECONDS_MAX);
+        let before = self.hit_microseconds.load(Ordering::Relaxed);
+        // An eighth of each new one. Two threads at once lose one of their answers, which an average bears.
+        let average = if before == 0 { took } else { (before * 7 + took).div_ceil(8) };
+        self.hit_microseconds.store(average, Ordering::Relaxed);
+    }
+
+    /// Counts an answer that is none.
+    pub fn count<T>(&self, result: Result<T, FetchError>) -> Result<T, FetchError> {
+        if matches!(result, Err(FetchError::Unreachable(_) | FetchError::Broken(_))) {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
 }
 
 #[derive(Debug, Default)]
 struct Streams {
-    open: HashMap<u64, Arc<Inbound>>,
+    open: HashMap<u64, Open>,
     last_request: u64,
     closed: Option<String>,
 }
 
+/// A question that is open.
+#[derive(Debug)]
+enum Open {
+    /// Nothing has arrived, and nobody waits: whoever reads the first of the answer does what follows.
+    Begun(Waiting),
+    /// Somebody waits.
+    Followed(Arc<Inbound>),
+}
+
+struct Waiting {
+    then: Then,
+    method: Method,
+    asked_at: Instant,
+    quiet_ticks: u32,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Waiting").field("quiet_ticks", &self.quiet_ticks).finish_non_exhaustive()
+    }
+}
+
+/// An answer whose frames came one behind the other, as far as they are read.
+struct Partial {
+    request: u64,
+    head: Box<Head>,
+    body: Option<Bytes>,
+}
+
 impl Exchange {
-    pub(super) fn new(
-        outbox: Arc<Outbox>,
-        remote: &Identity,
-        window_bytes: u32,
-        buffered_bytes: Arc<AtomicU64>,
-    ) -> Arc<Self> {
+    pub(super) fn new(outbox: Arc<Outbox>, remote: &Identity, window_bytes: u32, tallies: Tallies) -> Arc<Self> {
         let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
         let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, buffered_bytes, window_bytes })
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, tallies, window_bytes })
     }
 
     /// Whether the peer is leaving.
@@ -80,46 +134,57 @@ impl Exchange {
     ) -> Result<Option<Fetched>, FetchError> {
         question.window = self.window_bytes;
         let (kind, method) = (question.kind, question.ask.method);
-        let inbound = Arc::new(Inbound::new(self.window_bytes, self.buffered_bytes.clone()));
-        let request = {
-            let mut streams = self.streams.lock();
-            if let Some(reason) = &streams.closed {
-                return Err(FetchError::unreachable(reason.clone()));
-            }
-            streams.last_request += 1;
-            let request = streams.last_request;
-            streams.open.insert(request, inbound.clone());
-            request
-        };
-        let asked = Asked { exchange: self.clone(), inbound, request };
+        let inbound = self.new_inbound();
+        let request = self.open(|| Open::Followed(inbound.clone()))?;
+        let asked = Asked { exchange: self.clone(), inbound, request, asked_at: Instant::now() };
         self.outbox.push(request, &Message::Ask(Box::new(question)));
-        match asked.inbound.head(interims).await {
-            Ok(head) => {
-                // A head that only confirms, or that was all we asked for, has no body whatever it declares.
-                let bodyless = method == Method::Head
-                    || head.hop.as_ref().is_some_and(|hop| hop.not_modified)
-                    || matches!(head.status, 204 | 304);
-                let declared = if bodyless { Some(0) } else { head.content_length };
-                let body = PeerBody { asked, declared, taken: 0, checksum: Checksum::default() };
-                Ok(Some(Fetched {
-                    status: head.status,
-                    fields: head.fields,
-                    content_length: head.content_length,
-                    close_delimited: false,
-                    hop: head.hop,
-                    body: Box::new(body),
-                }))
+        asked.answer(kind, method, interims).await
+    }
+
+    /// Asks for what is to be loaded, without waiting.
+    ///
+    /// # Errors
+    /// The connection is closed; `then` was not called.
+    pub(super) fn begin(&self, ask: &Ask, have: EntryId, ring_id: u64, then: Then) -> Result<(), Then> {
+        let mut then = Some(then);
+        let method = ask.method;
+        let opened = self.open(|| {
+            let then = then.take().unwrap_or_else(|| Box::new(|_| {}));
+            Open::Begun(Waiting { then, method, asked_at: Instant::now(), quiet_ticks: 0 })
+        });
+        match (opened, then) {
+            (Ok(request), _) => {
+                self.outbox.push_ask(request, ask, have, ring_id, self.window_bytes);
+                Ok(())
             }
-            Err(Failure::NotFound) if kind == QuestionKind::Peek => Ok(None),
-            Err(Failure::NotFound) => Err(FetchError::unreachable("the peer answered a load as a peek")),
-            Err(Failure::Draining) => Err(FetchError::unreachable("draining")),
-            Err(Failure::Unreachable(reason)) => Err(FetchError::Unreachable(reason)),
-            Err(Failure::Refused(status, reason)) => Err(FetchError::Refused { status, reason }),
+            (Err(_), Some(then)) => Err(then),
+            (Err(_), None) => Ok(()),
         }
     }
 
+    fn open(&self, open: impl FnOnce() -> Open) -> Result<u64, FetchError> {
+        let mut streams = self.streams.lock();
+        if let Some(reason) = &streams.closed {
+            return Err(FetchError::unreachable(reason.clone()));
+        }
+        streams.last_request += 1;
+        let request = streams.last_request;
+        streams.open.insert(request, open());
+        Ok(request)
+    }
+
+    fn new_inbound(&self) -> Arc<Inbound> {
+        Arc::new(Inbound::new(self.window_bytes, self.tallies.buffered_bytes.clone()))
+    }
+
+    /// Lets the question be followed from here on.
+    fn follow(self: &Arc<Self>, request: u64, waiting: Waiting, inbound: Arc<Inbound>) {
+        let asked = Asked { exchange: self.clone(), inbound, request, asked_at: waiting.asked_at };
+        call(waiting.then, Begun::Later(Box::new(Loading { asked, method: waiting.method })));
+    }
+
     /// Runs the connection until it ends; returns why. Every open question has failed by then.
-    pub(super) async fn run(&self, mut pump: Pump, silence: Duration) -> String {
+    pub(super) async fn run(self: &Arc<Self>, mut pump: Pump, silence: Duration) -> String {
         let reason = self.converse(&mut pump, silence).await;
         self.outbox.close();
         let open = {
@@ -130,13 +195,13 @@ impl Exchange {
         // In the order of asking, so that what follows is the same in every run.
         let mut open: Vec<_> = open.into_iter().collect();
         open.sort_unstable_by_key(|(request, _)| *request);
-        for (_, inbound) in open {
-            inbound.fail(Failure::Unreachable(reason.clone().into()));
+        for (request, open) in open {
+            self.followed(request, open).fail(Failure::Unreachable(reason.clone().into()));
         }
         reason
     }
 
-    async fn converse(&self, pump: &mut Pump, silence: Duration) -> String {
+    async fn converse(self: &Arc<Self>, pump: &mut Pump, silence: Duration) -> String {
         let mut ticks = tokio::time::interval(silence / SILENT_TICKS);
         // After a pause of our own process one tick passes, not all of those missed: the peer's frames are waiting to be read.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -144,16 +209,8 @@ impl Exchange {
         let mut quiet = Quiet::default();
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
-            loop {
-                match pump.reader().next_frame() {
-                    Ok(None) => break,
-                    Ok(Some(envelope)) => {
-                        if let Err(end) = self.dispatch(envelope) {
-                            return self.say_goodbye(pump, end).await;
-                        }
-                    }
-                    Err(error) => return self.say_goodbye(pump, End::Violation(error)).await,
-                }
+            if let Err(end) = self.dispatch_all(pump) {
+                return self.say_goodbye(pump, end).await;
             }
             tokio::select! {
                 biased;
@@ -187,7 +244,86 @@ impl Exchange {
         }
     }
 
-    fn dispatch(&self, envelope: Envelope) -> Result<(), End> {
+    /// Takes every frame that is here. An answer that is here whole is handed out as a whole.
+    fn dispatch_all(self: &Arc<Self>, pump: &mut Pump) -> Result<(), End> {
+        let mut partial: Option<Partial> = None;
+        loop {
+            let next = pump.reader().next_frame();
+            let (request, message) = match next {
+                Ok(Some(Envelope { request, message })) => (request, message),
+                Ok(None) => return self.dispatch_partial(partial.take()),
+                Err(error) => {
+                    self.dispatch_partial(partial.take())?;
+                    return Err(End::Violation(error));
+                }
+            };
+            match (message, partial.as_mut().filter(|partial| partial.request == request)) {
+                (Message::Data(payload), Some(partial)) if partial.body.is_none() => partial.body = Some(payload),
+                (Message::End { length, checksum }, Some(_)) => {
+                    if let Some(partial) = partial.take() {
+                        self.dispatch_whole(partial, length, checksum)?;
+                    }
+                }
+                (message, _) => {
+                    self.dispatch_partial(partial.take())?;
+                    match message {
+                        Message::Head(head) => partial = Some(Partial { request, head, body: None }),
+                        message => self.dispatch(Envelope { request, message })?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn dispatch_partial(self: &Arc<Self>, partial: Option<Partial>) -> Result<(), End> {
+        let Some(Partial { request, head, body }) = partial else { return Ok(()) };
+        self.dispatch(Envelope { request, message: Message::Head(head) })?;
+        match body {
+            Some(payload) => self.dispatch(Envelope { request, message: Message::Data(payload) }),
+            None => Ok(()),
+        }
+    }
+
+    fn dispatch_whole(self: &Arc<Self>, partial: Partial, length: u64, checksum: u64) -> Result<(), End> {
+        let request = partial.request;
+        let body = partial.body.as_deref().unwrap_or_default();
+        let as_said = length == body.len() as u64
+            && partial.head.content_length == Some(length)
+            && body.len() <= self.window_bytes as usize
+            && !has_no_body(Method::Get, &partial.head);
+        let waiting = {
+            let mut streams = self.streams.lock();
+            match streams.open.remove(&request) {
+                Some(Open::Begun(waiting)) if as_said && waiting.method == Method::Get => Some(waiting),
+                Some(open) => {
+                    streams.open.insert(request, open);
+                    None
+                }
+                None => return Ok(()),
+            }
+        };
+        let body = match waiting {
+            Some(waiting) if Checksum::of(body) == checksum => {
+                self.closed();
+                if partial.head.hop.as_ref().is_some_and(|hop| hop.hit) {
+                    self.tallies.note_hit(waiting.asked_at.elapsed());
+                }
+                let body = partial.body.unwrap_or_default();
+                call(waiting.then, Begun::Whole(fetched(*partial.head, Box::new(NoBody)), body));
+                return Ok(());
+            }
+            // The reader of the body finds the same out once more, and says so.
+            Some(waiting) => {
+                self.streams.lock().open.insert(request, Open::Begun(waiting));
+                partial.body
+            }
+            None => partial.body,
+        };
+        self.dispatch_partial(Some(Partial { request, head: partial.head, body }))?;
+        self.dispatch(Envelope { request, message: Message::End { length, checksum } })
+    }
+
+    fn dispatch(self: &Arc<Self>, envelope: Envelope) -> Result<(), End> {
         let Envelope { request, message } = envelope;
         let violation = |what| Err(End::Violation(ProtocolError::Malformed(what)));
         match message {
@@ -252,24 +388,18 @@ impl Exchange {
     }
 
     /// One tick has passed. Gives up the questions without a sign of life; returns whether the whole connection is dead.
-    fn is_silent(&self, quiet: &mut Quiet) -> bool {
+    fn is_silent(self: &Arc<Self>, quiet: &mut Quiet) -> bool {
         let mut silent = Vec::new();
         let idle = {
             let mut streams = self.streams.lock();
-            streams.open.retain(|&request, inbound| {
-                let keep = inbound.tick() < SILENT_TICKS;
-                if !keep {
-                    silent.push((request, inbound.clone()));
-                }
-                keep
-            });
+            silent.extend(streams.open.extract_if(|_, open| open.tick() >= SILENT_TICKS));
             streams.open.is_empty() && silent.is_empty()
         };
         // In the order of asking, so that what follows is the same in every run.
         silent.sort_unstable_by_key(|(request, _)| *request);
-        for (request, inbound) in silent {
+        for (request, open) in silent {
             self.outbox.push(request, &Message::Cancel);
-            inbound.fail(Failure::Unreachable(SILENT.into()));
+            self.followed(request, open).fail(Failure::Unreachable(SILENT.into()));
         }
         quiet.ticks += 1;
         match quiet.pinged_at {
@@ -285,21 +415,81 @@ impl Exchange {
         }
     }
 
-    fn finish(&self, request: u64, end: Result<(u64, u64), FetchError>) -> bool {
+    fn finish(self: &Arc<Self>, request: u64, end: Result<(u64, u64), FetchError>) -> bool {
         self.close(request).is_none_or(|inbound| inbound.finish(end))
     }
 
-    fn inbound(&self, request: u64) -> Option<Arc<Inbound>> {
-        self.streams.lock().open.get(&request).cloned()
+    fn inbound(self: &Arc<Self>, request: u64) -> Option<Arc<Inbound>> {
+        let (waiting, inbound) = {
+            let mut streams = self.streams.lock();
+            match streams.open.get_mut(&request)? {
+                Open::Followed(inbound) => return Some(inbound.clone()),
+                open => {
+                    let inbound = self.new_inbound();
+                    (std::mem::replace(open, Open::Followed(inbound.clone())), inbound)
+                }
+            }
+        };
+        if let Open::Begun(waiting) = waiting {
+            self.follow(request, waiting, inbound.clone());
+        }
+        Some(inbound)
     }
 
-    fn close(&self, request: u64) -> Option<Arc<Inbound>> {
-        let inbound = self.streams.lock().open.remove(&request);
+    fn close(self: &Arc<Self>, request: u64) -> Option<Arc<Inbound>> {
+        let open = self.streams.lock().open.remove(&request);
+        self.closed();
+        Some(self.followed(request, open?))
+    }
+
+    /// A question was closed.
+    fn closed(&self) {
         if self.stopping.load(Ordering::SeqCst) {
             self.stop.notify_one();
         }
-        inbound
     }
+
+    /// What is followed of a question that is no longer open.
+    fn followed(self: &Arc<Self>, request: u64, open: Open) -> Arc<Inbound> {
+        match open {
+            Open::Followed(inbound) => inbound,
+            Open::Begun(waiting) => {
+                let inbound = self.new_inbound();
+                self.follow(request, waiting, inbound.clone());
+                inbound
+            }
+        }
+    }
+}
+
+impl Open {
+    /// Counts the ticks without a sign of life.
+    fn tick(&mut self) -> u32 {
+        match self {
+            Open::Followed(inbound) => inbound.tick(),
+            Open::Begun(waiting) => {
+                waiting.quiet_ticks += 1;
+                waiting.quiet_ticks
+            }
+        }
+    }
+}
+
+/// Somebody else's work on the connection's task: its panic is not the connection's end.
+fn call(then: Then, begun: Begun) {
+    if catch_unwind(AssertUnwindSafe(|| then(begun))).is_err() {
+        tracing::error!("what was to be done with a peer's answer panicked");
+    }
+}
+
+/// A head that only confirms, or that was all we asked for, has no body whatever it declares.
+fn has_no_body(method: Method, head: &Head) -> bool {
+    method == Method::Head || head.hop.as_ref().is_some_and(|hop| hop.not_modified) || matches!(head.status, 204 | 304)
+}
+
+fn fetched(head: Head, body: Box<dyn BodyStream>) -> Fetched {
+    let Head { status, fields, content_length, hop } = head;
+    Fetched { status, fields, content_length, close_delimited: false, hop, body }
 }
 
 /// How long nothing at all has arrived.
@@ -319,6 +509,48 @@ struct Asked {
     exchange: Arc<Exchange>,
     inbound: Arc<Inbound>,
     request: u64,
+    asked_at: Instant,
+}
+
+impl Asked {
+    /// Waits for the head; `None` only for a peek.
+    async fn answer(
+        self,
+        kind: QuestionKind,
+        method: Method,
+        interims: &dyn InterimSink,
+    ) -> Result<Option<Fetched>, FetchError> {
+        match self.inbound.head(interims).await {
+            Ok(head) => {
+                if head.hop.as_ref().is_some_and(|hop| hop.hit) {
+                    self.exchange.tallies.note_hit(self.asked_at.elapsed());
+                }
+                let declared = if has_no_body(method, &head) { Some(0) } else { head.content_length };
+                let body = PeerBody { asked: self, declared, taken: 0, checksum: Checksum::default() };
+                Ok(Some(fetched(head, Box::new(body))))
+            }
+            Err(Failure::NotFound) if kind == QuestionKind::Peek => Ok(None),
+            Err(Failure::NotFound) => Err(FetchError::unreachable("the peer answered a load as a peek")),
+            Err(Failure::Draining) => Err(FetchError::unreachable("draining")),
+            Err(Failure::Unreachable(reason)) => Err(FetchError::Unreachable(reason)),
+            Err(Failure::Refused(status, reason)) => Err(FetchError::Refused { status, reason }),
+        }
+    }
+}
+
+/// A question that was begun without anybody who waits.
+struct Loading {
+    asked: Asked,
+    method: Method,
+}
+
+#[async_trait]
+impl Pending for Loading {
+    async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
+        let tallies = self.asked.exchange.tallies.clone();
+        let answer = tallies.count(self.asked.answer(QuestionKind::Load, self.method, interims).await)?;
+        answer.ok_or_else(|| FetchError::unreachable("the peer answered a load as a peek"))
+    }
 }
 
 impl Drop for Asked {
@@ -592,3 +824,5 @@ const BUSY_PING_TICKS: u32 = 1;
 const IDLE_PING_TICKS: u32 = 4;
 const COPIED_WHEN_WAITING_BELOW_BYTES: usize = 16 * 1024;
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(100);
+/// An answer that took longer counts as this long.
+const HIT_MICROSECONDS_MAX: u64 = 60_000_000;

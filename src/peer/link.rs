@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, Health, PurgeFailure, Purpose};
+use crate::fleet::{self, Begun, Health, PurgeFailure, Purpose, Then, Unasked};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
@@ -89,6 +89,13 @@ impl Peer for PeerLink {
 
 #[async_trait]
 impl fleet::Peer for PeerLink {
+    fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
+        if self.go.is_none() {
+            return self.native.begin(ask, have, then);
+        }
+        then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
+    }
+
     async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         match self.go_peer() {
             Some(go) => purge_of_go(go, notice).await,

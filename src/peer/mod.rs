@@ -58,7 +58,7 @@ use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
 use crate::purge::{Notice, Reply};
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
@@ -76,6 +76,13 @@ pub trait Owner: Send + Sync {
         context: AskContext,
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError>;
+
+    /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
+    /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        let _ = (ask, context);
+        None
+    }
 
     /// Answers from memory alone, or not.
     ///

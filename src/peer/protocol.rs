@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::fields::Fields;
 use crate::freshness::{HopFreshness, LifetimeSource, StalePermission};
@@ -22,6 +21,10 @@ mod wire {
     #![allow(missing_docs, clippy::all)]
     include!(concat!(env!("OUT_DIR"), "/groupcache_proxy.peer.v1.rs"));
 }
+
+/// The same for the frames of a hit, by hand.
+#[path = "codec.rs"]
+pub(super) mod codec;
 
 /// A message, and the question it belongs to (zero: the connection itself).
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +126,18 @@ pub struct Question {
     pub window: u32,
     /// Of [`QuestionKind::Purge`]: what `proto/purge.proto` says.
     pub purges: Bytes,
+}
+
+impl Question {
+    /// What goes beside the [`Ask`].
+    pub(super) fn beside(&self) -> codec::Beside {
+        codec::Beside {
+            kind: kind_to_wire(self.kind) as u8,
+            have: self.have,
+            ring_id: self.ring_id,
+            window: self.window,
+        }
+    }
 }
 
 impl PartialEq for Question {
@@ -289,6 +304,9 @@ impl FrameReader {
         if self.buffer.len() - LENGTH_BYTES < length {
             return Ok(None);
         }
+        if let Some((request, kind)) = codec::take(&mut self.buffer, LENGTH_BYTES + length) {
+            return Ok(Some(Envelope { request, message: check(kind, &mut self.group)? }));
+        }
         let mut frame = self.buffer.split_to(LENGTH_BYTES + length).freeze();
         let frame =
             wire::Frame::decode(frame.split_off(LENGTH_BYTES)).map_err(|_| ProtocolError::Malformed("protobuf"))?;
@@ -307,6 +325,20 @@ impl FrameReader {
 
 /// Appends a frame to `out`. Bodies go by [`encode_data_prefix`] instead, so that they are not copied.
 pub fn encode(request: u64, message: &Message, out: &mut BytesMut) {
+    match message {
+        Message::Ask(question) if question.purges.is_empty() => {
+            codec::encode_ask(request, &question.ask, &question.beside(), out);
+        }
+        Message::Head(head) => {
+            let (fields, hop) = (head.fields.as_bytes(), head.hop.as_ref());
+            codec::encode_head(request, head.status, fields, head.content_length, hop, out);
+        }
+        Message::End { length, checksum } => codec::encode_end(request, *length, *checksum, out),
+        message => encode_generated(request, message, out),
+    }
+}
+
+fn encode_generated(request: u64, message: &Message, out: &mut BytesMut) {
     let frame = wire::Frame { request, kind: to_wire(message) };
     let start = out.len();
     out.reserve(LENGTH_BYTES + 64);
@@ -320,18 +352,7 @@ pub fn encode(request: u64, message: &Message, out: &mut BytesMut) {
 
 /// Appends everything of a `Data` frame but the payload, which must follow on the wire.
 pub fn encode_data_prefix(request: u64, payload_bytes: usize, out: &mut BytesMut) {
-    let payload = payload_bytes as u64;
-    let data = key_len(PAYLOAD_TAG) + encoded_len_varint(payload) + payload_bytes;
-    let frame =
-        key_len(REQUEST_TAG) + encoded_len_varint(request) + key_len(DATA_TAG) + encoded_len_varint(data as u64) + data;
-    out.reserve(LENGTH_BYTES + 32);
-    out.put_u32(frame as u32);
-    encode_key(REQUEST_TAG, WireType::Varint, out);
-    encode_varint(request, out);
-    encode_key(DATA_TAG, WireType::LengthDelimited, out);
-    encode_varint(data as u64, out);
-    encode_key(PAYLOAD_TAG, WireType::LengthDelimited, out);
-    encode_varint(payload, out);
+    codec::encode_data_prefix(request, payload_bytes, out);
 }
 
 /// Whether the question is within the limits that the other end will check.
@@ -409,15 +430,7 @@ fn to_wire(message: &Message) -> Option<wire::frame::Kind> {
 fn ask_to_wire(question: &Question) -> wire::Ask {
     let ask = &question.ask;
     wire::Ask {
-        kind: match question.kind {
-            QuestionKind::Load => wire::ask::Kind::Load,
-            QuestionKind::Peek => wire::ask::Kind::Peek,
-            QuestionKind::Purge => wire::ask::Kind::Purge,
-            QuestionKind::Offer => wire::ask::Kind::Offer,
-            QuestionKind::Permit => wire::ask::Kind::Permit,
-            QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
-        }
-        .into(),
+        kind: kind_to_wire(question.kind).into(),
         method: match ask.method {
             Method::Get => wire::ask::Method::Get,
             Method::Head => wire::ask::Method::Head,
@@ -436,6 +449,17 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
     }
 }
 
+fn kind_to_wire(kind: QuestionKind) -> wire::ask::Kind {
+    match kind {
+        QuestionKind::Load => wire::ask::Kind::Load,
+        QuestionKind::Peek => wire::ask::Kind::Peek,
+        QuestionKind::Purge => wire::ask::Kind::Purge,
+        QuestionKind::Offer => wire::ask::Kind::Offer,
+        QuestionKind::Permit => wire::ask::Kind::Permit,
+        QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
+    }
+}
+
 fn hop_to_wire(hop: &Hop) -> wire::Hop {
     let freshness = &hop.freshness;
     wire::Hop {
@@ -444,12 +468,7 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         stale_while_revalidate: freshness.stale_while_revalidate,
         stale_if_error: freshness.stale_if_error,
         lifetime_source: u32::from(freshness.source.code()),
-        stale: match freshness.stale {
-            StalePermission::Free => wire::hop::StalePermission::Free,
-            StalePermission::OnlyByResponse => wire::hop::StalePermission::OnlyByResponse,
-            StalePermission::Never => wire::hop::StalePermission::Never,
-        }
-        .into(),
+        stale: stale_to_wire(freshness.stale).into(),
         no_cache: freshness.no_cache,
         immutable: freshness.immutable,
         shareable: hop.shareable,
@@ -467,6 +486,14 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         tags: Bytes::copy_from_slice(hop.tags.text()),
         tags_too_many: hop.tags.are_too_many(),
         stamp: hop.stamp.as_ref().map(stamp_to_wire).unwrap_or_default(),
+    }
+}
+
+fn stale_to_wire(stale: StalePermission) -> wire::hop::StalePermission {
+    match stale {
+        StalePermission::Free => wire::hop::StalePermission::Free,
+        StalePermission::OnlyByResponse => wire::hop::StalePermission::OnlyByResponse,
+        StalePermission::Never => wire::hop::StalePermission::Never,
     }
 }
 
@@ -678,9 +705,6 @@ pub const WINDOW_BYTES_MAX: u32 = 16 * 1024 * 1024;
 pub const DATA_BYTES_MAX: usize = 64 * 1024;
 
 const LENGTH_BYTES: usize = 4;
-const REQUEST_TAG: u32 = 1;
-const DATA_TAG: u32 = 6;
-const PAYLOAD_TAG: u32 = 1;
 
 #[cfg(test)]
 #[path = "protocol_tests.rs"]

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::checksum::Checksum;
-use crate::peer::connection::{Closed, Outbox, Pump};
+use crate::peer::connection::{Closed, HEAD_BYTES_EXTRA, Outbox, Pump};
 use crate::peer::handshake::{HandshakeError, answer_upgrade, is_upgrade};
 use crate::peer::protocol::{
     DATA_BYTES_MAX, Envelope, FIELDS_BYTES_MAX, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError,
@@ -244,7 +244,7 @@ impl PeerServer {
                     self.counters.rejects.increment("too_many_questions");
                     let failure = Failure::Refused(503, "too many requests between peers".into());
                     conversation.outbox.push(request, &Message::Failure(failure));
-                } else {
+                } else if !self.answer_at_once(conversation, request, &question) {
                     self.start(conversation, request, *question);
                 }
             }
@@ -277,6 +277,24 @@ impl PeerServer {
             | Message::Failure(_) => return Err(self.violation(ProtocolError::Malformed("unexpected message"))),
         }
         Ok(())
+    }
+
+    /// Answers out of memory what needs neither a future nor credit; false when that cannot be.
+    fn answer_at_once(&self, conversation: &Conversation, request: u64, question: &Question) -> bool {
+        if question.kind != QuestionKind::Load {
+            return false;
+        }
+        let context =
+            AskContext { ring_id: question.ring_id, asker: conversation.remote.incarnation, have: question.have };
+        // Who panics here does so again where it is counted.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.owner.at_once(&question.ask, &context))).unwrap_or_default();
+        answer.is_some_and(|whole| {
+            let bytes_max = DATA_BYTES_MAX.min(question.window as usize);
+            let fits = whole.body.len() <= bytes_max
+                && whole.fields.len().max(whole.hop.sent.len()) <= FIELDS_BYTES_MAX
+                && (200..=599).contains(&whole.status);
+            fits && conversation.outbox.push_whole(request, whole)
+        })
     }
 
     /// Answers at once what can be answered at once, and in a task of its own what cannot. The answer is tried here first
@@ -630,5 +648,3 @@ fn sign_interval(remote: &Identity) -> Duration {
 const UPGRADE_BYTES_MAX: usize = 2048;
 const TICK: Duration = Duration::from_secs(1);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(100);
-/// What a head takes beside its fields, at most.
-const HEAD_BYTES_EXTRA: usize = 128;

@@ -15,8 +15,8 @@
 //! 5. A request keeps what was applied when it came ([`Log::applied`]): every purge acknowledged before is in it. It may have
 //!    whatever no *such* purge matches; what came later may overtake it, because nothing was acknowledged when it asked.
 //! 6. Over the hop the stamp travels with the head. When the owner's stamp lacks a purge that this node had when it asked,
-//!    the flight closes and asks once more. If the second answer lacks it too, the owner had not applied the purge when it
-//!    took the second question, hence it was not acknowledged then; all who are on board asked before that, and may have it.
+//!    the flight closes and asks once more, while the owner is told. If the second answer lacks it too, this node loads
+//!    itself: whoever accepted the purge may not count the owner as a member, and then waited for this node alone.
 //! 7. The log is bounded in time, number and bytes. What it drops is remembered as a vector: who lacks that starts empty.
 
 mod log;

@@ -97,11 +97,15 @@ impl<'a> Validators<'a> {
     ///
     /// A `Date` that the proxy itself adds must not be there yet: it was set by another clock than `Last-Modified`.
     pub fn of(response: &'a Fields, received_wall_seconds: i64) -> Self {
-        let last_modified_seconds = only_value(response, "last-modified").and_then(parse_http_date);
-        let date_seconds = only_value(response, "date").and_then(parse_http_date);
+        Self::read(only_values(response), received_wall_seconds)
+    }
+
+    fn read([entity_tag, last_modified, date]: [Option<&'a [u8]>; 3], received_wall_seconds: i64) -> Self {
+        let last_modified_seconds = last_modified.and_then(parse_http_date);
+        let date_seconds = date.and_then(parse_http_date);
         let is_younger_than_change = |date: i64| last_modified_seconds.is_some_and(|modified| modified < date);
         Validators {
-            entity_tag: only_value(response, "etag").and_then(EntityTag::parse),
+            entity_tag: entity_tag.and_then(EntityTag::parse),
             last_modified_seconds,
             last_modified_is_strong: date_seconds.is_some_and(is_younger_than_change),
             date_seconds: date_seconds.unwrap_or(received_wall_seconds),
@@ -148,10 +152,11 @@ pub struct StoredValidators {
 impl StoredValidators {
     /// Prepares the validators of a response when its entry is made; see [`Validators::of`].
     pub fn of(response: &Fields, received_wall_seconds: i64) -> Self {
-        let validators = Validators::of(response, received_wall_seconds);
+        let values = only_values(response);
+        let validators = Validators::read(values, received_wall_seconds);
         let (entity_tag_start, entity_tag_length) = validators
             .entity_tag
-            .and_then(|_| only_value(response, "etag"))
+            .and(values[0])
             .and_then(|value| {
                 let start = (value.as_ptr() as usize).checked_sub(response.as_bytes().as_ptr() as usize)?;
                 Some((u32::try_from(start).ok()?, u16::try_from(value.len()).ok()?))
@@ -187,6 +192,26 @@ impl StoredValidators {
             date_seconds: self.date_seconds,
         }
     }
+}
+
+/// The values of `ETag`, `Last-Modified` and `Date` as by [`only_value`], in one pass.
+fn only_values(response: &Fields) -> [Option<&[u8]>; 3] {
+    let mut found: [Option<&[u8]>; 3] = [None; 3];
+    let mut contradicts = [false; 3];
+    for (name, value) in response.lines() {
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        let index = match name.len() {
+            4 if is("etag") => 0,
+            13 if is("last-modified") => 1,
+            4 if is("date") => 2,
+            _ => continue,
+        };
+        contradicts[index] |= *found[index].get_or_insert(value) != value;
+    }
+    for (value, contradicts) in found.iter_mut().zip(contradicts) {
+        *value = value.filter(|_| !contradicts);
+    }
+    found
 }
 
 /// The value of a field that may come only once; `None` also when it comes twice with different values.

@@ -12,12 +12,13 @@ use crate::cache::{Cache, Request};
 use crate::edge::endpoints::UpgradedConnection;
 use crate::fields::Fields;
 use crate::fleet::Purpose;
+use crate::group::Group;
 use crate::peer::server::PeerServer;
 use crate::peer::{AskContext, KnowsPurges, LocalNode, Owner};
 use crate::purge::{Notice, Reply};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method};
+use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method, Whole};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -27,6 +28,17 @@ pub struct CacheOwner {
     pub groups: Arc<ArcSwap<Groups>>,
     /// This node's view of the ring.
     pub local: Arc<LocalNode>,
+}
+
+impl CacheOwner {
+    /// A question by another ring is answered all the same, and never passed on; but while rings differ a key is loaded once for
+    /// each owner.
+    fn count_disagreement(&self, group: &Group, key: &[u8], context: &AskContext) {
+        let other_ring = ![0, self.local.ring_id()].contains(&context.ring_id);
+        if other_ring && !self.cache.owns(key) {
+            group.stats.ring_disagreements.increment();
+        }
+    }
 }
 
 #[async_trait]
@@ -45,13 +57,18 @@ impl Owner for CacheOwner {
         if group.keys.target_of(&ask.key).is_none() {
             return Err(FetchError::refused(502, "not a key of this group"));
         }
-        // It is answered all the same, and never passed on; but while rings differ a key is loaded once for each owner.
-        let other_ring = ![0, self.local.ring_id()].contains(&context.ring_id);
-        if other_ring && !self.cache.owns(&ask.key) {
-            group.stats.ring_disagreements.increment();
-        }
+        self.count_disagreement(&group, &ask.key, &context);
         let request = Request::from_ask(&group, &ask);
         self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
+    }
+
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        // Nothing is asked of the origin, so what the target says does not matter.
+        let groups = self.groups.load();
+        let group = groups.find(&ask.group)?;
+        let answer = self.cache.find_for_peer(group, ask, context.have)?;
+        self.count_disagreement(group, &ask.key, context);
+        Some(answer)
     }
 
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {

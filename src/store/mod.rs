@@ -289,6 +289,23 @@ impl<V: Stored> Store<V> {
         Some((value, role))
     }
 
+    /// As [`find`](Self::find), if `wanted` makes something of the value; otherwise nobody notices, as with
+    /// [`peek`](Self::peek). A lock is held meanwhile.
+    #[inline]
+    pub fn find_if<T>(&self, key: &HashedKey<'_>, wanted: impl FnOnce(&V, Role) -> Option<T>) -> Option<T> {
+        let shard = self.index.read(key.hash());
+        let slot = shard.find(key)?;
+        let found = wanted(&slot.value, slot.role)?;
+        slot.touch();
+        let (role, node) = (slot.role, slot.node);
+        drop(shard);
+        self.lookups.count(key, role as usize);
+        if self.lru.load(Ordering::Relaxed) {
+            self.touch_in_order(key, node);
+        }
+        Some(found)
+    }
+
     /// As [`find`](Self::find), but nobody notices: nothing is counted and the order stays.
     pub fn peek(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
         self.index.read(key.hash()).find(key).map(|slot| (Arc::clone(&slot.value), slot.role))

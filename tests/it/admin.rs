@@ -94,7 +94,7 @@ async fn statistics_have_the_documented_names_and_add_up() {
     assert_eq!(
         names(group),
         "cache_hits client gets hot interims interims_dropped loads loads_collapsed loads_deduped local_load_errs local_loads main miss_reasons \
-         not_stored origins peer_errors peer_loads server_requests"
+         not_stored origins peek_hits peeks peer_errors peer_loads ring_disagreements server_requests"
     );
     assert_eq!(names(&group["client"]), "bytes error hit hit_ratio_1m miss pass requests revalidated stale");
     assert_eq!(names(&group["main"]), "bytes evictions gets hits items");

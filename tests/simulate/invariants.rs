@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::clients;
 use crate::node::Node;
 use crate::origin::{Ended, Fetch, Kind, SHORT_LIFETIME, text};
+use crate::script::PATIENCE;
 use crate::trace::event;
 use crate::world::{Fault, FaultKind, Purge, World};
 
@@ -118,7 +119,7 @@ fn by_each_node(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge])
         let Some(before) = last.insert(fetch.incarnation, fetch) else { continue };
         let whole = matches!(before.ended, None | Some((_, Ended::Whole)));
         let fresh = Kind::of(key) != Kind::Short || fetch.begun < before.begun + SHORT_LIFETIME * 9 / 10;
-        if whole && fresh && !purged_between(purges, key, before.begun, fetch.begun) {
+        if whole && fresh && !purged_between(purges, key, before.begun, fetch.begun, world.limited) {
             let detail = format!("node {} asked twice for {}", fetch.node, text(key));
             world.trace.broken("a node loads once", detail);
         }
@@ -150,14 +151,16 @@ fn by_the_fleet(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge],
     }
 }
 
-fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant) -> bool {
+/// With a limit for the origin, a fill from before a purge may wait long for its turn there.
+fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, limited: bool) -> bool {
     purges.iter().any(|purge| {
-        purge.key == *key && purge.begun <= to && purge.acknowledged.is_none_or(|at| at + PURGE_LAG >= from)
+        let lag = PURGE_LAG + if limited { PATIENCE } else { Duration::ZERO };
+        purge.key == *key && purge.begun <= to && purge.acknowledged.is_none_or(|at| at + lag >= from)
     })
 }
 
-/// An invalidation goes on when its client is not made to wait any longer.
-const PURGE_LAG: Duration = Duration::from_secs(5);
+/// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
+const PURGE_LAG: Duration = Duration::from_secs(15);
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// Fills that nobody reads end after a second; a few may follow one another.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);

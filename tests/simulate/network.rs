@@ -291,7 +291,10 @@ async fn carry(
                 return std::future::pending().await;
             }
             if writes.write_all(&piece).await.is_err() {
-                return;
+                // A socket that is closed answers what still comes with a reset, which ends both directions.
+                network.passable(to, from).await;
+                connection.end();
+                return std::future::pending().await;
             }
         }
         network.passable(from, to).await;

@@ -97,6 +97,7 @@ struct State {
     versions: BTreeMap<Bytes, Vec<(Instant, u64)>>,
     fetches: Vec<Fetch>,
     failing: bool,
+    healed: bool,
     /// When the origin last did not answer as it should.
     last_trouble: Option<Instant>,
     /// The questions that are there, with the lives that asked.
@@ -157,6 +158,16 @@ impl Origin {
             state.last_trouble = Some(Instant::now());
         }
         state.failing = failing;
+    }
+
+    /// From now on it answers everything, and soon.
+    pub fn heal(&self) {
+        self.set_failing(false);
+        self.state.lock().healed = true;
+    }
+
+    fn is_healed(&self) -> bool {
+        self.state.lock().healed
     }
 
     /// When the origin last did not answer as it should; now, while it does not.
@@ -230,14 +241,14 @@ impl Source for OriginOf {
         network.running(self.node).await;
         let mut record = Record::begin(self, &ask.key, begun);
         let (random, manners) = (&origin.random, &origin.manners);
-        let slow = random.percent(manners.slow_percent);
+        let slow = random.percent(manners.slow_percent) && !origin.is_healed();
         let there = Duration::from_millis(random.number(manners.head_milliseconds.clone()) / 2);
         if !there.is_zero() {
             tokio::time::sleep(there).await;
         }
         random.jostle(3).await;
         let cut_off = !network.passes(self.node, ORIGIN) && !network.is_paused(self.node);
-        if origin.state.lock().failing || cut_off || random.percent(manners.fail_percent) {
+        if origin.state.lock().failing || cut_off || (random.percent(manners.fail_percent) && !origin.is_healed()) {
             origin.trouble();
             record.end(Ended::Failed);
             network.running(self.node).await;
@@ -278,7 +289,8 @@ impl Source for OriginOf {
             record.end(Ended::Whole);
             return Ok(fetched);
         }
-        let breaks_at = random.percent(manners.break_percent).then(|| random.index(body.len()));
+        let breaks = random.percent(manners.break_percent) && !origin.is_healed();
+        let breaks_at = breaks.then(|| random.index(body.len()));
         fetched.body = Box::new(OriginBody { rest: body, breaks_at, record, taken: 0 });
         Ok(fetched)
     }

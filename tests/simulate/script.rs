@@ -346,15 +346,15 @@ impl Script {
             return;
         }
         world.network.heal();
-        world.origin.set_failing(false);
+        world.origin.heal();
         invariants::healed(&world, &self.keys).await;
         invariants::quiescent(&world).await;
         invariants::loads(&world, self.weather.loads());
     }
 }
 
-/// After so long a node that was away is connected again.
-const RECONNECTED: Duration = Duration::from_secs(3);
+/// After so long a node that was away is connected again, also one that came and went often and was watched for a while.
+const RECONNECTED: Duration = Duration::from_secs(13);
 /// How long a request may wait for its turn at the origin.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;

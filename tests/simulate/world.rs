@@ -25,6 +25,8 @@ pub struct World {
     pub origin: Arc<Origin>,
     pub random: Random,
     pub journal: Arc<Journal>,
+    /// Whether the origin has a limit.
+    pub limited: bool,
     common: Common,
     nodes: Mutex<Vec<Option<Arc<Node>>>>,
     views: Mutex<Vec<Vec<Place>>>,
@@ -124,6 +126,7 @@ impl World {
             origin,
             random: Random::new(seed, "script"),
             journal,
+            limited: common.limit.is_some(),
             common,
             nodes: Mutex::new(vec![None; nodes]),
             views: Mutex::new(vec![everybody; nodes]),

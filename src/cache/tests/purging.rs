@@ -158,10 +158,10 @@ fn ask(node: &Arc<Node>, key: &'static str) -> tokio::task::JoinHandle<String> {
     tokio::spawn(async move { node.ask(key).await })
 }
 
-/// The owner has not heard of a purge that the asking node has applied: nobody keeps its answer, nobody waits for the purge, and
-/// when it has heard, nothing old is left anywhere.
+/// The owner has not heard of a purge that the asking node has applied: its answers go to nobody who asks this node, nobody
+/// waits for the purge, and when the owner has heard, nothing old is left anywhere.
 #[tokio::test(start_paused = true)]
-async fn an_owner_that_lags_behind_is_believed_by_those_who_ask_now_and_by_nobody_later() {
+async fn an_owner_that_lags_behind_is_not_believed() {
     for target in [key("a"), prefix("a"), all(), tag("t")] {
         let fleet = TestFleet::new(3);
         fleet.origin.on("/a", Script::status(200, &[FRESH, ("xkey", "t")], "old"));
@@ -174,12 +174,14 @@ async fn an_owner_that_lags_behind_is_believed_by_those_who_ask_now_and_by_nobod
         let state = |index: usize| receipt.nodes.iter().find(|node| node.url == index.to_string()).unwrap().state;
         assert_eq!([state(owner), state(others[1])], [NodeState::Unreachable, NodeState::Confirmed]);
         assert_eq!(fleet.nodes[others[0]].cache.purges_accepted(), (1, 1));
-        for _ in 0..6 {
+        for round in 0..3 {
             for &node in &others {
-                assert_eq!(fleet.nodes[node].ask("a").await, "miss 200 old", "{target:?}: not acknowledged yet");
+                // It need not be a member in the eyes of whoever purged, and then this is acknowledged.
+                let answer = fleet.nodes[node].ask("a").await;
+                assert!(answer.ends_with(" 200 new"), "{target:?} {round}: {answer}");
             }
         }
-        assert_eq!(fleet.places("a").matches('-').count(), 2, "and not kept");
+        assert_eq!(fleet.nodes[owner].ask("a").await, "hit 200 old", "{target:?}");
         fleet.deaf[owner].store(false, Ordering::SeqCst);
         while fleet.nodes[others[0]].cache.purges_accepted().1 > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -187,7 +189,7 @@ async fn an_owner_that_lags_behind_is_believed_by_those_who_ask_now_and_by_nobod
         for node in &fleet.nodes {
             assert!(node.ask("a").await.ends_with(" 200 new"), "{target:?}");
         }
-        assert_eq!(fleet.origin.asked("/a"), 2);
+        assert_eq!(fleet.origin.asked("/a"), 4, "once for each node, and before");
     }
 }
 

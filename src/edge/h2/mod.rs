@@ -7,7 +7,7 @@
 //!    └───── anything else ───────────────────────── a task of its own, which ends with its stream
 //! ```
 //!
-//! Everything a connection has to say goes through one [`pipe`], so that the answers to requests that came together leave
+//! Everything a connection has to say goes through one `pipe`, so that the answers to requests that came together leave
 //! together. What floods a connection with resets, settings or continuations is ended by the `h2` crate's own limits.
 
 mod exchange;
@@ -41,9 +41,10 @@ use self::session::PassingSession;
 use super::connection::{Gone, Limits, Pace, RATE_GRACE, Timer, ended};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
+use super::head_writer::Http2Head;
 use super::pass::{Pass, PassFacts};
 use super::request_head::{Refusal, RequestHead};
-use super::response::{Body, FieldRules, Framing, Http2Head, Response};
+use super::response::{Body, FieldRules, Framing, Response};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::fields::Fields;

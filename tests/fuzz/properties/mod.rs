@@ -18,7 +18,7 @@ mod validators;
 mod vary;
 
 use groupcache_proxy::clock::Now;
-use groupcache_proxy::fields::Fields;
+use groupcache_proxy::fields::{Fields, is_field_value};
 use std::time::Duration;
 
 /// Name of the target and of its folder of seeds, and what it checks.
@@ -65,7 +65,9 @@ fn lines(data: &[u8]) -> Vec<&[u8]> {
 
 /// A field of this name for each line; `None` when a line cannot stand in a header.
 fn fields(name: &str, lines: &[&[u8]]) -> Option<Fields> {
-    Fields::from_pairs(lines.iter().map(|line| (name, line))).ok()
+    // A form feed at an end would be trimmed away, and be refused between this line and more of it.
+    let sound = lines.iter().all(|line| is_field_value(line));
+    Fields::from_pairs(lines.iter().map(|line| (name, line))).ok().filter(|_| sound)
 }
 
 /// Whether `text` has `part` in it, whatever the case of letters.
