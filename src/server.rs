@@ -274,6 +274,7 @@ impl Serving {
         node.membership.follow(node.current.load().config.fleet.as_ref(), reloader);
         tokio::spawn(hand_over_when_wanted(node.clone()));
         tokio::spawn(members::watch_rings(node.clone()));
+        tokio::spawn(node.cache.clone().keep_lease());
         tokio::spawn(async move {
             let mut seconds = tokio::time::interval(Duration::from_secs(1));
             loop {

@@ -8,7 +8,7 @@ use super::Config;
 use super::units::{Amount, show_amount, show_duration, show_percent, show_size};
 use super::values::{
     AccessLog, Balance, Cookies, Eviction, Fleet, Group, GroupSource, HEADER_BYTES_MAX, HeaderEdit, HostPattern,
-    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Pass, PeerSource, Query, RequestDirectives,
+    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Partition, Pass, PeerSource, Query, RequestDirectives,
     RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
 };
 use super::yaml::join;
@@ -229,10 +229,18 @@ impl Printer<'_> {
                 printer.list("allow", fleet.go.allow.iter().map(ToString::to_string));
                 printer.leaf("replicas", &fleet.go.replicas.to_string());
                 printer.leaf("base_path", &quoted(&fleet.go.base_path));
+                printer.leaf("accept_set", if fleet.go.accept_set { "true" } else { "false" });
             });
         } else {
             self.absent("go", "only for rings of Go nodes");
         }
+        self.leaf(
+            "partition",
+            match fleet.partition {
+                Partition::Serve => "serve",
+                Partition::Strict => "strict",
+            },
+        );
     }
 
     fn group(&mut self, group: &Group) {

@@ -9,13 +9,15 @@ use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
 use super::super::units::{Expected, duration_above_zero};
 use super::super::values::{
-    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, PeerSource, Ring, SelfPeer, TlsPair,
+    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Ring, SelfPeer, TlsPair,
 };
 use super::super::yaml::{Node, Value};
 use super::{secrets, text, tls};
 
 const RINGS: &[(&str, Ring)] =
     &[("balanced", Ring::Balanced), ("groupcache", Ring::Groupcache), ("mailgun", Ring::Mailgun), ("v3", Ring::V3)];
+
+const PARTITIONS: &[(&str, Partition)] = &[("serve", Partition::Serve), ("strict", Partition::Strict)];
 
 /// Shorter secrets can be guessed from one recorded proof.
 const SECRET_BYTES_MIN: usize = 16;
@@ -44,6 +46,17 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         timeouts
     };
     let go = go(checker, &mut section, ring);
+    let partition_node = section.take("partition");
+    let partition = partition_node.and_then(|node| checker.read(node, text::word(PARTITIONS))).unwrap_or_default();
+    if let (Some(node), Partition::Strict) = (partition_node, partition) {
+        if ring.is_go() {
+            checker.unexpected(node, "serve: Go nodes know no leases");
+        }
+        // Found members are those that can be seen: two halves would each be a majority of themselves.
+        if !matches!(source, PeerSource::List | PeerSource::File(_)) {
+            checker.unexpected(node, "serve: a majority is one of members that are listed, in fleet.peers or a file");
+        }
+    }
 
     // Who finds its peers while it runs cannot know where they are.
     let all_loopback =
@@ -103,7 +116,7 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         }
     }
     section.finish(checker);
-    Fleet { address, self_peer, peers, source, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go }
+    Fleet { address, self_peer, peers, source, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go, partition }
 }
 
 fn self_peer(text: &str) -> Result<SelfPeer, Expected> {
@@ -264,6 +277,7 @@ fn go(checker: &mut Checker<'_>, fleet: &mut Section<'_>, ring: Ring) -> GoPeers
         allow: checker.list(&mut section, "allow", Vec::new(), text::network),
         replicas: u32::try_from(checker.leaf(&mut section, "replicas", 50, text::number(1, 10_000))).unwrap_or(50),
         base_path: checker.leaf(&mut section, "base_path", "/_groupcache/".to_owned(), base_path),
+        accept_set: checker.leaf(&mut section, "accept_set", false, text::boolean),
     };
     section.finish(checker);
     go
