@@ -100,7 +100,9 @@ impl Cache {
         let standing = self.lease();
         match (told, standing) {
             (Standing::Held(_), Standing::Lost) => {
-                tracing::warn!("the lease ran out: no contact with a majority of the fleet, memory answers nothing unasked");
+                tracing::warn!(
+                    "the lease ran out: no contact with a majority of the fleet, memory answers nothing unasked"
+                );
             }
             (Standing::Lost | Standing::Unsettled | Standing::Free, Standing::Held(_)) => {
                 tracing::info!("a majority of the fleet gave a lease: memory answers");

@@ -10,6 +10,7 @@ mod permits;
 mod purging;
 mod same;
 mod spread;
+mod strict;
 mod warm;
 
 use std::sync::atomic::AtomicBool;

@@ -8,8 +8,8 @@ use super::Config;
 use super::units::{Amount, show_amount, show_duration, show_percent, show_size};
 use super::values::{
     AccessLog, Balance, Cookies, Eviction, Fleet, Group, GroupSource, HEADER_BYTES_MAX, HeaderEdit, HostPattern,
-    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Partition, Pass, PeerSource, Query, RequestDirectives,
-    RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
+    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Partition, Pass, PeerSource, Query,
+    RequestDirectives, RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
 };
 use super::yaml::join;
 

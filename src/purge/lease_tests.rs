@@ -82,7 +82,7 @@ fn a_node_that_starts_settles_by_those_who_remember() {
     for (members, answers, now, expected) in [
         (3, vec![("1", 2500, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Settled),
         // Asked too early: what an earlier life confirmed may count elsewhere without having got there.
-        (3, vec![("1", 2100, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Empty),
+        (3, vec![("1", 2100, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Wait),
         (3, vec![("1", 2500, yes(11))], 2600, Settling::Wait),
         (3, vec![("1", 9500, yes(11))], 10_100, Settling::Empty),
         (3, vec![("1", 2500, yes(11))], 10_100, Settling::Wait),
@@ -127,19 +127,16 @@ fn a_majority_commits_when_no_lease_is_left_that_it_gave_to_others() {
 /// node with a lease lacks a purge that was committed.
 #[test]
 fn nobody_with_a_lease_lacks_a_committed_purge() {
-    let mut committed = 0;
-    let mut holding = 0;
-    for seed in 1..=300 {
+    let (mut committed, mut holding) = (0, 0);
+    for seed in 1..=60 {
         let mut model = Model::new(seed, 3 + (seed as usize % 3));
         for _ in 0..4000 {
             model.step();
-            let (now_committed, now_holding) = model.check();
-            holding += now_holding;
-            committed = committed.max(now_committed);
+            holding += model.check();
         }
-        model.totals(&mut committed);
+        committed += model.purges.iter().filter(|purge| purge.committed).count();
     }
-    assert!(committed > 500 && holding > 100_000, "{committed} committed, {holding} times held");
+    assert!(committed > 100 && holding > 20_000, "{committed} committed, {holding} times held");
 }
 
 struct Model {
@@ -152,7 +149,6 @@ struct Model {
     lives: u64,
     /// Who is out of reach of whom for now: those of a side.
     split: u64,
-    committed: usize,
 }
 
 struct ModelNode {
@@ -178,8 +174,17 @@ struct ModelPurge {
 }
 
 enum Message {
-    Purge { to: usize, number: usize },
-    Question { from: usize, life: u64, to: usize, asked_at: Duration, applied: BTreeSet<usize>, purge: Option<usize> },
+    Purge {
+        to: usize,
+        number: usize,
+    },
+    Question {
+        from: usize,
+        life: u64,
+        to: usize,
+        asked_at: Duration,
+        purge: Option<usize>,
+    },
     Answer {
         from: usize,
         to: usize,
@@ -202,7 +207,6 @@ impl Model {
             purges,
             lives: 0,
             split: 0,
-            committed: 0,
         };
         for place in 0..size {
             let node = model.born(place, size);
@@ -255,8 +259,8 @@ impl Model {
     }
 
     fn ask(&mut self, from: usize, to: usize, purge: Option<usize>) {
-        let (life, applied) = (self.nodes[from].life, self.nodes[from].applied.clone());
-        self.messages.push(Message::Question { from, life, to, asked_at: self.now(from), applied, purge });
+        let life = self.nodes[from].life;
+        self.messages.push(Message::Question { from, life, to, asked_at: self.now(from), purge });
     }
 
     fn step(&mut self) {
@@ -286,12 +290,10 @@ impl Model {
             _ if !self.messages.is_empty() => {
                 let at = self.below(self.messages.len() as u64) as usize;
                 let message = self.messages.swap_remove(at);
-                let kept = self.below(8) == 0;
                 self.deliver(message);
-                // Not more than are delivered.
-                if kept && self.messages.len() > 200 {
-                    self.messages.clear();
-                }
+                // What is old is lost.
+                let surplus = self.messages.len().saturating_sub(IN_TRANSIT_MAX);
+                self.messages.drain(..surplus);
             }
             _ => {}
         }
@@ -317,7 +319,7 @@ impl Model {
                     }
                 }
             }
-            Message::Question { from, life, to, asked_at, applied, purge } => {
+            Message::Question { from, life, to, asked_at, purge } => {
                 if !self.passes(from, to) {
                     return;
                 }
@@ -330,7 +332,6 @@ impl Model {
                     answer.booked = node.leases.booked(now);
                 }
                 // What it lacks travels with the answer.
-                let _ = applied;
                 self.messages.push(Message::Answer { from: to, to: from, life, asked_at, answer, applied: own, purge });
             }
             Message::Answer { from, to, life, asked_at, answer, applied, purge } => {
@@ -351,8 +352,8 @@ impl Model {
         }
     }
 
-    /// Commits what can be, and checks the promise; says how many purges are committed and how many nodes hold leases.
-    fn check(&mut self) -> (usize, u64) {
+    /// Commits what can be, and checks the promise; says how many nodes hold leases.
+    fn check(&mut self) -> usize {
         for number in 0..self.purges.len() {
             let purge = &self.purges[number];
             let by = &self.nodes[purge.by];
@@ -375,11 +376,9 @@ impl Model {
                 assert!(clean, "node {place} answers although it lacks purge {number}");
             }
         }
-        self.committed = self.purges.iter().filter(|purge| purge.committed).count();
-        (0, holding)
-    }
-
-    fn totals(&self, committed: &mut usize) {
-        *committed += self.committed;
+        holding
     }
 }
+
+/// Messages of the model that are on their way.
+const IN_TRANSIT_MAX: usize = 100;

@@ -9,7 +9,8 @@ use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
 use super::super::units::{Expected, duration_above_zero};
 use super::super::values::{
-    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Ring, SelfPeer, TlsPair,
+    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Ring, SelfPeer,
+    TlsPair,
 };
 use super::super::yaml::{Node, Value};
 use super::{secrets, text, tls};
@@ -116,7 +117,18 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         }
     }
     section.finish(checker);
-    Fleet { address, self_peer, peers, source, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go, partition }
+    Fleet {
+        address,
+        self_peer,
+        peers,
+        source,
+        ring,
+        secrets: secrets.unwrap_or_default(),
+        tls,
+        timeouts,
+        go,
+        partition,
+    }
 }
 
 fn self_peer(text: &str) -> Result<SelfPeer, Expected> {
