@@ -95,6 +95,14 @@ impl Cache {
         self.leasing.leases.lock().standing(self.now().monotonic)
     }
 
+    /// Returns when this node has had its first lease, needs none, or has waited for it long enough.
+    pub async fn leased(&self) {
+        let until = self.now().monotonic.saturating_add(FIRST_LEASE_MAX);
+        while self.lease() == Standing::Unsettled && self.now().monotonic < until {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Writes to the log when the lease was lost or regained since `told`.
     fn tell_standing(&self, told: Standing) -> Standing {
         let standing = self.lease();
@@ -217,5 +225,7 @@ impl Cache {
     }
 }
 
+/// How long a node that starts is not ready for lack of a lease: its first takes about half of this.
+const FIRST_LEASE_MAX: Duration = Duration::from_secs(8);
 /// Until a member that has confirmed is asked again what is booked.
 const ASK_AGAIN: Duration = Duration::from_millis(100);

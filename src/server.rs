@@ -311,6 +311,7 @@ impl ServiceTrait for Serving {
         let node = self.parts.reloader.node.clone();
         tokio::spawn(async move {
             node.membership.settled().await;
+            node.cache.leased().await;
             node.lifecycle.started();
         });
         service.start_service(Some(sockets), lifecycle.stop_watch(), listeners_per_fd).await;

@@ -91,6 +91,8 @@ pub struct Setting {
     pub memory_bytes: usize,
     /// How many requests may be at the origin at once.
     pub limit: Option<Limit>,
+    /// Whether a majority decides about purges.
+    pub strict: bool,
     pub links: Links,
     /// Write down what happens.
     pub traced: bool,
@@ -104,7 +106,7 @@ impl World {
 
     /// The same, where somebody else than the journal hears of the questions between nodes.
     pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes, limit, links, traced } = setting;
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, traced } = setting;
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
@@ -116,6 +118,7 @@ impl World {
             memory_bytes,
             rules: Rules::default(),
             limit,
+            strict,
             links,
             hosts: Arc::new(Hosts::new(seed, nodes)),
         };
