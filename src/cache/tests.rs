@@ -7,6 +7,7 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod personal;
 mod purging;
 mod same;
 mod spread;
