@@ -142,7 +142,7 @@ impl Lane {
             };
             let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut key) {
                 Ready::Hit(response, site, exit) => {
-                    let head_length = connection.head.len() as u64;
+                    let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
                     let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
@@ -299,8 +299,8 @@ impl Lane {
         loop {
             let (interims, answer) = connection.wait_for(heard.next(asking.as_mut())).await?;
             if http_11 && !interims.is_empty() {
-                connection.head.clear();
-                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, &mut connection.head));
+                connection.head().clear();
+                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, connection.head()));
                 connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
             }
             if let Some(answer) = answer {
@@ -321,8 +321,8 @@ impl Lane {
         // HTTP/1.0 knows no chunks: the end of the body is the end of the connection.
         let may_stay = exit.http_11 || framing != Framing::Unknown;
         let keep_alive = exit.keep_alive && may_stay && !self.edge.drain.has_begun();
-        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, &mut connection.head);
-        let head_length = connection.head.len() as u64;
+        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, connection.head());
+        let head_length = connection.head().len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
             Body::None => connection.send(&mut pace, &[], b"").await,
@@ -400,10 +400,10 @@ impl Lane {
                 self.finish_endpoint(connection, response, exit).await
             }
             EndpointAnswer::Upgrade(fields, protocol) => {
-                connection.head.clear();
-                connection.head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
-                connection.head.extend_from_slice(fields.as_bytes());
-                connection.head.extend_from_slice(b"\r\n");
+                connection.head().clear();
+                connection.head().extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
+                connection.head().extend_from_slice(fields.as_bytes());
+                connection.head().extend_from_slice(b"\r\n");
                 // Without fields of ours, the protocol answers the upgrade itself.
                 if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
@@ -434,8 +434,8 @@ impl Lane {
             return Err(Some(TOO_LARGE));
         }
         if !reader.is_done() && exit.http_11 && fields.contains("expect") {
-            connection.head.clear();
-            connection.head.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            connection.head().clear();
+            connection.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
@@ -633,9 +633,9 @@ impl Streamed {
                 }
             }
             if !first {
-                connection.head.clear();
+                connection.head().clear();
             }
-            let tail = self.chunk(bytes, done, &mut connection.head);
+            let tail = self.chunk(bytes, done, connection.head());
             if let Err(error) = connection.send(pace, &out, tail).await {
                 return broken(body_bytes, broken_by(&error));
             }
