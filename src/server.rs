@@ -395,7 +395,7 @@ fn end_with_input(told: mpsc::Sender<Told>) {
 fn server_conf(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.threads,
-        work_stealing: true,
+        work_stealing: cfg!(not(feature = "runtime-per-thread")),
         // Everything is over when the supervisor returns: there is nothing to wait for.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
