@@ -6,9 +6,11 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::Freshness;
 use crate::memory::{Charge, allocated_bytes};
+use crate::purge::Tags;
 use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
@@ -32,6 +34,8 @@ pub struct Entry {
     pub validators: StoredValidators,
     /// What we sent the origin in the fields that the response's `Vary` names.
     pub sent: Fields,
+    /// The names under which it can be purged beside its key.
+    pub tags: Tags,
     /// The body.
     pub body: Body,
     /// The charge in the node's memory; it ends with the last holder of this entry.
@@ -39,13 +43,30 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The same, stale from now on at the latest.
+    pub fn expired(&self, now: Now) -> Entry {
+        Entry {
+            id: self.id,
+            body_id: self.body_id,
+            status: self.status,
+            fields: self.fields.clone(),
+            freshness: self.freshness.expired(now),
+            validators: self.validators,
+            sent: self.sent.clone(),
+            tags: self.tags.clone(),
+            body: self.body.clone(),
+            charge: self.charge.another(self.charge.bytes()),
+        }
+    }
+
     /// What an entry of these parts takes of memory, as the allocator gives it.
-    pub fn charged_bytes(fields: &Fields, sent: &Fields, body: &Body) -> usize {
+    pub fn charged_bytes(fields: &Fields, sent: &Fields, tags: &Tags, body: &Body) -> usize {
         let handles = if body.segments().len() > 1 { size_of_val(body.segments()) } else { 0 };
         let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
         allocated_bytes(ARC_BYTES + size_of::<Entry>())
             + shared_bytes(fields.len())
             + shared_bytes(sent.len())
+            + allocated_bytes(tags.len())
             + allocated_bytes(handles)
             + allocated_bytes(size_of_val(body.held.as_deref().unwrap_or_default()))
             + segments
@@ -109,6 +130,17 @@ impl Body {
             segments.push(segment.freeze());
         }
         Body { segments: Segments::of(segments), bytes, held: None }
+    }
+
+    /// The same of chunks that own what they hold and nothing else. Those of a very large body stay as they are, if the allocator
+    /// gives little more for them: a second copy beside the first would be its peak, which allocators give back late.
+    pub fn of_owned(chunks: &[Bytes]) -> Body {
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        let taken: usize = chunks.iter().map(|chunk| shared_bytes(chunk.len()) + size_of::<Bytes>()).sum();
+        if bytes < KEPT_BYTES_LEAST || taken > bytes + bytes / KEPT_WASTE_SHARE {
+            return Body::gather(chunks);
+        }
+        Body { segments: Segments::of(chunks.to_vec()), bytes: bytes as u64, held: None }
     }
 
     /// A body of which only ranges are here: ascending, apart from one another, `segments` being their bytes one behind
@@ -207,6 +239,11 @@ impl Segments {
 /// rounds little away.
 pub const SEGMENT_BYTES: usize = 256 * 1024;
 
+/// A smaller body is gathered: its second copy is soon used again, and few segments are sent with few calls.
+const KEPT_BYTES_LEAST: usize = 8 << 20;
+/// Chunks are kept when they take at most one part in so many more than they hold. Those of 64 KiB take a thousandth more.
+const KEPT_WASTE_SHARE: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +260,24 @@ mod tests {
                 body.segments().len(),
                 if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize }
             );
+        }
+    }
+
+    #[test]
+    fn large_bodies_stay_in_large_chunks() {
+        for (chunk_bytes, bytes, stays) in [
+            (64 << 10, 9 << 20, true),
+            (64 << 10, 7 << 20, false),
+            (1 << 20, 9 << 20, true),
+            // The allocator would give an eighth more, and small chunks weigh less than their handles.
+            (66_000, 9 << 20, false),
+            (1000, 9 << 20, false),
+        ] {
+            let chunks: Vec<Bytes> = vec![Bytes::from(vec![1; chunk_bytes]); bytes / chunk_bytes];
+            let body = Body::of_owned(&chunks);
+            let same = body.segments().len() == chunks.len() && body.segments()[0].as_ptr() == chunks[0].as_ptr();
+            assert_eq!(same, stays, "{chunk_bytes}");
+            assert_eq!(body.segments().concat(), chunks.concat());
         }
     }
 

@@ -159,6 +159,7 @@ impl Parts {
         let secrets = config.fleet.iter().flat_map(|fleet| &fleet.secrets).map(|secret| secret.expose());
         let local = LocalNode::new(env!("CARGO_PKG_VERSION"), incarnation, Secrets::new(secrets));
         let owner = Arc::new(CacheOwner { cache: cache.clone(), groups: groups.clone(), local: local.clone() });
+        local.set_purges(owner.clone());
         let settings = ServerSettings { drain_timeout: config.shutdown.timeout, ..ServerSettings::default() };
         let peers = PeerServer::new(local.clone(), owner, settings);
         let listening: Vec<Listening> = bound

@@ -7,22 +7,26 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod personal;
+mod purging;
 mod same;
 mod spread;
 mod warm;
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::Purpose;
+use crate::fleet::{Begun, PurgeFailure, Purpose, Then, Unasked};
 use crate::flight::ReadError;
 use crate::group::KeyRule;
+use crate::purge::{Notice, Reply};
 use crate::ring::{Ring, RingKind, RingPeer};
 use crate::semantics::ranges::ContentRange;
-use crate::source::{BodyStream, ReadyBody, Source};
+use crate::source::{BodyStream, NoBody, ReadyBody, Source, Whole};
 use crate::stats::GroupStats;
 use crate::store::Settings;
 use crate::testing::{Gate, Script, Scripted};
@@ -239,6 +243,8 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// It hears of no purge.
+    deaf: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
     carried: Arc<AtomicU64>,
 }
@@ -275,12 +281,23 @@ impl Source for Link {
 /// What a node does with peers' questions beside answering is what `server::owner` does.
 #[async_trait]
 impl crate::fleet::Peer for Link {
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        if self.cut.load(Ordering::SeqCst) {
-            return Err(FetchError::unreachable("cut"));
+    fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
+        let cut = self.cut.load(Ordering::SeqCst);
+        let found = self.to.cache.find_for_peer(&self.to.group, ask, have).filter(|_| !cut);
+        let Some(Whole { status, fields, hop, body }) = found else {
+            return then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
+        };
+        self.carried.fetch_add(body.len() as u64, Ordering::SeqCst);
+        let (content_length, hop) = (Some(body.len() as u64), Some(hop));
+        let head = Fetched { status, fields, content_length, close_delimited: false, hop, body: Box::new(NoBody) };
+        then(Begun::Whole(head, body));
+    }
+
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
+        if self.cut.load(Ordering::SeqCst) || self.deaf.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut").into());
         }
-        self.to.cache.invalidate_keys(self.to.group.id, std::slice::from_ref(&ask.key));
-        Ok(())
+        Ok(self.to.cache.receive_purges(notice.clone()).await)
     }
 
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
@@ -334,6 +351,7 @@ impl BodyStream for Cuttable {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    deaf: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
@@ -354,9 +372,10 @@ impl TestFleet {
         let rules = || crate::freshness::Rules { jitter_percent: 0.0, ..Default::default() };
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
-        let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
+        let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
+        let (down, deaf) = (flags(), flags());
         let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, carried, origin };
+        let fleet = TestFleet { nodes, down, deaf, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -371,11 +390,13 @@ impl TestFleet {
                 from: cache.incarnation(),
                 to: self.nodes[peer].clone(),
                 cut: self.down[peer].clone(),
+                deaf: self.deaf[peer].clone(),
                 carried: self.carried[peer].clone(),
             };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });
-        cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
+        let fleet = Fleet::new(ring, links.collect(), |key| Some(key.into()));
+        cache.set_fleet(fleet.named(seen.iter().map(ToString::to_string).collect()));
     }
 
     /// The index of the key's owner, by the first node's view.

@@ -130,6 +130,8 @@ pub struct Admin {
     pub read_tokens: Vec<Secret>,
     /// Tokens that may also purge, reload and drain.
     pub tokens: Vec<Secret>,
+    /// Client addresses that may purge without a token.
+    pub purge_allow: Vec<IpNet>,
 }
 
 /// A text that must not be seen: its `Debug` prints `***`, and it has no `Display`.
@@ -456,13 +458,6 @@ pub struct NamePattern {
     pub text: String,
     /// Whether names may go on after `text`.
     pub prefix: bool,
-}
-
-impl NamePattern {
-    /// Whether `name` is meant.
-    pub fn matches(&self, name: &[u8]) -> bool {
-        if self.prefix { name.starts_with(self.text.as_bytes()) } else { name == self.text.as_bytes() }
-    }
 }
 
 /// Which headers of a request reach the origin on a fill (`request_headers`).

@@ -545,26 +545,30 @@ impl Connection {
 /// Buffers with nothing in them.
 #[inline]
 fn spare_buffers() -> Box<Buffers> {
-    match SPARE.take() {
-        Some(mut buffers) => {
-            SPARE.set(buffers.before.take());
-            buffers
-        }
-        None => Buffers::new(BUFFER_BYTES),
-    }
+    let spare = SPARE.with(|spare| {
+        let mut buffers = spare.take()?;
+        spare.set(buffers.before.take());
+        Some(buffers)
+    });
+    spare.unwrap_or_else(|| Buffers::new(BUFFER_BYTES))
 }
 
 /// Keeps buffers with nothing in them for the next connection. Those that had to grow are not kept.
 #[inline]
 fn lend(mut buffers: Box<Buffers>) {
-    let before = SPARE.take();
-    let count_before = before.as_ref().map_or(0, |before| before.count_before + 1);
-    if buffers.read.len() != BUFFER_BYTES || buffers.head.capacity() > BUFFER_BYTES || count_before == SPARE_MAX {
-        return SPARE.set(before);
+    if buffers.read.len() != BUFFER_BYTES || buffers.head.capacity() > BUFFER_BYTES {
+        return;
     }
-    buffers.head.clear();
-    (buffers.before, buffers.count_before) = (before, count_before);
-    SPARE.set(Some(buffers));
+    SPARE.with(|spare| {
+        let before = spare.take();
+        let count_before = before.as_ref().map_or(0, |before| before.count_before + 1);
+        if count_before == SPARE_MAX {
+            return spare.set(before);
+        }
+        buffers.head.clear();
+        (buffers.before, buffers.count_before) = (before, count_before);
+        spare.set(Some(buffers));
+    });
 }
 
 /// Ready when the process shuts down; never when nobody can say so any more.

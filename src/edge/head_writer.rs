@@ -52,7 +52,7 @@ pub(super) fn end_of_head(http_11: bool, keep_alive: bool) -> &'static [u8] {
 #[inline]
 pub(super) fn put_decimal(number: u64, out: &mut Vec<u8>) {
     if number >= 100_000_000 {
-        return out.extend_from_slice(Decimal::of(number).as_bytes());
+        return put_long_decimal(number, out);
     }
     let digits = eight_digits(number);
     // The last digit stays, also of a zero.
@@ -60,6 +60,11 @@ pub(super) fn put_decimal(number: u64, out: &mut Vec<u8>) {
     let end = out.len() + 8 - leading_zeros as usize;
     out.extend_from_slice(&((digits | 0x3030_3030_3030_3030) >> (8 * leading_zeros)).to_le_bytes());
     out.truncate(end);
+}
+
+#[cold]
+fn put_long_decimal(number: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(Decimal::of(number).as_bytes());
 }
 
 /// The digits of a number below 100,000,000, a byte each, the first in the lowest byte. Each step divides all parts at once:
@@ -83,17 +88,11 @@ impl HeadWriter for Http1Head<'_> {
     #[inline]
     fn status(&mut self, status: u16) {
         match status {
-            200 => return self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
-            206 => return self.0.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n"),
-            304 => return self.0.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
-            _ => {}
+            200 => self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+            206 => self.0.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n"),
+            304 => self.0.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
+            _ => write_unusual_status(status, self.0),
         }
-        self.0.extend_from_slice(b"HTTP/1.1 ");
-        self.0.extend_from_slice(Decimal::of(status.into()).as_bytes());
-        self.0.push(b' ');
-        let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-        self.0.extend_from_slice(reason.unwrap_or_default().as_bytes());
-        self.0.extend_from_slice(b"\r\n");
     }
 
     #[inline]
@@ -113,6 +112,16 @@ impl HeadWriter for Http1Head<'_> {
         value(self.0);
         self.0.extend_from_slice(b"\r\n");
     }
+}
+
+#[cold]
+fn write_unusual_status(status: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(Decimal::of(status.into()).as_bytes());
+    out.push(b' ');
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    out.extend_from_slice(reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Collects a head for HTTP/2.
@@ -154,7 +163,7 @@ impl Http2Head {
 
 impl HeadWriter for Http2Head {
     fn status(&mut self, status: u16) {
-        // Statuses come from parsed heads and are 200 to 599.
+        // Statuses come from parsed heads and are 102 to 599.
         self.status = http::StatusCode::from_u16(status).unwrap_or_default();
     }
 

@@ -788,6 +788,7 @@ mod tests {
             fields,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             sent: Fields::empty(),
+            tags: Default::default(),
             body: crate::entry::Body::gather(&chunks),
             charge: Ledger::new(1000).charge(0),
         })
@@ -1103,6 +1104,7 @@ mod tests {
         let head = Arc::new(Head {
             status: 200,
             fields: stored(),
+            for_causer: None,
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             validators: StoredValidators::of(&stored(), NOW.wall_seconds),
@@ -1115,6 +1117,8 @@ mod tests {
             storable: true,
             stored: false,
             owner: None,
+            tags: Default::default(),
+            dating: Default::default(),
         });
         fill.begin(crate::cache::Landed::Streaming(head.clone()), Keep::Whole);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -1125,7 +1129,7 @@ mod tests {
         });
         fill.finish();
         let payload = Payload::Stream(head.clone(), Following::of_flight(head, reader));
-        let answer = Answer { outcome: Outcome::Miss, payload, report: Report::default() };
+        let answer = Answer { outcome: Outcome::Miss, payload, report: Report::default(), stamp: Default::default() };
         Response::of_answer(answer, wanted, NOW).ok().unwrap()
     }
 

@@ -653,6 +653,9 @@ fn why_it_asks() {
         (&["Cache-Control: max-age=0"], 1, true),
         (&["Cache-Control: min-fresh=60"], 1, true),
         (&[], 60, false),
+        (&["Cache-Control: no-cache"], 60, false),
+        (&["Cache-Control: max-age=0"], 60, false),
+        (&["Cache-Control: min-fresh=60"], 60, false),
     ] {
         match freshness.verdict(&plain(), &requested(request), later(after * 1000)) {
             Verdict::Revalidate { reason, .. } => {
@@ -746,6 +749,27 @@ fn which_fields_are_stored() {
         let received = fields(received);
         let directives = ResponseDirectives::parse(&rules, &received);
         assert_eq!(fields_to_store(&rules, &directives, &received, RECEIVED), fields(expected), "{why}");
+    }
+}
+
+#[test]
+fn which_fields_are_for_the_causer_alone() {
+    let with = |set_cookie| Rules { set_cookie, ..Rules::default() };
+    let (share, private, strip) = (with(SetCookie::Share), with(SetCookie::Private), with(SetCookie::Strip));
+    let date = "Date: @0";
+    let named = "Cache-Control: max-age=9, no-cache=\"Set-Cookie, a\", private=b";
+    for (why, rules, received, expected) in [
+        ("nothing is named", &share, &["A: 1", "Set-Cookie: x", date][..], None),
+        ("what is named is not there", &share, &[named, "C: 1", date], None),
+        ("all is named", &private, &["Cache-Control: private", "A: 1"], None),
+        ("5.2.2.4 and 5.2.2.7", &share, &[named, "A: 1", "B: 2", "TE: 3"], Some(&[named, "A: 1", "B: 2", date][..])),
+        ("a named cookie", &private, &[named, "Set-Cookie: x", date], Some(&[named, "Set-Cookie: x", date])),
+        ("interface: strip", &strip, &[named, "Set-Cookie: x", "A: 1", date], Some(&[named, "A: 1", date])),
+    ] {
+        let received = fields(received);
+        let directives = ResponseDirectives::parse(rules, &received);
+        let found = fields_for_causer(rules, &directives, &received, RECEIVED);
+        assert_eq!(found, expected.map(fields), "{why}");
     }
 }
 
