@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Bodies of all sizes come and go for weeks: its fragments stay small.
+/// Bodies of all sizes come and go for weeks: its fragments stay small. `make compare CASES=allocators,allocators-memory` has the
+/// alternatives beside it.
 #[cfg(not(any(feature = "jemalloc", feature = "system-allocator")))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
