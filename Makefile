@@ -9,7 +9,7 @@
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
-#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= NAME=
 #   make fuzz         every fuzz target for SECONDS=60; TARGETS= chooses some
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
 #   make release      the program as it is deployed: target/release/groupcache-proxy
@@ -67,7 +67,7 @@ instructions: instructions-tools
 
 # Variables that are given become options of the script, which installs the other servers itself.
 compare: compare-tools release
-	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS NAME,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
 # What a target finds stays in target/fuzz/corpus, what breaks one in target/fuzz/artifacts. No sanitizer: this crate has no
