@@ -33,6 +33,7 @@ use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::permits::{Permit, Permits};
 use crate::remembered::{Memory, Remembered};
+use crate::replicas::Replicas;
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -53,6 +54,8 @@ pub struct Cache {
     pub(crate) remembered: Remembered,
     pub(crate) fences: Fences,
     pub(crate) popularity: Popularity,
+    /// What is known of hot keys.
+    pub replicas: Replicas,
     /// Counts the requests at limited origins.
     pub permits: Arc<Permits>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -353,6 +356,7 @@ impl Cache {
             warmth: Warmth::default(),
             store,
             popularity: Popularity::new(&ledger),
+            replicas: Replicas::default(),
             permits: Arc::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
@@ -442,7 +446,11 @@ impl Cache {
     ) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.answer_here(group, request, Account::of(&group.stats), aside).await
+        let mut fetched = self.answer_here(group, request, Account::of(&group.stats), aside).await?;
+        if let Some(hop) = &mut fetched.hop {
+            self.asked_by_peer(group, &request.key, hop, self.now());
+        }
+        Ok(fetched)
     }
 
     /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.

@@ -40,6 +40,15 @@ pub trait Peer: Source + 'static {
     /// It was not taken.
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError>;
 
+    /// Lets it take what this node, the owner of a hot key, has for `ask`, and answer peeks with it for a while.
+    ///
+    /// # Errors
+    /// It did not; or it is no node that could.
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        let _ = ask;
+        Err(FetchError::unreachable("this peer takes no replicas"))
+    }
+
     /// What it has in memory for `ask`.
     ///
     /// # Errors
@@ -74,6 +83,7 @@ pub enum Health {
 }
 
 /// What is known of an answer when the first of it is.
+#[allow(clippy::large_enum_variant, reason = "most are whole, and a box would be an allocation on every hop")]
 pub enum Begun {
     /// All of it: a head without its body, and the body, which is as long as declared and undamaged.
     Whole(Fetched, Bytes),
@@ -178,6 +188,13 @@ impl Fleet {
     /// The key's owner; `None` where that is this node.
     pub fn owner(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
         self.peers[self.owner_index(key)?].as_ref()
+    }
+
+    /// The nodes after the key's owner, in the ring's order; `None` is this node itself.
+    pub fn after_owner(&self, key: &[u8]) -> impl Iterator<Item = Option<&Arc<dyn Peer>>> {
+        let ring_key = (self.ring_key)(key).unwrap_or(key.into()).into_owned();
+        let order = self.ring.iter().flat_map(move |ring| ring.preference(&ring_key));
+        order.skip(1).map(|index| self.peers[index].as_ref())
     }
 
     /// The first peer on the ring that could have the key without this node, and is up.

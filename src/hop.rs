@@ -31,7 +31,7 @@ impl Cache {
     /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
     /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
     /// nothing otherwise.
-    pub fn find_for_peer(&self, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
+    pub fn find_for_peer(self: &Arc<Self>, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
         if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
             return None;
         }
@@ -48,7 +48,8 @@ impl Cache {
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
         let body = entry.body.segments().first().cloned().unwrap_or_default();
-        let hop = hop_of(&entry, Outcome::Hit, now);
+        let mut hop = hop_of(&entry, Outcome::Hit, now);
+        self.asked_by_peer(group, &ask.key, &mut hop, now);
         Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
     }
 
@@ -74,8 +75,7 @@ impl Cache {
                     weak_date: head.validators.has_weak_date(),
                     hit: false,
                     stale: answer.outcome == Outcome::Stale,
-                    revalidated: false,
-                    not_modified: false,
+                    ..Hop::default()
                 };
                 let mut fetched = Fetched {
                     status: head.status,
@@ -111,7 +111,7 @@ fn hop_of(entry: &Entry, outcome: Outcome, now: Now) -> Hop {
         hit: outcome == Outcome::Hit,
         stale: outcome == Outcome::Stale,
         revalidated: outcome == Outcome::Revalidated,
-        not_modified: false,
+        ..Hop::default()
     }
 }
 
@@ -199,6 +199,7 @@ impl Filling {
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
             return None;
         }
+        self.hear_of_heat(hop, self.cache.now());
         let head = self.head_of_copy(fetched, hop, asked_at, Copied::Hot);
         let owner = head.owner;
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
@@ -218,6 +219,7 @@ impl Filling {
     }
 
     pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
+        self.hear_of_heat(&hop, self.cache.now());
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();

@@ -279,6 +279,7 @@ impl Serving {
                 seconds.tick().await;
                 node.groups.load().list.iter().for_each(|served| served.group.stats.sample());
                 node.cache.forget_previous_fleet();
+                node.cache.drop_cooled_replicas();
             }
         });
         if !self.parts.certificates.is_empty() {

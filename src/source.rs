@@ -111,6 +111,10 @@ pub struct Hop {
     pub revalidated: bool,
     /// Whether the body that the asker named is still the owner's: then there is none here, and the head only refreshes it.
     pub not_modified: bool,
+    /// How often the key is asked for in a minute, as far as the owner sees; zero where it does not say.
+    pub minute_rate: u32,
+    /// How many nodes after the owner on the ring have the key as well ([`crate::replicas`]).
+    pub replicas: u32,
 }
 
 /// Names one stored response: which life of which node filled it, and the how-manieth fill of that life it was.

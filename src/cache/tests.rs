@@ -7,6 +7,7 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod replicas;
 mod same;
 mod spread;
 mod warm;
@@ -285,6 +286,13 @@ impl crate::fleet::Peer for Link {
 
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
         self.to.cache.take_over(&self.to.group, ask, self.from).await
+    }
+
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
+        self.to.cache.take_replica(&self.to.group, ask, self.from).await
     }
 
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {

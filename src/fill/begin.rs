@@ -38,9 +38,20 @@ impl Filling {
         if let Some(entry) = self.landed_meanwhile(&fill) {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
         }
+        if let Some(replica) = self.replica_to_ask(&fleet) {
+            tokio::spawn(self.run_by_replica(fill, replica, fleet));
+            return;
+        }
         let asked_at = self.cache.now();
         let (peer, have) = (owner.clone(), self.have());
         owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, peer, fleet)));
+    }
+
+    async fn run_by_replica(self, fill: Fill<FlightKey, Landed>, replica: Arc<dyn Peer>, fleet: Arc<Fleet>) {
+        let asked_at = self.cache.now();
+        let first = self.peek_at_replica(&replica).await;
+        let first = first.map(|fetched| First { answer: Box::new(Answered(fetched)), asked_at, peer: replica, fleet });
+        self.run(fill, first).await;
     }
 
     fn proceed(

@@ -123,6 +123,10 @@ fn hop_back(hop: &Hop) -> Piece {
         piece.far(key, flag);
         piece.varint_value(u64::from(flag));
     }
+    for (key, number) in [(0xe0, hop.minute_rate), (0xe8, hop.replicas)] {
+        piece.far(key, number != 0);
+        piece.varint_value(u64::from(number));
+    }
     piece
 }
 
@@ -181,15 +185,15 @@ fn varint_bytes(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// A few numbers on their way into a frame. The longest piece is the back of a hop: at most 53 bytes.
+/// A few numbers on their way into a frame. The longest piece is the back of a hop: at most 67 bytes.
 struct Piece {
-    bytes: [u8; 64],
+    bytes: [u8; 80],
     length: usize,
 }
 
 impl Piece {
     fn new() -> Self {
-        Piece { bytes: [0; 64], length: 0 }
+        Piece { bytes: [0; 80], length: 0 }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -364,6 +368,8 @@ fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, Range<usize>)> {
             0x90 if cursor.byte()? == 1 => hop.answered_stale = cursor.varint()? != 0,
             0x98 if cursor.byte()? == 1 => hop.weak_date = cursor.varint()? != 0,
             0xa0 if cursor.byte()? == 1 => hop.revalidated = cursor.varint()? != 0,
+            0xe0 if cursor.byte()? == 1 => hop.minute_rate = cursor.varint()? as u32,
+            0xe8 if cursor.byte()? == 1 => hop.replicas = cursor.varint()? as u32,
             _ => return None,
         }
     }

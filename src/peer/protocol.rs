@@ -163,6 +163,8 @@ pub enum QuestionKind {
     Permit,
     /// The same for a request that is at the origin already: it is counted at once.
     HoldPermit,
+    /// Take a replica of what the asker owns, with a peek, and keep it for a while; answered with 204.
+    Replicate,
 }
 
 impl QuestionKind {
@@ -449,6 +451,7 @@ fn kind_to_wire(kind: QuestionKind) -> wire::ask::Kind {
         QuestionKind::Offer => wire::ask::Kind::Offer,
         QuestionKind::Permit => wire::ask::Kind::Permit,
         QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
+        QuestionKind::Replicate => wire::ask::Kind::Replicate,
     }
 }
 
@@ -475,6 +478,8 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         answered_stale: hop.stale,
         revalidated: hop.revalidated,
         weak_date: hop.weak_date,
+        minute_rate: hop.minute_rate,
+        replicas: hop.replicas,
     }
 }
 
@@ -553,6 +558,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
         Ok(wire::ask::Kind::Permit) => QuestionKind::Permit,
         Ok(wire::ask::Kind::HoldPermit) => QuestionKind::HoldPermit,
+        Ok(wire::ask::Kind::Replicate) => QuestionKind::Replicate,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
     let method = match wire::ask::Method::try_from(ask.method) {
@@ -621,6 +627,8 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
             revalidated: hop.revalidated,
             weak_date: hop.weak_date,
             not_modified: hop.not_modified,
+            minute_rate: hop.minute_rate,
+            replicas: hop.replicas,
         }),
     };
     Ok(Head {

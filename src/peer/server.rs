@@ -423,6 +423,7 @@ impl Answering {
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
                 QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
+                QuestionKind::Replicate => owner.replicate(question.ask, context).await.map(|()| Some(done())),
                 QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
                 QuestionKind::HoldPermit => {
                     owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)

@@ -79,6 +79,8 @@ fn hop() -> Hop {
         hit: true,
         stale: true,
         revalidated: true,
+        minute_rate: 90_000,
+        replicas: 3,
         not_modified: false,
     }
 }

@@ -13,9 +13,9 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+hop+invalidate+warm"),
+    ("decisions", "cache+fill+following+hop+invalidate+replicas+warm"),
     ("what decisions stand on", "parts permits slot"),
-    ("mechanism and data", "entry fences fleet flight group remembered store"),
+    ("mechanism and data", "entry fences fleet flight group heat remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness semantics logging"),
     ("leaves", "clock config fields key membership memory ring samples stats"),
