@@ -10,6 +10,7 @@
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
 #   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make fleet-figures  what is promised of a fleet, on five real nodes; CASES= ROUNDS= RATE= REQUESTS= CLIENTS=
 #   make fuzz         every fuzz target for SECONDS=60; TARGETS= chooses some
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
 #   make release      the program as it is deployed: target/release/groupcache-proxy
@@ -70,6 +71,10 @@ compare: compare-tools release
 	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
+# On what is built, a release build where there is one. Writes benches/results/fleet.md when all cases were run.
+fleet-figures: compare-tools release
+	python3 benches/fleet $(foreach name,CASES ROUNDS RATE REQUESTS CLIENTS,$(call option,$(name)))
+
 # What a target finds stays in target/fuzz/corpus, what breaks one in target/fuzz/artifacts. No sanitizer: this crate has no
 # unsafe code, and without one no nightly compiler is needed. The versions are those of the product.
 fuzz: fuzz-tools
@@ -94,5 +99,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fleet-figures fuzz conformance release \
 	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

@@ -199,9 +199,19 @@ impl Fleet {
 
     /// The first peer on the ring that could have the key without this node, and is up.
     pub fn stand_in(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        self.first_peer(key, |health| health == Health::Up)
+    }
+
+    /// The first peer on the ring that has the key if it stood in for this node: as [`Fleet::stand_in`], but also one that is
+    /// leaving by now, because that one still says what it has.
+    pub fn stood_in(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        self.first_peer(key, |health| health != Health::Down)
+    }
+
+    fn first_peer(&self, key: &[u8], counts: fn(Health) -> bool) -> Option<&Arc<dyn Peer>> {
         let ring_key = (self.ring_key)(key).unwrap_or(key.into());
-        let peers = self.ring.as_ref()?.preference(&ring_key).filter_map(|index| self.peers[index].as_ref());
-        peers.into_iter().find(|peer| peer.health() == Health::Up)
+        let mut peers = self.ring.as_ref()?.preference(&ring_key).filter_map(|index| self.peers[index].as_ref());
+        peers.find(|peer| counts(peer.health()))
     }
 
     /// Whether this node is the key's owner once the peer in its life `leaving` and those that are not up are left out.

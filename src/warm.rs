@@ -139,7 +139,7 @@ impl Cache {
         {
             return Some(owner.clone());
         }
-        if self.warmth.has_just_started(now) { fleet.stand_in(key).cloned() } else { None }
+        if self.warmth.has_just_started(now) { fleet.stood_in(key).cloned() } else { None }
     }
 
     /// The peer in its life `incarnation`, of the present fleet or the one before.

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::Purpose;
+use crate::fleet::{Health, Purpose};
 use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::ring::{Ring, RingKind, RingPeer};
@@ -240,6 +240,8 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// Whether the node at the other end is leaving.
+    leaving: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
     carried: Arc<AtomicU64>,
 }
@@ -315,6 +317,10 @@ impl crate::fleet::Peer for Link {
     fn incarnation(&self) -> Option<u64> {
         Some(self.to.cache.incarnation())
     }
+
+    fn health(&self) -> Health {
+        if self.leaving.load(Ordering::SeqCst) { Health::Draining } else { Health::Up }
+    }
 }
 
 /// A body that breaks when its link is cut.
@@ -342,6 +348,7 @@ impl BodyStream for Cuttable {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    leaving: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
@@ -362,9 +369,10 @@ impl TestFleet {
         let rules = || crate::freshness::Rules { jitter_percent: 0.0, ..Default::default() };
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
-        let down: Vec<_> = (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect();
+        let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
+        let (down, leaving) = (flags(), flags());
         let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, carried, origin };
+        let fleet = TestFleet { nodes, down, leaving, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -379,6 +387,7 @@ impl TestFleet {
                 from: cache.incarnation(),
                 to: self.nodes[peer].clone(),
                 cut: self.down[peer].clone(),
+                leaving: self.leaving[peer].clone(),
                 carried: self.carried[peer].clone(),
             };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)

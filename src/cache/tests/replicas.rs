@@ -120,8 +120,10 @@ async fn what_is_too_much_for_the_owner_goes_to_the_next_nodes_on_the_ring() {
 async fn askers_take_turns_with_the_replicas_and_what_expired_comes_from_one_fetch() {
     let fleet = TestFleet::new(20);
     fleet.origin.on("/a", Script::status(200, &[("Cache-Control", "max-age=2")], "body"));
-    let (owner, replicas) = (fleet.owner("a"), fleet.after_owner("a", 2));
-    let askers: Vec<_> = fleet.others("a").into_iter().filter(|node| !replicas.contains(node)).collect();
+    // What the askers of this test do counts beside what others are pretended to: there may be more than two replicas.
+    let (owner, after) = (fleet.owner("a"), fleet.after_owner("a", 7));
+    let askers: Vec<_> = fleet.others("a").into_iter().filter(|node| !after.contains(node)).collect();
+    assert_eq!(askers.len(), 12);
     fleet.heat_up("a").await;
     fleet.all_advance(Duration::from_secs(1));
     // All copies have expired; the owner's one fetch is pushed.
@@ -130,20 +132,22 @@ async fn askers_take_turns_with_the_replicas_and_what_expired_comes_from_one_fet
         assert_eq!(fleet.nodes[node].ask("a").await, "miss 200 body");
         assert_eq!(fleet.nodes[node].ask("a").await, "hit 200 body", "its part of that rate earns a copy at once");
     }
-    fleet.all_advance(Duration::from_secs(1));
-    fleet.stay_hot("a").await;
-    fleet.all_advance(Duration::from_secs(1));
-    fleet.stay_hot("a").await;
-    let served = fleet.nodes[owner].group.stats.server_requests.value();
+    for _ in 0..2 {
+        fleet.all_advance(Duration::from_secs(1));
+        fleet.asked("a", 20).await;
+    }
+    let replicas = &after[..fleet.pushed("a").await];
+    assert!((2..=6).contains(&replicas.len()), "{replicas:?}");
+    let answered = |node: &usize| fleet.nodes[*node].cache.replicas.answered.value();
+    let served = || fleet.nodes[owner].group.stats.server_requests.value();
+    let before = (served(), replicas.iter().map(answered).sum::<u64>());
     for &node in &askers {
         let answer = fleet.nodes[node].ask("a").await;
         assert!(answer.ends_with("200 body"), "{answer}");
     }
-    let by_owner = fleet.nodes[owner].group.stats.server_requests.value() - served;
-    let by_replicas: Vec<u64> =
-        replicas.iter().map(|&node| fleet.nodes[node].cache.replicas.answered.value()).collect();
-    assert_eq!(by_owner + by_replicas.iter().sum::<u64>(), 17);
-    assert!((5..=6).contains(&by_owner) && by_replicas.iter().all(|count| (5..=6).contains(count)), "{by_replicas:?}");
+    let by_owner = served() - before.0;
+    assert_eq!(by_owner + replicas.iter().map(answered).sum::<u64>() - before.1, 12);
+    assert!(by_owner <= 5, "a third, and a bit: {by_owner}");
     assert_eq!(fleet.origin.asked("/a"), 3, "one fetch for each lifetime");
 }
 

@@ -192,6 +192,7 @@ impl Side {
                     from: node.cache.incarnation(),
                     to: to.clone(),
                     cut: Arc::default(),
+                    leaving: Arc::default(),
                     carried: Arc::default(),
                 };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
