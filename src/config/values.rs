@@ -458,13 +458,6 @@ pub struct NamePattern {
     pub prefix: bool,
 }
 
-impl NamePattern {
-    /// Whether `name` is meant.
-    pub fn matches(&self, name: &[u8]) -> bool {
-        if self.prefix { name.starts_with(self.text.as_bytes()) } else { name == self.text.as_bytes() }
-    }
-}
-
 /// Which headers of a request reach the origin on a fill (`request_headers`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestHeaders {

@@ -161,7 +161,7 @@ impl Http2Head {
 
 impl HeadWriter for Http2Head {
     fn status(&mut self, status: u16) {
-        // Statuses come from parsed heads and are 200 to 599.
+        // Statuses come from parsed heads and are 102 to 599.
         self.status = http::StatusCode::from_u16(status).unwrap_or_default();
     }
 

@@ -1,16 +1,17 @@
 //! Interim answers (1xx) on their way to a client that waits for its answer (RFC 9110 section 15.2).
 //!
 //! The cache hands them to a [`Heard`] while the client's request is polled, and only then: so the connection takes them out
-//! after each poll, and nobody has to be woken. HTTP/1.0 knows no interim answers and never gets one. Over HTTP/2 none are
-//! sent, because pingora's session drops them.
+//! after each poll, and nobody has to be woken. HTTP/1.0 knows no interim answers and never gets one.
+//!
+//! Those of requests that pass come through pingora; [`super::pass`] makes the same of them.
 
 use std::pin::Pin;
 use std::task::Poll;
 
 use parking_lot::Mutex;
 
-use super::head_writer::{HeadWriter, Http1Head};
-use super::response::FieldRules;
+use super::head_writer::{HeadWriter, Http1Head, Http2Head};
+use super::response::{FieldRules, Framing};
 use crate::source::{Interim, InterimSink};
 
 /// What was heard and not yet sent. A flight gives few and small ones, so they are not counted again here.
@@ -41,12 +42,22 @@ impl Heard {
 
 /// Writes one as HTTP/1.1 has it. Fields that the group removes from answers are removed from these too; none are set.
 pub fn write(interim: &Interim, to_client: &FieldRules, out: &mut Vec<u8>) {
-    let mut head = Http1Head(out);
+    write_head(interim, to_client, &mut Http1Head(out));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The same for HTTP/2 (RFC 9113 section 8.1).
+pub fn head_of_http_2(interim: &Interim, to_client: &FieldRules) -> http::Response<()> {
+    let mut head = Http2Head::default();
+    write_head(interim, to_client, &mut head);
+    head.finish(Framing::None)
+}
+
+fn write_head(interim: &Interim, to_client: &FieldRules, head: &mut impl HeadWriter) {
     head.status(interim.status);
     for (name, value) in interim.fields.iter().filter(|(name, _)| !to_client.drops(name)) {
         head.line(name, value);
     }
-    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
@@ -83,5 +94,8 @@ mod tests {
         let mut out = Vec::new();
         write(&hint("</a.css>"), &rules, &mut out);
         assert_eq!(out, b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n");
+        let head = head_of_http_2(&hint("</a.css>"), &rules);
+        assert_eq!(head.status(), 103);
+        assert_eq!(head.headers().iter().collect::<Vec<_>>(), [(&http::header::LINK, &"</a.css>".parse().unwrap())]);
     }
 }

@@ -26,7 +26,8 @@ use super::response::{Body, FieldRules, Response, VIA};
 use super::sites::Site;
 use crate::clock::Now;
 use crate::fields::Fields;
-use crate::freshness::{SURROGATE_CAPABILITY, is_safe};
+use crate::flight::INTERIMS_MAX;
+use crate::freshness::{SURROGATE_CAPABILITY, is_for_one_connection, is_safe, nominated_by_connection};
 use crate::invalidate::{Deposit, Passed};
 use crate::permits::Permit;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
@@ -182,6 +183,8 @@ pub struct Passing {
     facts: Option<Arc<PassFacts>>,
     attempts: usize,
     peer_fields: Option<(Bytes, Option<Cow<'static, str>>)>,
+    /// Interim answers of the origin so far.
+    interims: usize,
     body_bytes: u64,
     body_since: Option<tokio::time::Instant>,
     failure: Cow<'static, str>,
@@ -202,6 +205,7 @@ impl ProxyHttp for Pass {
             facts: None,
             attempts: 0,
             peer_fields: None,
+            interims: 0,
             body_bytes: 0,
             body_since: None,
             failure: Cow::Borrowed(""),
@@ -226,6 +230,10 @@ impl ProxyHttp for Pass {
     async fn early_request_filter(&self, session: &mut Session, passing: &mut Passing) -> Result<()> {
         if passing.facts.is_none() {
             passing.facts = session.req_header().extensions.get::<Arc<PassFacts>>().cloned();
+        }
+        // HTTP/1.0 has no interim answers (RFC 9110 section 15.2).
+        if session.req_header().version == http::Version::HTTP_10 {
+            session.as_downstream_mut().set_ignore_info_resp(true);
         }
         match &passing.facts {
             Some(_) => Ok(()),
@@ -282,7 +290,17 @@ impl ProxyHttp for Pass {
             return Error::e_explain(ErrorType::InternalError, "no origin was chosen");
         };
         let version = session.req_header().version;
-        rewrite_request(upstream, &facts, version, path, host.as_deref(), &self.edge.trusted_proxies)
+        rewrite_request(upstream, &facts, version, path, host.as_deref(), &self.edge.trusted_proxies)?;
+        // Interim answers over HTTP/2 are not shown to us, and a client that waits for a 100 would not hear of it: it gets
+        // ours, and the origin is not asked for one (RFC 9110 section 10.1.1).
+        if upstream.version == http::Version::HTTP_2
+            && upstream.remove_header("expect").is_some()
+            && version != http::Version::HTTP_10
+        {
+            let go_on = ResponseHeader::build(http::StatusCode::CONTINUE, Some(0))?;
+            session.as_downstream_mut().write_response_header(Box::new(go_on)).await?;
+        }
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -317,6 +335,13 @@ impl ProxyHttp for Pass {
         response: &mut ResponseHeader,
         passing: &mut Passing,
     ) -> Result<()> {
+        if response.status.is_informational() {
+            passing.interims += 1;
+            if passing.interims > INTERIMS_MAX {
+                passing.failure = Cow::Borrowed("the origin sent too many interim answers");
+                return Error::e_explain(ErrorType::HTTPStatus(502), "too many interim answers");
+            }
+        }
         // No upgrade was asked for; a tunnel is nothing that clients get.
         if response.status == 101 {
             passing.failure = Cow::Borrowed("the origin changed the protocol");
@@ -353,6 +378,7 @@ impl ProxyHttp for Pass {
         passing: &mut Passing,
     ) -> Result<()> {
         if response.status.is_informational() {
+            rewrite_interim(response, &*passing.facts()?);
             return Ok(());
         }
         // A client of HTTP/1.0 knows no chunks (RFC 9112 section 6.1): the end of the connection ends its body.
@@ -532,11 +558,7 @@ fn rewrite_request(
 }
 
 fn rewrite_response(response: &mut ResponseHeader, facts: &PassFacts) -> Result<()> {
-    let inside: Vec<http::HeaderName> =
-        response.headers.keys().filter(|name| stays_inside(name.as_str()) && is_tag(name.as_str())).cloned().collect();
-    for name in inside {
-        response.remove_header(&name);
-    }
+    drop_fields(response, |name| stays_inside(name) && is_tag(name));
     let rules = &facts.site.to_client;
     for name in rules.removed.iter().map(String::as_str).chain(rules.set.iter().map(|(name, _)| name)) {
         response.remove_header(name);
@@ -550,6 +572,26 @@ fn rewrite_response(response: &mut ResponseHeader, facts: &PassFacts) -> Result<
     response.append_header("Cache-Status", &value[..])?;
     response.append_header("Via", VIA)?;
     Ok(())
+}
+
+/// What goes on of an interim answer: what the cache would pass on, with the cookies, which are this client's.
+fn rewrite_interim(response: &mut ResponseHeader, facts: &PassFacts) {
+    // Framing has no place in one (RFC 9110 section 8.6, RFC 9112 section 6.1).
+    drop_fields(response, |name| {
+        stays_inside(name) || matches!(name, "transfer-encoding" | "trailer") || facts.site.to_client.drops(name)
+    });
+}
+
+/// Drops what is between the origin and us (RFC 9110 section 7.6.1), and what `dropped` says. Of an answer's framing pingora
+/// makes its own.
+fn drop_fields(response: &mut ResponseHeader, dropped: impl Fn(&str) -> bool) {
+    let nominated = nominated_by_connection(&end_to_end(&response.headers));
+    let is_framing = |name: &str| matches!(name, "content-length" | "transfer-encoding" | "trailer");
+    let dropped = |name: &str| dropped(name) || is_for_one_connection(name, &nominated) && !is_framing(name);
+    let names: Vec<http::HeaderName> = response.headers.keys().filter(|name| dropped(name.as_str())).cloned().collect();
+    for name in names {
+        response.remove_header(&name);
+    }
 }
 
 /// Of the fields that stay inside, those that are not framing.

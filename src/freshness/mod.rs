@@ -27,7 +27,8 @@ pub use invalidation::{Target, content_location_is_target, invalidated_by, is_sa
 pub use lifetime::LifetimeSource;
 pub use rules::{Rules, SetCookie};
 pub use storable::{
-    Exchange, Judgement, WhyNotStored, fields_to_store, is_failure, is_heuristically_cacheable, judge, storable,
+    Exchange, Judgement, WhyNotStored, fields_to_store, is_failure, is_for_one_connection, is_heuristically_cacheable,
+    judge, nominated_by_connection, storable,
 };
 pub use targeted::{SURROGATE_CAPABILITY, SURROGATE_DEVICE};
 pub use update::{HeadEffect, selected_by_304, updated_by_304, updated_by_head};
@@ -125,11 +126,11 @@ pub enum Reason {
     Stale,
     /// Its origin said `no-cache` (section 5.2.2.4).
     NoCache,
-    /// The client said `no-cache` (section 5.2.1.4).
+    /// It is fresh, and the client said `no-cache` (section 5.2.1.4).
     RequestNoCache,
-    /// It is older than the client's `max-age` (section 5.2.1.1).
+    /// It is fresh, and older than the client's `max-age` (section 5.2.1.1).
     RequestMaxAge,
-    /// It is not fresh for as long as the client's `min-fresh` (section 5.2.1.3).
+    /// It is fresh, but not for as long as the client's `min-fresh` (section 5.2.1.3).
     RequestMinFresh,
 }
 
@@ -305,10 +306,11 @@ impl Freshness {
         if self.no_cache {
             return Verdict::Revalidate { reason: Reason::NoCache, if_error: false, if_slow: None };
         }
-        if request.no_cache {
-            return Verdict::Revalidate { reason: Reason::RequestNoCache, if_error: false, if_slow: None };
-        }
         let fresh = age < self.lifetime_milliseconds;
+        if request.no_cache {
+            let reason = if fresh { Reason::RequestNoCache } else { Reason::Stale };
+            return Verdict::Revalidate { reason, if_error: false, if_slow: None };
+        }
         let staleness = age.saturating_sub(self.lifetime_milliseconds);
         // A reload sends max-age=0; of an immutable entry that is fresh it asks for nothing (RFC 8246 section 2).
         let too_old = request.max_age.is_some_and(|max_age| age > seconds(max_age)) && !(fresh && self.immutable);
@@ -339,6 +341,8 @@ impl Freshness {
         };
         let if_error = fresh || staleness < self.stale_if_error(rules, request.stale_if_error);
         let slow = if_error && reason == Reason::Stale && self.copy == Copied::No && !rules.stale_if_slow.is_zero();
+        // What the request asks for is the reason only where a fresh entry does not answer it (RFC 9211 section 2.2).
+        let reason = if fresh { reason } else { Reason::Stale };
         Verdict::Revalidate { reason, if_error, if_slow: slow.then_some(rules.stale_if_slow) }
     }
 

@@ -261,7 +261,7 @@ fn varies_on_everything(received: &Fields) -> bool {
 
 /// Names in `Connection`, lower case. Fields for every recipient must not be named there (RFC 9110 section 7.6.1); one
 /// that is essential stays, or the name of a field would be a way to lose its restrictions.
-pub(super) fn nominated_by_connection(received: &Fields) -> Vec<String> {
+pub fn nominated_by_connection(received: &Fields) -> Vec<String> {
     received
         .get_all("connection")
         .flat_map(|line| line.split(|byte| *byte == b','))
@@ -272,7 +272,7 @@ pub(super) fn nominated_by_connection(received: &Fields) -> Vec<String> {
 
 /// Whether the field with this lower-case name stays with its connection or with a proxy on the way (RFC 9111 section
 /// 3.1). Trailer sections are not stored, so their announcement is not either.
-pub(super) fn is_for_one_connection(name: &str, nominated: &[String]) -> bool {
+pub fn is_for_one_connection(name: &str, nominated: &[String]) -> bool {
     matches!(
         name,
         "connection"

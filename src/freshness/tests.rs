@@ -653,6 +653,9 @@ fn why_it_asks() {
         (&["Cache-Control: max-age=0"], 1, true),
         (&["Cache-Control: min-fresh=60"], 1, true),
         (&[], 60, false),
+        (&["Cache-Control: no-cache"], 60, false),
+        (&["Cache-Control: max-age=0"], 60, false),
+        (&["Cache-Control: min-fresh=60"], 60, false),
     ] {
         match freshness.verdict(&plain(), &requested(request), later(after * 1000)) {
             Verdict::Revalidate { reason, .. } => {

@@ -6,6 +6,7 @@
 //!
 //! Connections belong to the tokio runtime that opened them. Ask an [`HttpOrigin`] from one runtime that lives as long as it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +19,17 @@ use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType, RetryType};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use x509_parser::parse_x509_certificate;
 
 use super::body::HttpBody;
 use super::head::{self, Asked, Head, Wire, refused};
@@ -52,6 +58,8 @@ pub struct PassChoice {
 pub(super) struct Inner {
     settings: OriginSettings,
     pub(super) connector: Connector,
+    /// For requests that pass: the authorities that may vouch for the servers, if not those of the system.
+    pass_ca: Option<(Arc<CaType>, u64)>,
     upstreams: Vec<Arc<Upstream>>,
     /// Counts requests, for turns.
     turn: AtomicUsize,
@@ -81,6 +89,7 @@ impl HttpOrigin {
         check(&settings)?;
         let tls = settings.urls.iter().any(|url| url.tls());
         let ca_file = if tls { certificates(settings.ca.as_deref())? } else { Some(NO_CERTIFICATES.to_owned()) };
+        let pass_ca = settings.ca.as_deref().filter(|_| tls).map(authorities).transpose()?;
         let connector = Connector::new(Some(ConnectorOptions { ca_file, ..ConnectorOptions::new(POOL_CONNECTIONS) }));
         let upstreams = settings.urls.iter().map(|url| {
             let (tls, host) = (url.tls(), url.host().to_owned());
@@ -88,7 +97,8 @@ impl HttpOrigin {
             Arc::new(Upstream::new(url.clone(), make_peer, lookup.clone(), settings.resolve))
         });
         let upstreams = upstreams.collect();
-        Ok(HttpOrigin { inner: Arc::new(Inner { settings, connector, upstreams, turn: AtomicUsize::new(0) }) })
+        let turn = AtomicUsize::new(0);
+        Ok(HttpOrigin { inner: Arc::new(Inner { settings, connector, pass_ca, upstreams, turn }) })
     }
 
     /// What was counted about each server, in the order of the configuration.
@@ -112,7 +122,13 @@ impl HttpOrigin {
         let upstream = upstream.ok_or_else(|| FetchError::unreachable("the origin has no server"))?;
         let peers = upstream.peers().await?;
         let peer = peers.first().ok_or_else(|| FetchError::unreachable("the origin has no address"))?;
-        Ok(PassChoice { peer: HttpPeer::clone(peer), url: upstream.url.clone() })
+        let mut peer = HttpPeer::clone(peer);
+        if let Some((authorities, number)) = &inner.pass_ca {
+            peer.options.ca = Some(authorities.clone());
+            // Requests of all groups share one pool, which does not look at the authorities.
+            peer.group_key = *number;
+        }
+        Ok(PassChoice { peer, url: upstream.url.clone() })
     }
 
     /// The settings in force.
@@ -586,6 +602,22 @@ fn check(settings: &OriginSettings) -> Result<(), SettingsError> {
         return Err(SettingsError::HealthPath(path.clone()));
     }
     Ok(())
+}
+
+/// The same for connections that are not ours but the pass-through proxy's, which takes them from each request; with a number
+/// that no other authorities have.
+fn authorities(file: &Path) -> Result<(Arc<CaType>, u64), SettingsError> {
+    let failed = |reason: String| SettingsError::Certificates { path: file.display().to_string(), reason };
+    let mut hasher = DefaultHasher::new();
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| failed(error.to_string()))? {
+        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+        // Pingora panics where this fails.
+        parse_x509_certificate(&certificate).map_err(|error| failed(error.to_string()))?;
+        certificate.hash(&mut hasher);
+        authorities.push(WrappedX509::new(certificate.to_vec(), parse_x509));
+    }
+    Ok((authorities.into(), hasher.finish()))
 }
 
 /// Reads the certificates once, because pingora panics where they cannot be read. Gives the file for pingora.

@@ -44,6 +44,20 @@ impl Exchange {
         self.body.is_end_stream()
     }
 
+    /// Sends an interim answer (1xx, RFC 9113 section 8.1), which must not name fields of the connection. Nothing limits
+    /// how many the client has not taken yet: whoever calls this does.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn send_interim(&mut self, head: http::Response<()>) -> Result<(), NotSent> {
+        // The frame layer would queue it for a stream that has been given up, too.
+        let gone = poll_fn(|context| Poll::Ready(self.poll_gone(context).is_ready())).await;
+        if gone || self.sending.is_some() {
+            return Err(NotSent::Gone);
+        }
+        self.respond.send_informational(head).map_err(|_| NotSent::Gone)
+    }
+
     /// Sends the head of the answer; `end`: there is nothing behind it.
     ///
     /// # Errors

@@ -42,11 +42,13 @@ use super::connection::{Gone, Limits, Pace, RATE_GRACE, Timer, ended};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::head_writer::Http2Head;
+use super::interim::{self, Heard};
 use super::pass::{Pass, PassFacts};
 use super::request_head::{Refusal, RequestHead};
 use super::response::{Body, FieldRules, Framing, Response};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
+use crate::cache::{Answer, Request};
 use crate::fields::Fields;
 use crate::freshness::format_http_date;
 use crate::stats::Outcome;
@@ -327,7 +329,7 @@ impl Common {
     async fn answer_load(&self, mut exchange: Exchange, head: Parts, load: Load, exit: Exit) {
         let edge = &self.http_2.edge;
         let Load { site, request, wanted, pass } = load;
-        let Ok(answer) = exchange.wait_for(edge.cache.get(&site.group, &request)).await else {
+        let Ok(answer) = self.wait_for_answer(&mut exchange, &site, &request).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             let finished = Finished { site: Some(&site), ..Finished::of(&self.client, exit) };
             let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
@@ -343,6 +345,22 @@ impl Common {
         };
         let sent = self.send(&mut exchange, &mut response, &site.to_client).await;
         self.finish(&head, &response, sent, &site, exit);
+    }
+
+    /// Asks the cache, and sends the interim answers that come meanwhile.
+    async fn wait_for_answer(&self, exchange: &mut Exchange, site: &Site, request: &Request) -> Result<Answer, Gone> {
+        let heard = Heard::default();
+        let mut asking = pin!(self.http_2.edge.cache.get_hearing(&site.group, request, &heard));
+        loop {
+            let (interims, answer) = exchange.wait_for(heard.next(asking.as_mut())).await?;
+            for interim in &interims {
+                let head = interim::head_of_http_2(interim, &site.to_client);
+                exchange.send_interim(head).await.map_err(|_| Gone)?;
+            }
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Counts and logs the answer of a group.

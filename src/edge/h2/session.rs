@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::Stream;
 use h2::Reason;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
@@ -60,9 +60,9 @@ impl PassingSession {
         }
     }
 
-    fn write_head(&mut self, mut head: Box<ResponseHeader>, end: bool) -> Result<()> {
-        // Interim answers help nobody here: the final one is all that clients are told.
-        if head.status.is_informational() || self.written.is_some() {
+    async fn write_head(&mut self, mut head: Box<ResponseHeader>, end: bool) -> Result<()> {
+        // There is no 101 in HTTP/2 (RFC 9113 section 8.6).
+        if head.status == StatusCode::SWITCHING_PROTOCOLS || self.written.is_some() {
             return Ok(());
         }
         for name in [header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE] {
@@ -70,6 +70,10 @@ impl PassingSession {
         }
         for name in ["keep-alive", "proxy-connection"] {
             head.remove_header(&HeaderName::from_static(name));
+        }
+        if head.status.is_informational() {
+            let interim = http::Response::from_parts(head.as_owned_parts(), ());
+            return self.exchange.send_interim(interim).await.map_err(downstream);
         }
         // Who forwards an answer without a date adds it (RFC 9110 section 6.6.1).
         if !head.headers.contains_key(header::DATE) {
@@ -139,11 +143,11 @@ impl Session for PassingSession {
     }
 
     async fn write_response_header(&mut self, head: Box<ResponseHeader>, end: bool) -> Result<()> {
-        self.write_head(head, end)
+        self.write_head(head, end).await
     }
 
     async fn write_response_header_ref(&mut self, head: &ResponseHeader, end: bool) -> Result<()> {
-        self.write_head(Box::new(head.clone()), end)
+        self.write_head(Box::new(head.clone()), end).await
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
@@ -160,7 +164,7 @@ impl Session for PassingSession {
         for task in tasks {
             match task {
                 HttpTask::Header(head, end) => {
-                    self.write_head(head, end)?;
+                    self.write_head(head, end).await?;
                     ends |= end;
                 }
                 HttpTask::Body(data, end) => {

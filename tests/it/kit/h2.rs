@@ -29,7 +29,7 @@ pub struct H2Origin {
 pub enum Ending {
     /// Head, body, end of stream.
     Clean,
-    /// The same, and trailers after the body.
+    /// The same, and trailers after the body (`x-sum: 1`).
     Trailers,
     /// The head alone ends the stream, and declares no body.
     HeadOnly,
@@ -201,7 +201,9 @@ async fn begin(mut respond: SendResponse<Bytes>, ending: Ending) -> Result<Optio
         Ending::Trailers => {
             stream.send_data(half, false)?;
             stream.send_data(rest, false)?;
-            stream.send_trailers(http::HeaderMap::new())?;
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-sum", http::HeaderValue::from_static("1"));
+            stream.send_trailers(trailers)?;
         }
         Ending::Short => stream.send_data(half, true)?,
         Ending::Reset(_) | Ending::Cut => {

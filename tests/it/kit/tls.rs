@@ -1,11 +1,12 @@
 //! Clients over TLS: HTTP/1.1 as [`Client`], HTTP/2 as [`Http2Client`].
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use pingora_rustls::{
     CertificateDer, ClientConfig, ClientTlsStream, RootCertStore, ServerName, TlsConnector,
     install_default_crypto_provider,
@@ -68,11 +69,7 @@ impl Http2Client {
     }
 
     /// Sends a request whose body is written by the caller.
-    pub async fn begin(
-        &mut self,
-        request: http::Request<()>,
-        ends: bool,
-    ) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+    pub async fn begin(&mut self, request: http::Request<()>, ends: bool) -> (ResponseFuture, h2::SendStream<Bytes>) {
         let mut ready = within(self.requests.clone().ready()).await.expect("room for a stream");
         ready.send_request(request, ends).expect("sending")
     }
@@ -115,15 +112,40 @@ impl Http2Answer {
 ///
 /// # Errors
 /// The stream was reset.
-pub async fn read(answer: h2::client::ResponseFuture) -> Result<Http2Answer, h2::Error> {
+pub async fn read(answer: ResponseFuture) -> Result<Http2Answer, h2::Error> {
     let (head, mut stream) = within(answer).await?.into_parts();
+    Ok(Http2Answer { head, body: read_body(&mut stream).await? })
+}
+
+/// Reads the body and the trailers of an answer.
+///
+/// # Errors
+/// The stream was reset.
+pub async fn read_with_trailers(answer: ResponseFuture) -> Result<(Vec<u8>, Option<http::HeaderMap>), h2::Error> {
+    let mut stream = within(answer).await?.into_body();
+    Ok((read_body(&mut stream).await?, within(stream.trailers()).await?))
+}
+
+async fn read_body(stream: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
     let mut body = Vec::new();
     while let Some(bytes) = within(stream.data()).await {
         let bytes = bytes?;
         let _ = stream.flow_control().release_capacity(bytes.len());
         body.extend_from_slice(&bytes);
     }
-    Ok(Http2Answer { head, body })
+    Ok(body)
+}
+
+/// The next `count` interim answers, or fewer where the final one comes before: `STATUS NAME: VALUE...`.
+pub async fn interims(answer: &mut ResponseFuture, count: usize) -> Vec<String> {
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        let Some(interim) = within(poll_fn(|context| answer.poll_informational(context))).await else { break };
+        let (head, ()) = interim.expect("an interim answer").into_parts();
+        let fields = head.headers.iter().map(|(name, value)| format!(" {name}: {}", value.to_str().expect("text")));
+        heard.push(format!("{}{}", head.status.as_u16(), fields.collect::<String>()));
+    }
+    heard
 }
 
 async fn handshake(
