@@ -5,6 +5,7 @@
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
 #   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
+#   make simulate-hot      one key with half of all requests, NODES=200
 #   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
@@ -45,6 +46,10 @@ simulate-nightly: simulate
 simulate-fleet: build-tools
 	mkdir -p benches/results
 	$(CARGO) test --locked --profile simulate --test simulate -- --fleet $(or $(NODES),1000)
+
+# One key with half of all requests: who does how much of the work.
+simulate-hot: build-tools
+	$(CARGO) test --locked --profile simulate --test simulate -- --hot $(or $(NODES),200)
 
 # Reads, changes and invalidations on real processes, and the check of what was seen.
 history: test-tools
@@ -99,5 +104,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fleet-figures fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet simulate-hot history check bench instructions compare fleet-figures fuzz conformance release \
 	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

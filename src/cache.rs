@@ -672,7 +672,7 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>) {
+    pub(crate) fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>) {
         // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
         // nobody has asked for the whole.
         let request = Request {

@@ -31,7 +31,7 @@ impl Cache {
     /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
     /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
     /// nothing otherwise.
-    pub fn find_for_peer(self: &Arc<Self>, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
+    pub fn find_for_peer(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, have: EntryId) -> Option<Whole> {
         if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
             return None;
         }

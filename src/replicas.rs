@@ -13,8 +13,8 @@
 //!          chosen in turn with the owner ── nothing there: the owner is asked after all
 //! ```
 //!
-//! A replica never loads: what expired there is refreshed by the owner's one flight, and pushed anew with the owner's next
-//! answer. One peek and one load at most belong to a request, as everywhere. What an answer over the hop carries, a pushed
+//! A replica never loads: the owner refreshes a hot key in its one flight, a little before it expires, and pushes what it got with
+//! its next answer; else all copies in the fleet would expire at once and all nodes come to the owner while it loads. One peek and one load at most belong to a request, as everywhere. What an answer over the hop carries, a pushed
 //! entry carries, and an invalidation that reaches every node reaches replicas and those that are under way ([`crate::fences`]).
 //! An owner that says how often a key is asked for at all also lets a node keep its copy at the first question, if the
 //! node's part of that rate would earn one. Go's protocol can say only that (`minute_qps`), and knows no replicas.
@@ -30,11 +30,11 @@ use crate::cache::{Cache, Request};
 use crate::clock::Now;
 use crate::fill::Filling;
 use crate::fleet::{Fleet, Health, Peer};
-use crate::freshness::RequestDirectives;
+use crate::freshness::{HopFreshness, RequestDirectives};
 use crate::group::Group;
 use crate::heat::{Heat, Hottest, Lapsing, Question};
 use crate::key::{GroupId, HashedKey};
-use crate::source::{Ask, FetchError, Fetched, Hop};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Hop, Method};
 use crate::stats::Counter;
 use crate::store::Role;
 use crate::store::promote::{QUESTIONS_MIN, WINDOW};
@@ -83,7 +83,7 @@ impl Replicas {
 impl Cache {
     /// Counts a peer's question for a key, and adds to what it is answered with (`hop`) what the peer should know of the key.
     /// A hot key is given to further nodes.
-    pub(crate) fn asked_by_peer(self: &Arc<Self>, group: &Group, key: &Bytes, hop: &mut Hop, now: Now) {
+    pub(crate) fn asked_by_peer(self: &Arc<Self>, group: &Arc<Group>, key: &Bytes, hop: &mut Hop, now: Now) {
         let hashed = HashedKey::new(group.id, key);
         let estimate = self.popularity.observe(hashed.hash(), now);
         if estimate < QUESTIONS_MIN || !hop.storable || !self.owns(key) {
@@ -102,6 +102,24 @@ impl Cache {
         if let Some(count) = verdict.push {
             self.push_replicas(group, key, count);
         }
+        if verdict.replicas > 0 && expires_soon(&hop.freshness) {
+            self.refresh_ahead(group, key, hop.entry);
+        }
+    }
+
+    /// Refreshes an entry before it expires, so that replicas have the next one when all copies expire at the same moment.
+    fn refresh_ahead(self: &Arc<Self>, group: &Arc<Group>, key: &Bytes, id: EntryId) {
+        let Some((slot, _)) = self.store.peek(&HashedKey::new(group.id, key)) else { return };
+        let Some(entry) = slot.entries().find(|entry| entry.id == id) else { return };
+        let request = Request {
+            key: key.clone(),
+            method: Method::Get,
+            forwarded: entry.sent.clone(),
+            authorization: false,
+            directives: RequestDirectives::default(),
+            range: None,
+        };
+        self.refresh_behind(group, &request, entry);
     }
 
     /// Lets the `count` nodes after this one on the ring take what it has for the key.
@@ -181,11 +199,20 @@ impl Cache {
         }
     }
 
+    /// Whether memory has what a replica is to answer with, for a while yet.
     fn has_fresh(&self, group: &Group, request: &Request) -> bool {
         let Some((slot, _)) = self.store.peek(&HashedKey::new(group.id, &request.key)) else { return false };
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry));
-        entry.is_some_and(|entry| entry.freshness.is_fresh(self.now()))
+        let now = self.now();
+        entry.is_some_and(|entry| entry.freshness.is_fresh(now) && !expires_soon(&entry.freshness.over_hop(now)))
     }
+}
+
+/// Whether an entry is in the last part of its lifetime: the owner of a hot key refreshes it then, and replicas take the next.
+fn expires_soon(freshness: &HopFreshness) -> bool {
+    let lifetime =
+        i64::try_from(freshness.age_milliseconds).unwrap_or(i64::MAX).saturating_add(freshness.remaining_milliseconds);
+    freshness.remaining_milliseconds <= (lifetime / AHEAD_SHARE).min(AHEAD_MILLISECONDS_MAX)
 }
 
 /// Whether a node that is up has taken all variants.
@@ -241,6 +268,10 @@ impl Filling {
         Some(fetched)
     }
 }
+
+/// A fetch for a hot key comes so much earlier than it must: a fifth of a lifetime, and long enough for a slow origin.
+const AHEAD_SHARE: i64 = 5;
+const AHEAD_MILLISECONDS_MAX: i64 = 2000;
 
 /// How long a replica stays when its owner says nothing more of it: some renewals may get lost.
 pub const REPLICA_LIFETIME: Duration = Duration::from_secs(5);
