@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/peer.proto", "proto/groupcache.proto"], ["proto"])?;
+    let descriptors = protox::compile(["proto/peer.proto", "proto/purge.proto", "proto/groupcache.proto"], ["proto"])?;
     prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
     Ok(())
 }

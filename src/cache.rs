@@ -10,15 +10,17 @@
 //! hop, whatever the nodes believe about the ring. Flights that may ask a peer and flights that load here are kept apart
 //! ([`Route`]), so that two nodes which take each other for the owner never wait for one another.
 
+mod miss;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::cache::miss::{Looked, Lookup, Miss, Stale, lookup};
 use crate::clock::{Clock, Now};
 use crate::entry::Entry;
 use crate::fences::Fences;
@@ -32,6 +34,8 @@ use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::Ledger;
 use crate::permits::{Permit, Permits};
+use crate::purge::{Log, Stamp, Tags};
+use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
 use crate::replicas::Replicas;
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
@@ -53,6 +57,8 @@ pub struct Cache {
     pub(crate) flights: Arc<Flights<FlightKey, Landed>>,
     pub(crate) remembered: Remembered,
     pub(crate) fences: Fences,
+    pub(crate) purges: Log,
+    pub(crate) spread: Spread,
     pub(crate) popularity: Popularity,
     /// What is known of hot keys.
     pub replicas: Replicas,
@@ -158,6 +164,8 @@ pub struct Answer {
     pub payload: Payload,
     /// What `Cache-Status` says beside the outcome.
     pub report: Report,
+    /// Which purges a stored entry is not older than.
+    pub stamp: Stamp,
 }
 
 /// Where the bytes of an answer come from.
@@ -241,6 +249,10 @@ pub struct Head {
     pub stored: bool,
     /// What the owner reported, when a peer answered.
     pub owner: Option<OwnerReport>,
+    /// The names under which the response can be purged beside its key.
+    pub tags: Tags,
+    /// Which purges the response is not older than.
+    pub dating: Dating,
 }
 
 /// What a flight tells its readers at the head.
@@ -249,8 +261,9 @@ pub enum Landed {
     /// A response whose body is streaming.
     Streaming(Arc<Head>),
     /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin or the owner
-    /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported.
-    Entry(Arc<Entry>, Outcome, Option<OwnerReport>),
+    /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported and
+    /// the purges that it is not older than.
+    Entry(Arc<Entry>, Outcome, Option<OwnerReport>, Dating),
 }
 
 /// What is collapsed into one flight.
@@ -289,63 +302,6 @@ pub struct Hit {
     pub role: Role,
 }
 
-/// A request that memory cannot answer, and what memory has for it.
-struct Miss {
-    /// `fwd` of `Cache-Status`.
-    forward: &'static str,
-    /// An entry that the origin may confirm.
-    stale: Option<Stale>,
-    /// Ranges of what is wanted.
-    incomplete: Option<Arc<Entry>>,
-    /// The variant by what was known of the key's `Vary`; the empty one while nothing is known.
-    variant: VariantKey,
-}
-
-impl Miss {
-    fn because(forward: &'static str) -> Self {
-        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default() }
-    }
-
-    fn basis(&self) -> Basis {
-        match (&self.stale, &self.incomplete) {
-            (Some(stale), _) => Basis::Confirm(stale.entry.clone()),
-            (None, Some(entry)) => Basis::Complete(entry.clone()),
-            (None, None) => Basis::Nothing,
-        }
-    }
-
-    /// The stale entry as an answer after a failure, where that is allowed. `status` is that of the origin's failure, if it
-    /// was an answer.
-    fn in_place_of_failure(&self, status: Option<u16>) -> Option<Answer> {
-        let stale = self.stale.as_ref().filter(|stale| stale.if_error)?;
-        Some(self.stale_answer(stale, "error", status))
-    }
-
-    fn stale_answer(&self, stale: &Stale, detail: &'static str, status: Option<u16>) -> Answer {
-        let mut answer = Answer::from_entry(stale.entry.clone(), Outcome::Stale, Some(detail));
-        answer.report.forward = Some(self.forward);
-        answer.report.forward_status = status;
-        answer
-    }
-}
-
-/// An entry that has to be validated first, and what it may do if that fails.
-struct Stale {
-    entry: Arc<Entry>,
-    if_error: bool,
-    if_slow: Option<Duration>,
-}
-
-/// What memory holds for a request.
-enum Lookup {
-    Fresh(Hit),
-    /// It is not fresh, or not fresh enough for this request.
-    Stale(Hit),
-    /// Ranges of the representation, but not those that are wanted.
-    Incomplete(Arc<Entry>),
-    Absent(&'static str),
-}
-
 impl Cache {
     /// An empty cache that is a fleet of one until [`Cache::set_fleet`]. `incarnation` is a random number that no other life of
     /// any node has.
@@ -356,6 +312,8 @@ impl Cache {
             warmth: Warmth::default(),
             store,
             popularity: Popularity::new(&ledger),
+            purges: Log::new(incarnation, &ledger),
+            spread: Spread::default(),
             replicas: Replicas::default(),
             permits: Arc::default(),
             ledger,
@@ -418,6 +376,7 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         group.stats.gets.increment();
+        let asked = self.purges.applied();
         let route = match self.fleet.load().owns(&request.key) {
             true => Route::Here,
             false => Route::Fleet,
@@ -429,7 +388,7 @@ impl Cache {
         if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
             found = self.store.find(&key);
         }
-        self.answer(group, request, route, found, Account::of(&group.stats), interims).await
+        self.answer(group, request, route, Looked { asked, found }, Account::of(&group.stats), interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -470,8 +429,10 @@ impl Cache {
         account: Account<'_>,
         aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
+        let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer = self.answer(group, request, Route::Here, found, account, aside.interims).await;
+        let mut answer =
+            self.answer(group, request, Route::Here, Looked { asked, found }, account, aside.interims).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -480,7 +441,7 @@ impl Cache {
                     let reader = self.following(group, request, Route::Here, head, reader);
                     Answer::from_stream(reader, "bypass", false)
                 }
-                Ok(Landed::Entry(entry, outcome, _)) => Answer::from_entry(entry, outcome, None),
+                Ok(Landed::Entry(entry, outcome, _, dating)) => Answer::from_entry(entry, outcome, None, dating.stamp),
                 Err(error) => Answer::from_error(error, "bypass"),
             };
         }
@@ -492,36 +453,37 @@ impl Cache {
         group: &Arc<Group>,
         request: &Request,
         route: Route,
-        found: Option<(Arc<Slot>, Role)>,
+        looked: Looked,
         account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Answer {
         let now = self.now();
+        let Looked { asked, found } = looked;
         let key = HashedKey::new(group.id, &request.key);
         let known = found.as_ref().map(|(slot, _)| slot.clone());
         let mut miss = match lookup(group, request, found, now) {
             Lookup::Fresh(hit) => {
                 account.hit();
-                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role));
+                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
             }
             Lookup::Stale(hit) => match self.stale_verdict(group, request, route, &hit.entry, now) {
                 Verdict::Fresh | Verdict::StaleAccepted => {
                     account.hit();
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
                 Verdict::StaleWhileRevalidate => {
                     account.hit();
-                    self.refresh_behind(group, request, &hit.entry);
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role));
+                    self.refresh_behind(group, request, &hit.entry, &asked);
+                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
                 }
                 Verdict::Revalidate { reason, if_error, if_slow } => {
                     let forward = if reason.is_by_request() { "request" } else { "stale" };
                     let stale = Stale { entry: hit.entry, if_error, if_slow };
-                    Miss { stale: Some(stale), ..Miss::because(forward) }
+                    Miss { stale: Some(stale), ..Miss::because(forward, asked) }
                 }
             },
-            Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial") },
-            Lookup::Absent(reason) => Miss::because(reason),
+            Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial", asked) },
+            Lookup::Absent(reason) => Miss::because(reason, asked),
         };
         if request.directives.only_if_cached {
             return Answer::failure(504, "not in this cache, and the request wants nothing else");
@@ -574,6 +536,9 @@ impl Cache {
         let Ok(Landed::Streaming(head)) = reader.head_hearing(interims).await else { return None };
         let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
+        if !self.may_have(group, &request.key, &head.tags, head.dating.reach, &miss.asked) {
+            return None;
+        }
         if !ours || !head.shareable || part.last >= arrived_bytes.saturating_add(FOLLOWED_AHEAD_BYTES) {
             return None;
         }
@@ -597,6 +562,7 @@ impl Cache {
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
             let flight_key = self.flight_key(group, request, route, variant.clone());
+            let fence = flight_key.fence;
             let joined = match request.authorization {
                 true => {
                     let (reader, fill) = self.flights.alone(flight_key);
@@ -607,7 +573,7 @@ impl Cache {
             let (reader, causer) = match joined {
                 Joined::Following(reader) => (reader, false),
                 Joined::Opened(reader, fill) => {
-                    self.spawn_fill(group, request.clone(), miss.basis(), fill);
+                    self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
                     (reader, true)
                 }
                 Joined::Full => return Answer::failure(503, "too many requests wait for this"),
@@ -626,16 +592,25 @@ impl Cache {
                 }
                 _ => reader.head_hearing(interims).await,
             };
+            if let Ok(landed) = &landed
+                && let (tags, reach) = landed.tags_and_reach()
+                && !self.may_have(group, &request.key, tags, reach, &miss.asked)
+            {
+                // A purge that was over when this request came matches what the flight brought. Who comes now shall not join it
+                // either.
+                self.fences.separate(KeyHash::of(group.id, &request.key), fence);
+                continue;
+            }
             match landed {
                 Err(error) => {
                     let failure = || Answer::from_error(error, miss.forward);
                     return miss.in_place_of_failure(None).unwrap_or_else(failure);
                 }
-                Ok(Landed::Entry(entry, outcome, owner)) => {
+                Ok(Landed::Entry(entry, outcome, owner, dating)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
                     let slot_variant = self.variant_of(group, request);
                     if slot_variant == variant || causer {
-                        let mut answer = Answer::from_entry(entry, outcome, None);
+                        let mut answer = Answer::from_entry(entry, outcome, None, dating.stamp);
                         answer.report.collapsed = !causer;
                         if outcome != Outcome::Hit {
                             answer.report.forward = Some(miss.forward);
@@ -672,7 +647,13 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    pub(crate) fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>) {
+    pub(crate) fn refresh_behind(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        stale: &Arc<Entry>,
+        asked: &Stamp,
+    ) {
         // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
         // nobody has asked for the whole.
         let request = Request {
@@ -684,7 +665,7 @@ impl Cache {
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
         if let Joined::Opened(reader, fill) = self.flights.join(&flight_key) {
-            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), fill);
+            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), asked.clone(), fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(read_to_end(reader));
         }
@@ -721,7 +702,7 @@ impl Cache {
         route: Route,
     ) -> FillReader<Landed> {
         let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
-        self.spawn_fill(group, request, Basis::Nothing, fill);
+        self.spawn_fill(group, request, Basis::Nothing, self.purges.applied(), fill);
         reader
     }
 
@@ -741,8 +722,17 @@ impl Cache {
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
-    fn spawn_fill(self: &Arc<Self>, group: &Arc<Group>, request: Request, basis: Basis, fill: Fill<FlightKey, Landed>) {
-        Filling { cache: self.clone(), group: group.clone(), request, basis }.start(fill);
+    fn spawn_fill(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: Request,
+        basis: Basis,
+        asked: Stamp,
+        fill: Fill<FlightKey, Landed>,
+    ) {
+        // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
+        self.spread.note_group(group);
+        Filling { cache: self.clone(), group: group.clone(), request, basis, asked, peeks: true }.start(fill);
     }
 
     /// What a request needs to go to the group's origin; `None` where that is not limited.
@@ -797,23 +787,6 @@ impl Cache {
     }
 }
 
-/// What memory holds for the request in what it found under the key.
-fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
-    let Some((slot, role)) = found else {
-        return Lookup::Absent("uri-miss");
-    };
-    let Some(entry) = slot.select(|| request.forwarded.clone()).cloned() else {
-        return Lookup::Absent("vary-miss");
-    };
-    if !request.is_answered_by(&entry) {
-        return Lookup::Incomplete(entry);
-    }
-    match entry.freshness.verdict(&group.rules, &request.directives, now) {
-        Verdict::Fresh => Lookup::Fresh(Hit { entry, role }),
-        _ => Lookup::Stale(Hit { entry, role }),
-    }
-}
-
 /// A reader for a fill that nobody waits for: without one it would end.
 async fn read_to_end(mut reader: FillReader<Landed>) {
     if let Ok(Landed::Streaming(_)) = reader.head().await {
@@ -829,8 +802,9 @@ fn detail_of(role: Role) -> Option<&'static str> {
 }
 
 impl Answer {
-    pub(crate) fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>) -> Self {
-        Answer { outcome, payload: Payload::Entry(entry), report: Report { detail, ..Report::default() } }
+    fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
+        let report = Report { detail, ..Report::default() };
+        Answer { outcome, payload: Payload::Entry(entry), report, stamp }
     }
 
     fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
@@ -846,18 +820,18 @@ impl Answer {
         // The owner may have answered with something stale: so has this node then.
         let stale = head.owner.is_some_and(|owner| owner.stale);
         let outcome = if stale { Outcome::Stale } else { Outcome::Miss };
-        Answer { outcome, payload: Payload::Stream(head, reader), report }
+        Answer { outcome, payload: Payload::Stream(head, reader), report, stamp: Stamp::default() }
     }
 
     fn pass(reason: &'static str) -> Self {
         let report = Report { forward: Some("bypass"), detail: Some(reason), ..Report::default() };
-        Answer { outcome: Outcome::Pass, payload: Payload::Pass(reason), report }
+        Answer { outcome: Outcome::Pass, payload: Payload::Pass(reason), report, stamp: Stamp::default() }
     }
 
     /// A failure of ours.
     pub(crate) fn failure(status: u16, reason: impl Into<Cow<'static, str>>) -> Self {
         let payload = Payload::Failure { status, reason: reason.into() };
-        Answer { outcome: Outcome::Error, payload, report: Report::default() }
+        Answer { outcome: Outcome::Error, payload, report: Report::default(), stamp: Stamp::default() }
     }
 
     fn from_error(error: FetchError, forward: &'static str) -> Self {
@@ -878,8 +852,9 @@ pub const WAITERS_PER_KEY_MAX: usize = 20_000;
 /// it alone.
 pub const FOLLOWED_AHEAD_BYTES: u64 = 1024 * 1024;
 
-/// A request's own flight, the flight of its variant, and one more for an origin that changed its `Vary` in between.
-const FLIGHTS_PER_REQUEST_MAX: usize = 3;
+/// A request's own flight, the flight of its variant, one more for an origin that changed its `Vary` in between, and one for a
+/// flight that a purge by tag overtook.
+const FLIGHTS_PER_REQUEST_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,11 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::Freshness;
 use crate::memory::{Charge, allocated_bytes};
+use crate::purge::Tags;
 use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
@@ -32,6 +34,8 @@ pub struct Entry {
     pub validators: StoredValidators,
     /// What we sent the origin in the fields that the response's `Vary` names.
     pub sent: Fields,
+    /// The names under which it can be purged beside its key.
+    pub tags: Tags,
     /// The body.
     pub body: Body,
     /// The charge in the node's memory; it ends with the last holder of this entry.
@@ -39,13 +43,30 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The same, stale from now on at the latest.
+    pub fn expired(&self, now: Now) -> Entry {
+        Entry {
+            id: self.id,
+            body_id: self.body_id,
+            status: self.status,
+            fields: self.fields.clone(),
+            freshness: self.freshness.expired(now),
+            validators: self.validators,
+            sent: self.sent.clone(),
+            tags: self.tags.clone(),
+            body: self.body.clone(),
+            charge: self.charge.another(self.charge.bytes()),
+        }
+    }
+
     /// What an entry of these parts takes of memory, as the allocator gives it.
-    pub fn charged_bytes(fields: &Fields, sent: &Fields, body: &Body) -> usize {
+    pub fn charged_bytes(fields: &Fields, sent: &Fields, tags: &Tags, body: &Body) -> usize {
         let handles = if body.segments().len() > 1 { size_of_val(body.segments()) } else { 0 };
         let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
         allocated_bytes(ARC_BYTES + size_of::<Entry>())
             + shared_bytes(fields.len())
             + shared_bytes(sent.len())
+            + allocated_bytes(tags.len())
             + allocated_bytes(handles)
             + allocated_bytes(size_of_val(body.held.as_deref().unwrap_or_default()))
             + segments

@@ -65,6 +65,13 @@ impl Fences {
         }
     }
 
+    /// Separates what begins from now on from what has the fence `from`, unless somebody did already.
+    pub fn separate(&self, key: KeyHash, from: u64) {
+        if self.of(key) == from {
+            self.raise(key);
+        }
+    }
+
     fn part(&self, key: KeyHash) -> &Mutex<Part> {
         &self.parts[key.get() as usize % PARTS]
     }

@@ -12,6 +12,7 @@
 //! stored and at least half of it is here.
 
 mod begin;
+mod dating;
 mod interim;
 
 use std::sync::Arc;
@@ -24,14 +25,17 @@ use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
+pub(crate) use crate::fill::dating::Came;
 use crate::fleet::Step;
 use crate::flight::{Fill, Keep};
-use crate::freshness::{self, Copied, Exchange, HeadEffect, Judgement, RequestDirectives, Target, Verdict};
+use crate::freshness::{self, Copied, Exchange, Judgement, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::memory::Charge;
 use crate::parts::{self, Place};
 use crate::permits;
+use crate::purge::{Overtaking, Stamp, Tags};
+use crate::purging::Dating;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::ranges::ByteRange;
@@ -48,6 +52,21 @@ pub(crate) struct Filling {
     pub group: Arc<Group>,
     pub request: Request,
     pub basis: Basis,
+    /// Which purges were applied before memory was asked for the basis.
+    pub asked: Stamp,
+    /// Whether the previous holder of the key may be asked for what it has.
+    pub peeks: bool,
+}
+
+/// Whom a fill asks that may ask peers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// The nodes in the ring's order.
+    Fleet,
+    /// The same once more, after one of them answered with something that a purge had overtaken.
+    FleetAgain,
+    /// This one.
+    Here,
 }
 
 /// What we have already of what the fill is to bring.
@@ -60,6 +79,7 @@ pub(crate) enum Basis {
 }
 
 /// What the origin's answer and the basis make together.
+#[allow(clippy::large_enum_variant, reason = "one lives for a moment per fill, and a box would be an allocation")]
 enum Brought {
     /// A response of its own.
     Response(Fetched),
@@ -98,37 +118,70 @@ impl Filling {
     /// Runs the fill to its end, whatever that is.
     async fn run(mut self, fill: Fill<FlightKey, Landed>, mut first: Option<First>) {
         if first.is_none()
-            && let Some(entry) = self.landed_meanwhile(&fill)
+            && let Some((entry, stamp)) = self.landed_meanwhile(&fill)
         {
-            return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
+        let mut whom = Whom::Fleet;
         loop {
+            let known = match &first {
+                Some(first) => first.known.clone(),
+                None => self.before_asking(),
+            };
             let interims = self.flight_sink(&fill);
             let loaded = tokio::select! {
                 biased;
-                loaded = self.load(fill.key().route, first.take(), &interims) => loaded,
+                loaded = self.load(fill.key().route, whom, first.take(), &interims) => loaded,
                 () = fill.abandoned(ABANDONED_GRACE) => Err(FetchError::broken("nobody waited any longer")),
             };
-            let brought = loaded.map(|(fetched, asked_at)| (self.bring(&fill, fetched, asked_at), asked_at));
-            match brought {
+            let (fetched, asked_at) = match loaded {
+                Ok(loaded) => loaded,
                 Err(error) => {
-                    self.remember_failure(&fill, &error);
+                    self.remember_failure(&fill, &error, &known);
                     return fill.fail(error);
                 }
-                Ok((Brought::Response(fetched), asked_at)) => {
-                    if self.request.method == Method::Head {
-                        self.update_by_head(&fill, &fetched, asked_at);
+            };
+            let mut came = Came::with(&fetched, asked_at, known);
+            if self.is_outdated(&fetched, &came) {
+                // Nobody who comes now may wait for the next answer; who is on board may have it (see `purge`).
+                fill.close();
+                match (fill.key().route, whom) {
+                    // Who had the key before need not be a member, and then nobody waited for it to hear of the purge.
+                    (Route::Here, _) if self.peeks => {
+                        self.peeks = false;
+                        continue;
                     }
-                    let received = self.receive(fetched, asked_at, fill.key().route);
+                    (Route::Fleet, Whom::Fleet) => {
+                        self.cache.tell_owner(&self.request.key);
+                        whom = Whom::FleetAgain;
+                        continue;
+                    }
+                    // The same holds of a peer that still knows nothing of it.
+                    (Route::Fleet, Whom::FleetAgain) => {
+                        whom = Whom::Here;
+                        continue;
+                    }
+                    // This node had not applied the purge when it was asked, and nothing was acknowledged.
+                    (Route::Fleet, Whom::Here) | (Route::Here, _) => {
+                        came.dating.reach = self.cache.purges.known().arrival;
+                    }
+                }
+            }
+            match self.bring(&fill, fetched, &came) {
+                Brought::Response(fetched) => {
+                    if self.request.method == Method::Head {
+                        self.update_by_head(&fill, &fetched, &came);
+                    }
+                    let received = self.receive(fetched, came, fill.key().route);
                     return self.stream(fill, received).await;
                 }
-                Ok((Brought::Confirmed(entry, owner), _)) => {
+                Brought::Confirmed(entry, owner) => {
                     let stale = owner.is_some_and(|owner| owner.stale);
                     let outcome = if stale { Outcome::Stale } else { Outcome::Revalidated };
-                    fill.begin(Landed::Entry(entry, outcome, owner), Keep::Whole);
+                    fill.begin(Landed::Entry(entry, outcome, owner, came.dating), Keep::Whole);
                     return fill.finish();
                 }
-                Ok((Brought::Useless, _)) => match std::mem::replace(&mut self.basis, Basis::Nothing) {
+                Brought::Useless => match std::mem::replace(&mut self.basis, Basis::Nothing) {
                     Basis::Nothing => {
                         return fill.fail(FetchError::refused(502, "an answer to a question that was not asked"));
                     }
@@ -141,26 +194,30 @@ impl Filling {
 
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
-    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<Arc<Entry>> {
+    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Arc<Entry>, Stamp)> {
         if let Basis::Confirm(_) = self.basis {
             return None;
         }
+        let stamp = self.cache.purges.applied();
         let key = HashedKey::new(fill.key().group, &self.request.key);
         let (slot, _) = self.cache.store.peek(&key)?;
         let entry = slot.select(|| self.request.forwarded.clone())?;
         let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
-        (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| entry.clone())
+        (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| (entry.clone(), stamp))
     }
 
     /// Asks until somebody answers. The time is that at which the answering question was sent.
     async fn load(
         &self,
         route: Route,
+        whom: Whom,
         mut first: Option<First>,
         interims: &dyn InterimSink,
     ) -> Result<(Fetched, Now), FetchError> {
         if route == Route::Here {
-            if let Some(peeked) = self.peek_at_previous_holder().await {
+            if self.peeks
+                && let Some(peeked) = self.peek_at_previous_holder().await
+            {
                 return Ok(peeked);
             }
             return self.load_from_origin(interims).await;
@@ -175,7 +232,9 @@ impl Filling {
             |step: &Step| matches!((step, &asked), (Step::Peer(peer), Some(asked)) if Arc::ptr_eq(peer, asked));
         let first_step = asked.iter().map(|peer| Step::Peer(peer.clone()));
         // Who was asked already comes first, and once, whatever is known of its health by now.
-        for step in first_step.chain(steps.into_iter().filter(|step| !is_asked(step))) {
+        let steps = first_step.chain(steps.into_iter().filter(|step| !is_asked(step)));
+        let last_resort = (whom == Whom::Here).then_some(Step::Here);
+        for step in steps.filter(|_| whom != Whom::Here).chain(last_resort) {
             let mut asked_at = self.cache.now();
             match step {
                 Step::Peer(peer) => {
@@ -306,16 +365,14 @@ impl Filling {
 
     /// Puts the answer and the basis together. What a peer sends is a response of its own, or confirms the body that it was told
     /// of ([`Filling::have`]).
-    fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) -> Brought {
+    fn bring(&self, fill: &Fill<FlightKey, Landed>, fetched: Fetched, came: &Came) -> Brought {
         match (&self.basis, fetched.status) {
-            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => {
-                match self.confirm(fill, stale, &fetched, asked_at) {
-                    Some(entry) => Brought::Confirmed(entry, None),
-                    None => Brought::Useless,
-                }
-            }
+            (Basis::Confirm(stale), 304) if fetched.hop.is_none() => match self.confirm(fill, stale, &fetched, came) {
+                Some(entry) => Brought::Confirmed(entry, None),
+                None => Brought::Useless,
+            },
             (Basis::Confirm(copy), _) if fetched.hop.as_ref().is_some_and(|hop| hop.not_modified) => {
-                match self.confirm_copy(fill, copy, &fetched, asked_at) {
+                match self.confirm_copy(fill, copy, &fetched, came) {
                     Some((entry, owner)) => Brought::Confirmed(entry, owner),
                     None => Brought::Useless,
                 }
@@ -331,113 +388,12 @@ impl Filling {
         }
     }
 
-    /// The origin confirmed what we have (RFC 9111 section 4.3.4): the same body under fresh facts. `None` when it means
-    /// something else.
-    fn confirm(
-        &self,
-        fill: &Fill<FlightKey, Landed>,
-        stale: &Arc<Entry>,
-        fetched: &Fetched,
-        asked_at: Now,
-    ) -> Option<Arc<Entry>> {
-        if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
-            return None;
-        }
-        let received_at = self.cache.now();
-        let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
-        // A 304 that forbids storing from now on confirms nothing that others may have: the answer itself decides who gets it.
-        if self.judge(Method::Get, stale.status, &updated, asked_at, received_at).storable.is_err() {
-            if !self.speaks_for_itself() {
-                self.cache.remove_entry(&self.group, &self.request.key, stale);
-            }
-            return None;
-        }
-        Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), asked_at))
-    }
-
-    /// What the answer to a `HEAD` says of the entry that a `GET` would be answered with (RFC 9111 section 4.3.5). Only the
-    /// node that asked the origin takes its fields over; copies elsewhere hear that they are outdated.
-    fn update_by_head(&self, fill: &Fill<FlightKey, Landed>, fetched: &Fetched, asked_at: Now) {
-        let (group, received_at) = (&self.group, self.cache.now());
-        let key = HashedKey::new(group.id, &self.request.key);
-        let Some((slot, role)) = self.cache.store.peek(&key) else { return };
-        let Some(stored) = slot.select(|| self.request.forwarded.clone()) else { return };
-        let mut head = fetched.fields.to_builder();
-        if let Some(length) = fetched.content_length {
-            head.push_checked(b"Content-Length", length.to_string().as_bytes());
-        }
-        let (length, head) = (Some(stored.body.len()), head.finish());
-        match freshness::updated_by_head(&group.rules, &stored.fields, length, fetched.status, &head, received_at) {
-            HeadEffect::Update(updated) if fetched.hop.is_none() => {
-                self.renew(fill, stored, &updated, role, asked_at);
-            }
-            HeadEffect::Nothing | HeadEffect::Update(_) => {}
-            HeadEffect::Stale => {
-                let shelf = Shelf {
-                    role,
-                    rule: slot.rule().clone(),
-                    variant: slot.rule().variant_key(&self.request.forwarded).unwrap_or_default(),
-                };
-                let expired = Entry {
-                    id: stored.id,
-                    body_id: stored.body_id,
-                    status: stored.status,
-                    fields: stored.fields.clone(),
-                    freshness: stored.freshness.expired(received_at),
-                    validators: stored.validators,
-                    sent: stored.sent.clone(),
-                    body: stored.body.clone(),
-                    charge: self.cache.ledger.charge(stored.charge.bytes()),
-                };
-                self.cache.replace(group, fill.key(), shelf, stored, Arc::new(expired));
-            }
-        }
-    }
-
-    /// `stored` under the fields `updated`, judged anew; it takes the place of the old one in the store, unless something
-    /// else has taken it meanwhile.
-    fn renew(
-        &self,
-        fill: &Fill<FlightKey, Landed>,
-        stored: &Arc<Entry>,
-        updated: &Fields,
-        role: Role,
-        asked_at: Now,
-    ) -> Arc<Entry> {
-        let received_at = self.cache.now();
-        // What is stored came of a GET, whatever the method of the request that renews it.
-        let judgement = self.judge(Method::Get, stored.status, updated, asked_at, received_at);
-        let fields = freshness::fields_to_store(&self.group.rules, &judgement.directives, updated, received_at);
-        let fields = fields.without(stays_inside);
-        let rule = self.rule_of(&fields);
-        let sent = self.sent_for(&rule);
-        let entry = Arc::new(Entry {
-            id: self.cache.next_entry_id(),
-            body_id: stored.body_id,
-            status: stored.status,
-            validators: self.validators(updated, &fields, received_at),
-            freshness: judgement.freshness,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &stored.body)),
-            fields,
-            sent,
-            body: stored.body.clone(),
-        });
-        match (judgement.storable, rule.variant_key(&self.request.forwarded)) {
-            (Ok(()), Some(variant)) => {
-                let shelf = Shelf { role, rule, variant };
-                self.cache.replace(&self.group, fill.key(), shelf, stored, entry.clone());
-            }
-            _ if self.speaks_for_itself() => {}
-            _ => self.cache.remove_entry(&self.group, &self.request.key, stored),
-        }
-        entry
-    }
-
     /// Stores what another node has for a key, as this node's own or as a copy.
     pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now, role: Role) {
         let Some(hop) = fetched.hop.clone() else { return };
+        let came = Came::with(&fetched, asked_at, self.asked.clone());
         let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
-        let received = self.receive_copy(fetched, hop, asked_at, copied, Some(role));
+        let received = self.receive_copy(fetched, hop, came, copied, Some(role));
         self.stream(fill, received).await;
     }
 
@@ -447,24 +403,24 @@ impl Filling {
     }
 
     /// Everything that follows from the head.
-    fn receive(&self, fetched: Fetched, asked_at: Now, route: Route) -> Received {
+    fn receive(&self, fetched: Fetched, came: Came, route: Route) -> Received {
         match (fetched.hop.clone(), route) {
-            (Some(hop), Route::Fleet) => self.receive_from_peer(fetched, hop, asked_at),
+            (Some(hop), Route::Fleet) => self.receive_from_peer(fetched, hop, came),
             // Peeked at the previous holder: it takes the place of the origin's answer.
             (Some(hop), Route::Here) => {
                 let role = self.role_of_origin_answers();
                 let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
-                self.receive_copy(fetched, hop, asked_at, copied, Some(role))
+                self.receive_copy(fetched, hop, came, copied, Some(role))
             }
-            (None, _) => self.receive_from_origin(fetched, asked_at),
+            (None, _) => self.receive_from_origin(fetched, came),
         }
     }
 
-    fn receive_from_origin(&self, fetched: Fetched, asked_at: Now) -> Received {
+    fn receive_from_origin(&self, fetched: Fetched, came: Came) -> Received {
         let group = &self.group;
         let received_at = self.cache.now();
         let method = self.request.method;
-        let judgement = self.judge(method, fetched.status, &fetched.fields, asked_at, received_at);
+        let judgement = self.judge(method, fetched.status, &fetched.fields, came.asked_at, received_at);
         let rule = self.rule_of(&fetched.fields);
         let variant = rule.variant_key(&self.request.forwarded);
         let storable = judgement.storable.map_err(|reason| reason.word()).and_then(|()| self.extent(&fetched));
@@ -482,6 +438,11 @@ impl Filling {
         };
         let fields = fields.without(stays_inside);
         let id = self.cache.next_entry_id();
+        let mut tags = Tags::of(&fetched.fields);
+        if let Basis::Complete(entry) = &self.basis {
+            // Some of its bytes may be in this.
+            tags = tags.union(&entry.tags);
+        }
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
@@ -497,12 +458,14 @@ impl Filling {
             storable: storable.is_ok(),
             stored: false,
             owner: None,
+            tags,
+            dating: came.dating,
         };
         self.admit(fetched, head, storable, Some(self.role_of_origin_answers()))
     }
 
     /// The validators in `fields`, which were made from `received`.
-    fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
+    pub(crate) fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
         let validators = StoredValidators::of(fields, received_at.wall_seconds);
         // Also where the origin's own Date cannot be read and ours stands in its place.
         let weak = StoredValidators::of(received, received_at.wall_seconds).has_weak_date();
@@ -510,7 +473,14 @@ impl Filling {
     }
 
     /// What RFC 9111 says of a response of the origin.
-    fn judge(&self, method: Method, status: u16, received: &Fields, requested_at: Now, received_at: Now) -> Judgement {
+    pub(crate) fn judge(
+        &self,
+        method: Method,
+        status: u16,
+        received: &Fields,
+        requested_at: Now,
+        received_at: Now,
+    ) -> Judgement {
         let exchange = Exchange {
             method: method.as_str(),
             // Only for POST, which never comes here.
@@ -537,6 +507,12 @@ impl Filling {
         role: Option<Role>,
     ) -> Received {
         let mut reservation = None;
+        if head.tags.are_too_many() {
+            storable = storable.and(Err("too_many_tags"));
+        }
+        if storable.is_ok() && self.overtaken(&head.dating.stamp, &head.tags).is_some() {
+            storable = Err("invalidated");
+        }
         if storable.is_ok() && role.is_some() {
             reservation = self.cache.ledger.reserve(fetched.content_length.unwrap_or_default() as usize);
             if reservation.is_none() {
@@ -679,7 +655,7 @@ impl Filling {
             Some((role, reservation)) => match self.entry_of(head, kept, extent, reservation) {
                 Some(entry) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
-                    self.cache.insert(&self.group, fill.key(), shelf, entry);
+                    self.cache.insert(&self.group, fill.key(), shelf, entry, &head.dating.stamp);
                 }
                 None => self.group.stats.not_stored.increment("partial"),
             },
@@ -739,10 +715,10 @@ impl Filling {
             Extent::Part(_) => found.with_date_of_ours(),
         };
         let mut charge = reservation;
-        charge.resize(Entry::charged_bytes(&fields, &head.sent, &body));
-        let (id, freshness, sent) = (head.id, head.freshness, head.sent.clone());
+        charge.resize(Entry::charged_bytes(&fields, &head.sent, &head.tags, &body));
+        let (id, freshness, sent, tags) = (head.id, head.freshness, head.sent.clone(), head.tags.clone());
         let body_id = if let Extent::Whole = extent { head.body_id } else { EntryId::default() };
-        Some(Entry { id, body_id, status, fields, freshness, validators, sent, body, charge })
+        Some(Entry { id, body_id, status, fields, freshness, validators, sent, tags, body, charge })
     }
 
     pub(crate) fn rule_of(&self, fields: &Fields) -> VaryRule {
@@ -750,7 +726,7 @@ impl Filling {
     }
 
     /// What we sent in the fields that decide the variant.
-    fn sent_for(&self, rule: &VaryRule) -> Fields {
+    pub(crate) fn sent_for(&self, rule: &VaryRule) -> Fields {
         let names = rule.names();
         if names.is_empty() {
             return Fields::empty();
@@ -758,13 +734,13 @@ impl Filling {
         self.request.forwarded.without(|name| !names.iter().any(|listed| listed.eq_ignore_ascii_case(name)))
     }
 
-    fn role_of_origin_answers(&self) -> Role {
+    pub(crate) fn role_of_origin_answers(&self) -> Role {
         self.cache.role_of_origin_answers(&self.request.key)
     }
 
     /// Whether the answer may be what it is because of who asked: it says nothing of what others may have, so that no client
     /// can push an entry out with credentials that the origin refuses.
-    fn speaks_for_itself(&self) -> bool {
+    pub(crate) fn speaks_for_itself(&self) -> bool {
         self.request.authorization || self.request.directives.no_store
     }
 
@@ -779,12 +755,17 @@ impl Filling {
             && self.request.range.is_none()
     }
 
-    fn remember_failure(&self, fill: &Fill<FlightKey, Landed>, error: &FetchError) {
+    fn remember_failure(&self, fill: &Fill<FlightKey, Landed>, error: &FetchError, known: &Stamp) {
         // What failed for one client's HEAD, range or credentials need not fail for a plain GET.
         let plain = self.request.method == Method::Get && self.request.range.is_none() && !self.speaks_for_itself();
         if let (FetchError::Refused { status, .. }, Route::Here, true) = (error, fill.key().route, plain) {
             let key = HashedKey::new(self.group.id, &self.request.key);
             let lifetime = self.group.rules.errors;
+            // A purge takes the same lock before it makes forget.
+            let _writing = self.cache.slot_writer(&key).lock();
+            if self.overtaken(known, &Tags::default()).is_some() {
+                return;
+            }
             self.cache.remembered.remember(key.hash(), Memory::Failed(*status), self.cache.now(), lifetime);
         }
     }
@@ -798,10 +779,10 @@ impl Cache {
 
     /// Stores what a fill brought, beside the other variants of its key. A part is put together with what is stored of the
     /// same representation; of an entry that a later fill brought meanwhile, it takes nothing away.
-    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry) {
+    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry, stamp: &Stamp) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        if self.fences.of(key.hash()) != flight.fence {
+        if self.purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &entry.tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
@@ -817,11 +798,20 @@ impl Cache {
         self.put(group, &key, slot.as_deref(), shelf, Arc::new(entry));
     }
 
-    /// Stores `new`, which was made of `old`, unless another entry has taken its place meanwhile.
-    pub(crate) fn replace(&self, group: &Group, flight: &FlightKey, shelf: Shelf, old: &Arc<Entry>, new: Arc<Entry>) {
+    /// Stores `new`, which was made of `old`, if that is still there.
+    pub(crate) fn replace(
+        &self,
+        group: &Group,
+        flight: &FlightKey,
+        shelf: Shelf,
+        old: &Arc<Entry>,
+        new: Arc<Entry>,
+        stamp: &Stamp,
+    ) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        if self.fences.of(key.hash()) != flight.fence {
+        let (purges, tags) = (&self.purges, old.tags.union(&new.tags));
+        if purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
@@ -837,7 +827,7 @@ impl Cache {
         self.store.insert(shelf.role, key, Arc::new(slot));
     }
 
-    fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
+    pub(crate) fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
         let hashed = HashedKey::new(group.id, key);
         let _writing = self.slot_writer(&hashed).lock();
         let Some((slot, role)) = self.store.peek(&hashed) else { return };

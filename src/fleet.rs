@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::purge::{Notice, Reply};
 use crate::ring::Ring;
 use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Source};
 
@@ -13,6 +14,8 @@ pub struct Fleet {
     ring: Option<Ring>,
     /// By the ring's index; `None` is this node itself.
     peers: Vec<Option<Arc<dyn Peer>>>,
+    /// By the ring's index: by what name purges know the nodes.
+    urls: Vec<String>,
     ring_id: String,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
@@ -28,11 +31,11 @@ pub trait Peer: Source + 'static {
         then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
     }
 
-    /// Makes it forget what it has for the key of `ask`, and store nothing of what was fetched before.
+    /// Tells it of purges, and waits until it has applied them.
     ///
     /// # Errors
-    /// Whether it has forgotten is not known.
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError>;
+    /// Whether it has applied them is not known.
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure>;
 
     /// Lets it, if it is the key's owner, take what this node has for `ask`.
     ///
@@ -82,8 +85,19 @@ pub enum Health {
     Down,
 }
 
+/// Why a peer has not confirmed a purge.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PurgeFailure {
+    /// It was not reached, or did not answer.
+    #[error(transparent)]
+    Unreachable(#[from] FetchError),
+    /// Its protocol cannot say it.
+    #[error("it speaks a protocol without purges")]
+    Cannot,
+}
+
 /// What is known of an answer when the first of it is.
-#[allow(clippy::large_enum_variant, reason = "most are whole, and a box would be an allocation on every hop")]
+#[allow(clippy::large_enum_variant, reason = "one lives for a moment per question, and a box would be an allocation")]
 pub enum Begun {
     /// All of it: a head without its body, and the body, which is as long as declared and undamaged.
     Whole(Fetched, Bytes),
@@ -139,7 +153,13 @@ pub enum Step {
 impl Fleet {
     /// A fleet of one: every key is ours.
     pub fn alone() -> Self {
-        Fleet { ring: None, peers: Vec::new(), ring_id: String::new(), ring_key: |key| Some(key.into()) }
+        Fleet {
+            ring: None,
+            peers: Vec::new(),
+            urls: Vec::new(),
+            ring_id: String::new(),
+            ring_key: |key| Some(key.into()),
+        }
     }
 
     /// A fleet on `ring`. `peers` follows the ring's order; the place of this node itself is `None` (there may be none: such a
@@ -150,7 +170,14 @@ impl Fleet {
         ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
     ) -> Self {
         let ring_id = ring.id().to_string();
-        Fleet { ring: Some(ring), peers, ring_id, ring_key }
+        let urls = (0..peers.len()).map(|index| index.to_string()).collect();
+        Fleet { ring: Some(ring), peers, urls, ring_id, ring_key }
+    }
+
+    /// The same with the URLs of all nodes, in the ring's order.
+    pub fn named(self, urls: Vec<String>) -> Self {
+        debug_assert_eq!(urls.len(), self.peers.len());
+        Fleet { urls, ..self }
     }
 
     /// Whether this node is the key's owner by its own view of the ring, whatever anybody's health.
@@ -226,6 +253,29 @@ impl Fleet {
     /// All other nodes.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<dyn Peer>> {
         self.peers.iter().flatten()
+    }
+
+    /// All other nodes with their URLs.
+    pub fn named_peers(&self) -> impl Iterator<Item = (&str, &Arc<dyn Peer>)> {
+        self.urls.iter().zip(&self.peers).filter_map(|(url, peer)| Some((&**url, peer.as_ref()?)))
+    }
+
+    /// The other node with this URL.
+    pub fn peer(&self, url: &str) -> Option<&Arc<dyn Peer>> {
+        self.named_peers().find(|(named, _)| *named == url).map(|(_, peer)| peer)
+    }
+
+    /// The URL of this node, where it is among them.
+    pub fn own_url(&self) -> Option<&str> {
+        let index = self.peers.iter().position(Option::is_none)?;
+        self.urls.get(index).map(String::as_str)
+    }
+
+    /// The URL of the key's owner; `None` where that is this node.
+    pub fn owner_url(&self, key: &[u8]) -> Option<&str> {
+        let index = self.owner_index(key)?;
+        self.peers[index].as_ref()?;
+        self.urls.get(index).map(String::as_str)
     }
 
     /// The ring, where there is one.

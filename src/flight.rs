@@ -87,6 +87,14 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
         shard.find(hash, |(other, _)| other == key).and_then(|(_, flight)| flight.add_reader(self.waiters_max))
     }
 
+    /// Lets no further reader join the flights that `goes` names by their key and, once it is there, their head; those on board
+    /// read on. Looks at every flight, a shard at a time.
+    pub fn detach(&self, goes: impl Fn(&K, Option<&H>) -> bool) {
+        for shard in &self.shards {
+            shard.lock().retain(|(key, flight)| !goes(key, flight.state.lock().head.as_ref()));
+        }
+    }
+
     /// How many keys are in flight.
     pub fn count(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -97,6 +105,13 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
         let opened =
             self.shards.iter().filter_map(|shard| shard.lock().iter().map(|(_, flight)| flight.opened).min()).min();
         opened.map_or(Duration::ZERO, |opened| opened.elapsed())
+    }
+
+    /// Any head of a flight under way.
+    #[cfg(test)]
+    pub fn any_head(&self) -> Option<H> {
+        let head = |shard: &Shard<K, H>| shard.lock().iter().find_map(|(_, flight)| flight.state.lock().head.clone());
+        self.shards.iter().find_map(head)
     }
 
     fn shard(&self, hash: u64) -> &Shard<K, H> {

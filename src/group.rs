@@ -114,6 +114,21 @@ impl KeyRule {
         Some(key.into())
     }
 
+    /// A key as somebody wrote it, with its query as requests have it here.
+    pub fn by_query_rule(&self, key: &[u8]) -> Bytes {
+        match key.iter().position(|&byte| byte == b'?') {
+            Some(at) if self.query != QueryRule::Keep => {
+                let mut kept = key[..at].to_vec();
+                if let Some(query) = self.query.apply(Some(&key[at + 1..])) {
+                    kept.push(b'?');
+                    kept.extend_from_slice(&query);
+                }
+                kept.into()
+            }
+            _ => Bytes::copy_from_slice(key),
+        }
+    }
+
     /// `Host` (only where it belongs to the key) and origin target of a key; `None` when no target has this key.
     pub fn target_of(&self, key: &[u8]) -> Option<(Option<Bytes>, Bytes)> {
         let (host, rest) = match self.with_host {

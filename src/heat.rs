@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
@@ -70,6 +71,17 @@ pub struct Verdict {
     pub push: Option<usize>,
 }
 
+/// A key that further nodes are to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replicated {
+    /// Its group.
+    pub group: GroupId,
+    /// The key.
+    pub key: Bytes,
+    /// What they were given last.
+    pub pushed: EntryId,
+}
+
 /// A key and how hot it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hottest {
@@ -116,6 +128,29 @@ impl Heat {
             tracked.pushing = false;
             tracked.replicas = replicas.min(tracked.wanted);
         }
+    }
+
+    /// The keys that further nodes are to have, with what these were given last; not those that nobody asks for any more.
+    pub fn replicated(&self, now: Now) -> Vec<Replicated> {
+        let second = now.monotonic.as_secs();
+        let is_asked_for = |tracked: &Tracked| second.saturating_sub(tracked.second) <= IDLE_SECONDS_MAX;
+        let table = self.tracked.lock();
+        let replicated =
+            table.values().filter(|tracked| tracked.wanted > 0 && !tracked.pushing && is_asked_for(tracked));
+        let replicated = replicated.map(|tracked| Replicated {
+            group: tracked.group,
+            key: Bytes::copy_from_slice(&tracked.key),
+            pushed: tracked.pushed,
+        });
+        replicated.collect()
+    }
+
+    /// Another entry is there than the further nodes were given: says how many are to be given it now.
+    pub fn renewed(&self, key: KeyHash, entry: EntryId) -> Option<usize> {
+        let mut table = self.tracked.lock();
+        let tracked = table.get_mut(&key).filter(|tracked| tracked.wanted > 0 && !tracked.pushing)?;
+        (tracked.pushing, tracked.pushed) = (true, entry);
+        Some(tracked.wanted)
     }
 
     /// The hottest keys, hottest first.
@@ -280,6 +315,9 @@ pub const SHARE: u32 = 16;
 /// Further nodes for one key at most: the memory that it takes in the fleet is that often its size.
 pub const REPLICAS_MAX: usize = 16;
 
+/// How long a key may go without a question and count as hot: short lifetimes bring all questions at once, when copies expire.
+const IDLE_SECONDS_MAX: u64 = 3;
+
 /// Guess: far more keys than are ever hot at once; of full tables nothing comes but questions to the owner.
 const LAPSING_MAX: usize = 4096;
 
@@ -366,6 +404,20 @@ mod tests {
         let question = Question { key, estimate: 64, gets: 200, entry, peers: 99 };
         assert!(asked.heat.asked(&question, at(asked.second - 1)).push.is_some());
         assert_eq!(asked.heat.asked(&question, at(asked.second)).push, None, "while one is under way");
+    }
+
+    #[test]
+    fn what_is_asked_for_no_longer_is_not_renewed() {
+        let mut asked = Asked::new();
+        asked.second(b"a", 100, 0);
+        asked.second(b"a", 20, 0);
+        let key = HashedKey::new(GroupId(0), b"a").hash();
+        let now = asked.second - 1;
+        assert_eq!(asked.heat.replicated(at(now + IDLE_SECONDS_MAX)).len(), 1);
+        assert!(asked.heat.replicated(at(now + IDLE_SECONDS_MAX + 1)).is_empty());
+        let next = EntryId { incarnation: 1, fill: 2 };
+        assert_eq!((asked.heat.renewed(key, next), asked.heat.renewed(key, next)), (Some(4), None));
+        assert!(asked.heat.replicated(at(now)).is_empty(), "while it is being given");
     }
 
     #[test]

@@ -13,13 +13,14 @@ use bytes::Bytes;
 use crate::cache::{Answer, Cache, FlightKey, Head, Landed, OwnerReport, Payload, Request};
 use crate::clock::Now;
 use crate::entry::Entry;
-use crate::fill::{Basis, Filling, Received, Shelf};
+use crate::fill::{Basis, Came, Filling, Received, Shelf};
 use crate::flight::{Fill, ReadError};
 use crate::following::Following;
 use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::parts;
+use crate::purge::Vector;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::ranges::{ByteRange, ContentRange};
 use crate::semantics::validators::StoredValidators;
@@ -38,6 +39,7 @@ impl Cache {
         let now = self.now();
         let key = HashedKey::new(group.id, &ask.key);
         let directives = RequestDirectives::default();
+        let stamp = self.purges.applied().vector;
         let entry = self.store.find_if(&key, |slot, _| {
             let entry = slot.select(|| ask.fields.clone())?;
             let verdict = entry.freshness.verdict(&group.rules, &directives, now);
@@ -48,7 +50,7 @@ impl Cache {
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
         let body = entry.body.segments().first().cloned().unwrap_or_default();
-        let mut hop = hop_of(&entry, Outcome::Hit, now);
+        let mut hop = hop_of(&entry, Outcome::Hit, stamp, now);
         self.asked_by_peer(group, &ask.key, &mut hop, now);
         Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
     }
@@ -58,7 +60,7 @@ impl Cache {
         let now = self.now();
         match answer.payload {
             Payload::Entry(entry) => {
-                let mut fetched = entry_for_peer(&entry, request, answer.outcome, have, now);
+                let mut fetched = entry_for_peer(&entry, request, answer.outcome, have, answer.stamp.vector, now);
                 if let Some(hop) = &mut fetched.hop {
                     hop.hit |= hop.stale && answer.report.forward.is_none();
                 }
@@ -75,6 +77,10 @@ impl Cache {
                     weak_date: head.validators.has_weak_date(),
                     hit: false,
                     stale: answer.outcome == Outcome::Stale,
+                    revalidated: false,
+                    not_modified: false,
+                    tags: head.tags.clone(),
+                    stamp: Some(head.dating.stamp.vector.clone()),
                     ..Hop::default()
                 };
                 let mut fetched = Fetched {
@@ -98,8 +104,8 @@ impl Cache {
     }
 }
 
-/// What is said of an entry beside its head.
-fn hop_of(entry: &Entry, outcome: Outcome, now: Now) -> Hop {
+/// What is said of an entry beside its head. `stamp` was read before the entry was looked up.
+fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
     Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
@@ -111,6 +117,9 @@ fn hop_of(entry: &Entry, outcome: Outcome, now: Now) -> Hop {
         hit: outcome == Outcome::Hit,
         stale: outcome == Outcome::Stale,
         revalidated: outcome == Outcome::Revalidated,
+        not_modified: false,
+        tags: entry.tags.clone(),
+        stamp: Some(stamp),
         ..Hop::default()
     }
 }
@@ -126,10 +135,17 @@ fn is_plain(ask: &Ask) -> bool {
 
 /// What a peer gets of a stored entry; of a satisfiable single range only that part, and of a body that it has (`have`) only
 /// the head.
-pub(crate) fn entry_for_peer(entry: &Entry, request: &Request, outcome: Outcome, have: EntryId, now: Now) -> Fetched {
+pub(crate) fn entry_for_peer(
+    entry: &Entry,
+    request: &Request,
+    outcome: Outcome,
+    have: EntryId,
+    stamp: Vector,
+    now: Now,
+) -> Fetched {
     let plain = request.method == Method::Get && request.range.is_none();
     let not_modified = plain && have.is_some() && have == entry.body_id && entry.body.is_whole();
-    let hop = Hop { not_modified, ..hop_of(entry, outcome, now) };
+    let hop = Hop { not_modified, ..hop_of(entry, outcome, stamp, now) };
     let length = entry.body.len();
     let mut fetched = Fetched {
         status: entry.status,
@@ -192,7 +208,7 @@ impl Filling {
         fill: &Fill<FlightKey, Landed>,
         copy: &Arc<Entry>,
         fetched: &Fetched,
-        asked_at: Now,
+        came: &Came,
     ) -> Option<(Arc<Entry>, Option<OwnerReport>)> {
         let hop = fetched.hop.as_ref()?;
         let meant = self.have().is_some() && hop.body == self.have() && fetched.status == copy.status;
@@ -200,7 +216,7 @@ impl Filling {
             return None;
         }
         self.hear_of_heat(hop, self.cache.now());
-        let head = self.head_of_copy(fetched, hop, asked_at, Copied::Hot);
+        let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
         let owner = head.owner;
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
         let entry = Arc::new(Entry {
@@ -209,22 +225,23 @@ impl Filling {
             status: head.status,
             freshness: head.freshness,
             validators: head.validators,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&head.fields, &head.sent, &copy.body)),
+            charge: self.cache.ledger.charge(Entry::charged_bytes(&head.fields, &head.sent, &head.tags, &copy.body)),
             fields: head.fields,
             sent: head.sent,
+            tags: head.tags,
             body: copy.body.clone(),
         });
-        self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone());
+        self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);
         Some((entry, owner))
     }
 
-    pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, asked_at: Now) -> Received {
+    pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
         self.hear_of_heat(&hop, self.cache.now());
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
         let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
-        self.receive_copy(fetched, hop, asked_at, Copied::Hot, deserved.then_some(Role::Hot))
+        self.receive_copy(fetched, hop, came, Copied::Hot, deserved.then_some(Role::Hot))
     }
 
     /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
@@ -232,7 +249,7 @@ impl Filling {
         &self,
         fetched: Fetched,
         hop: Hop,
-        asked_at: Now,
+        came: Came,
         copied: Copied,
         role: Option<Role>,
     ) -> Received {
@@ -245,12 +262,12 @@ impl Filling {
         } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
-        let head = Head { storable: storable.is_ok(), ..self.head_of_copy(&fetched, &hop, asked_at, copied) };
+        let head = Head { storable: storable.is_ok(), ..self.head_of_copy(&fetched, &hop, &came, copied) };
         self.admit(fetched, head, storable, role)
     }
 
     /// What came over the hop, as far as its head goes.
-    fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, asked_at: Now, copied: Copied) -> Head {
+    fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied) -> Head {
         let rule = self.rule_of(&fetched.fields);
         let validators = StoredValidators::of(&fetched.fields, self.cache.now().wall_seconds);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
@@ -258,7 +275,7 @@ impl Filling {
             status: fetched.status,
             content_length: fetched.content_length,
             // Read before the question was sent, hence certainly not later than the owner's own reading.
-            freshness: Freshness::from_hop(&hop.freshness, asked_at, copied),
+            freshness: Freshness::from_hop(&hop.freshness, came.asked_at, copied),
             validators: if hop.weak_date { validators.with_date_of_ours() } else { validators },
             fields: fetched.fields.clone(),
             id: hop.entry,
@@ -276,6 +293,8 @@ impl Filling {
                 revalidated: hop.revalidated,
                 ttl_seconds: hop.storable.then(|| hop.freshness.remaining_milliseconds.div_euclid(1000)),
             }),
+            tags: hop.tags.clone(),
+            dating: came.dating.clone(),
         }
     }
 }

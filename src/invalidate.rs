@@ -1,24 +1,24 @@
 //! What the answer to an unsafe request does to the cache (RFC 9111 section 4.4, RFC 9110 section 9.3.3).
 //!
-//! Such requests pass the cache by; who passes them on tells it of the answer: [`Cache::invalidate`] at the head, and after
-//! that [`Cache::deposit`], if what answers the `POST` would answer a `GET` as well.
+//! Such requests pass the cache by; who passes them on tells it of the answer: [`Cache::invalidate_everywhere`] at the head, and
+//! after that [`Cache::deposit`], if what answers the `POST` would answer a `GET` as well.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
 
 use crate::cache::{Cache, FlightKey, Landed, Request};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling, Shelf};
-use crate::fleet::{Fleet, Peer};
+use crate::fleet::Peer;
 use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::hop::entry_for_peer;
-use crate::key::{GroupId, HashedKey};
+use crate::key::HashedKey;
 use crate::memory::Charge;
+use crate::purge::{Position, Stamp, Tags};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
@@ -51,6 +51,8 @@ pub struct Passed<'a> {
     pub content_length: Option<u64>,
     /// When the request was sent.
     pub requested_at: Now,
+    /// Which purges were recorded before it was sent.
+    pub stamp: &'a Stamp,
 }
 
 impl Passed<'_> {
@@ -92,72 +94,27 @@ impl Passed<'_> {
 }
 
 impl Cache {
-    /// Takes out of this node's memory what the answer to an unsafe request makes invalid; returns how many keys had
-    /// something. From its return on, no request is answered with what an origin said before.
-    pub fn invalidate(&self, group: &Group, passed: &Passed<'_>) -> usize {
-        self.invalidate_keys(group.id, &passed.invalidated_keys(group))
-    }
-
-    /// The same for keys that are known already, which is what another node sends. The order of the steps is the one that
-    /// [`crate::fences`] explains.
-    pub fn invalidate_keys(&self, group: GroupId, keys: &[Bytes]) -> usize {
-        let mut removed = 0;
-        for key in keys {
-            let key = HashedKey::new(group, key);
-            self.fences.raise(key.hash());
-            let _writing = self.slot_writer(&key).lock();
-            removed += usize::from(self.store.remove(&key).is_some());
-            self.remembered.forget(key.hash());
-        }
-        removed
-    }
-
-    /// [`Cache::invalidate_keys`] on all nodes that can be reached; returns how many keys this one had something of. Each
-    /// peer is waited for no longer than it may be silent, and told even if nobody waits for this any more.
-    pub async fn invalidate_everywhere(self: &Arc<Self>, group: &Arc<Group>, keys: Vec<Bytes>) -> usize {
-        let removed = self.invalidate_keys(group.id, &keys);
-        let fleet = self.fleet.load_full();
-        if !keys.is_empty() && fleet.peers().next().is_some() {
-            let telling = tokio::spawn(self.clone().tell_peers(group.clone(), fleet, keys));
-            // The telling goes on if it takes longer than the client is made to wait.
-            let _ = tokio::time::timeout(CLIENT_WAIT_MAX, telling).await;
-        }
-        removed
-    }
-
-    /// The owner of a key goes first: what another node fetches after its own turn then comes from an owner that has forgotten.
-    /// This node, which had its turn before, may have fetched from the owner meanwhile, and so takes a second one.
-    async fn tell_peers(self: Arc<Self>, group: Arc<Group>, fleet: Arc<Fleet>, keys: Vec<Bytes>) {
-        for owners_turn in [true, false] {
-            let mut told = JoinSet::new();
-            for key in &keys {
-                let Some(ask) = group.ask(key, Method::Get, Fields::empty()) else { continue };
-                let owner = fleet.owner(key);
-                let is_owner = |peer: &&Arc<dyn Peer>| owner.is_some_and(|owner| Arc::ptr_eq(owner, peer));
-                for peer in fleet.peers().filter(|peer| is_owner(peer) == owners_turn) {
-                    let (peer, ask) = (peer.clone(), ask.clone());
-                    told.spawn(async move {
-                        if let Err(error) = peer.forget(&ask).await {
-                            tracing::debug!(group = %ask.group, %error, "a peer was not told of an invalidation");
-                        }
-                    });
-                }
-            }
-            while told.join_next().await.is_some() {}
-        }
-        self.invalidate_keys(group.id, &keys);
+    /// Purges what the answer to an unsafe request makes invalid ([`Passed::invalidated_keys`]), on all nodes; returns how many
+    /// entries this node had of it, and which purge it was. Nodes that do not confirm soon are not waited for, but told until they do.
+    pub async fn invalidate_everywhere(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        keys: Vec<Bytes>,
+    ) -> (u64, Option<Position>) {
+        self.purge_keys(group, keys, CLIENT_WAIT_MAX).await
     }
 
     /// What this node has in memory for a peer's question.
     pub fn peek(&self, group: &Group, request: &Request) -> Option<Fetched> {
         let now = self.now();
+        let stamp = self.purges.applied().vector;
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
         let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
         if fresh {
             self.note_peek(&HashedKey::new(group.id, &request.key), now);
         }
-        fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), now))
+        fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), stamp, now))
     }
 
     /// Takes over what the node in its life `from` has for a key that this node owns, now or as soon as that one has left;
@@ -186,11 +143,14 @@ impl Cache {
         peer: &Arc<dyn Peer>,
         role: Role,
     ) -> Result<(), FetchError> {
-        // The fence is read before the question: an invalidation from now on keeps the answer out.
+        // Read before the question: a purge from now on keeps the answer out.
+        self.spread.note_group(group);
+        let asked = self.purges.known();
         let (mut reader, fill) = self.flights.alone(self.flight_of_key(group, &ask.key));
         let asked_at = self.now();
         let Some(fetched) = peer.peek(ask).await? else { return Ok(()) };
-        let filling = Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing };
+        let filling =
+            Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing, asked, peeks: false };
         let reading = async {
             if let Ok(Landed::Streaming(_)) = reader.head().await {
                 while let Ok(Some(_)) = reader.chunk().await {}
@@ -200,10 +160,18 @@ impl Cache {
         Ok(())
     }
 
-    /// Begins to store the answer to a `POST` for later `GET`s; `None` when it may not be. To be called after
-    /// [`Cache::invalidate`], which would separate this from what comes after it.
-    pub fn deposit(self: &Arc<Self>, group: &Arc<Group>, passed: &Passed<'_>) -> Option<Deposit> {
+    /// Begins to store the answer to a `POST` for later `GET`s; `None` when it may not be. `invalidated` is what
+    /// [`Cache::invalidate_everywhere`] said of the same answer.
+    pub fn deposit(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        passed: &Passed<'_>,
+        invalidated: Option<Position>,
+    ) -> Option<Deposit> {
+        self.spread.note_group(group);
         let received_at = self.now();
+        // What arrives from now on is looked for when the body has ended; what came since the request was sent, here.
+        let stamp = self.purges.known();
         let (_, target) = passed.target(group)?;
         let target = passed.path_in_answer(&target);
         let exchange = Exchange {
@@ -231,6 +199,11 @@ impl Cache {
         let fields = fields.without(stays_inside);
         let validators = StoredValidators::of(&fields, received_at.wall_seconds);
         let dated = passed.fields.contains("date");
+        let tags = Tags::of(passed.fields);
+        let overtaken = self.purges.overtaken_but_by(invalidated, passed.stamp, &group.name, passed.key, &tags);
+        if tags.are_too_many() || overtaken {
+            return None;
+        }
         let charge = self.ledger.reserve(length? as usize)?;
         let id = self.next_entry_id();
         let entry = Entry {
@@ -241,6 +214,7 @@ impl Cache {
             freshness: judgement.freshness,
             validators: if dated { validators } else { validators.with_date_of_ours() },
             sent,
+            tags,
             body: Body::default(),
             charge: self.ledger.charge(0),
         };
@@ -250,6 +224,7 @@ impl Cache {
             flight: self.flight_of_key(group, passed.key),
             shelf: Shelf { role: self.role_of_origin_answers(passed.key), rule, variant },
             entry,
+            stamp,
             kept: Vec::new(),
             left_bytes: length?,
             charge,
@@ -265,6 +240,7 @@ pub struct Deposit {
     shelf: Shelf,
     /// All but the body.
     entry: Entry,
+    stamp: Stamp,
     kept: Vec<Bytes>,
     left_bytes: u64,
     charge: Charge,
@@ -289,14 +265,14 @@ impl Deposit {
     /// The body has ended as its framing says. Stores it, if that is what was declared and nothing was invalidated since. To
     /// be called inside a runtime: where another node owns the key, it is told to come and take it.
     pub fn finish(self) {
-        let Deposit { cache, group, flight, shelf, entry, kept, left_bytes, mut charge } = self;
+        let Deposit { cache, group, flight, shelf, entry, stamp, kept, left_bytes, mut charge } = self;
         if left_bytes > 0 {
             return;
         }
         let body = Body::gather(&kept);
-        charge.resize(Entry::charged_bytes(&entry.fields, &entry.sent, &body));
+        charge.resize(Entry::charged_bytes(&entry.fields, &entry.sent, &entry.tags, &body));
         let (role, sent) = (shelf.role, entry.sent.clone());
-        cache.insert(&group, &flight, shelf, Entry { body, charge, ..entry });
+        cache.insert(&group, &flight, shelf, Entry { body, charge, ..entry }, &stamp);
         let Some(ask) = group.ask(&flight.key, Method::Get, sent).filter(|_| role == Role::Hot) else { return };
         let Some(owner) = cache.fleet.load().owner(&flight.key).cloned() else { return };
         tokio::spawn(async move {

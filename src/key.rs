@@ -11,7 +11,7 @@ pub struct GroupId(pub u16);
 /// XXH3-64 of group and key under a seed of this process: for tables in memory, never for the wire or the ring.
 ///
 /// The seed is secret and random, so a client cannot choose keys that fall into one place of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyHash(u64);
 
 /// A key with its group and its hash, computed once per request and used by every table that the request meets.
@@ -45,6 +45,11 @@ impl<'a> HashedKey<'a> {
 }
 
 impl KeyHash {
+    /// The least of all hashes.
+    pub const MIN: KeyHash = KeyHash(0);
+    /// The greatest of all hashes.
+    pub const MAX: KeyHash = KeyHash(u64::MAX);
+
     /// The hash of `bytes` as a key of `group`.
     pub fn of(group: GroupId, bytes: &[u8]) -> Self {
         let seed = SEED.get_or_init(random_seed).wrapping_add(u64::from(group.0).wrapping_mul(GROUP_STEP));

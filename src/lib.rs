@@ -56,6 +56,8 @@
 //! | *hop* | the way between two nodes |
 //! | *permit* | the right of one request to be at a limited origin, counted for the whole fleet |
 //! | *pass* | to hand a request to the origin uncached |
+//! | *purge* | to make entries disappear (or, soft, stale) on all nodes, named by key, prefix, path, group or tag |
+//! | *stamp* | which purges a piece of data is certainly not older than |
 //! | *outcome* | what became of a client's request ([`Outcome`](stats::Outcome)) |
 //!
 //! # What always holds
@@ -75,7 +77,8 @@
 //!   Until then every reader sees a break as a break.
 //! - **A peer's silence never fails a request that the origin could answer.** The next node on the ring is asked, and in
 //!   the end this one loads.
-//! - **What an invalidation removed does not come back.** A fill that began before it stores nothing ([`fences`]).
+//! - **What a purge removed does not come back.** Nothing is stored that was fetched before it, wherever it comes from, and
+//!   nobody who asks after its acknowledgement is answered with it ([`purge`], [`fences`]).
 //! - **What may not be shared is given to nobody but the request that caused it.** Readers that joined before go on alone.
 //! - **Every byte alive is charged once**, by the block that holds it, until its last holder lets go ([`memory`]).
 //! - **What comes from outside never panics**: clients, peers, origins and files bring errors. (Lints: `unwrap_used`,
@@ -91,11 +94,11 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`replicas`] + [`warm`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`renewal`] + [`replicas`] + [`warm`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`heat`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
-//! | [`freshness`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; the log |
+//! | [`freshness`], [`purge`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; which purges there are; the log |
 //! | [`clock`], [`config`], [`fields`], [`key`], [`membership`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |
 
 pub mod admin;
@@ -124,7 +127,10 @@ pub mod origin;
 pub mod parts;
 pub mod peer;
 pub mod permits;
+pub mod purge;
+pub mod purging;
 pub mod remembered;
+pub mod renewal;
 pub mod replicas;
 pub mod ring;
 pub mod samples;

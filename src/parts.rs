@@ -65,15 +65,19 @@ pub fn combined(stored: &Entry, part: Entry, bytes_max: u64) -> Result<Entry, En
     if stored.status != 200 || !old.strongly_equal(&new) || stored.body.len() != part.body.len() {
         return Err(part);
     }
+    let tags = stored.tags.union(&part.tags);
+    if tags.are_too_many() {
+        return Err(part);
+    }
     let Some(body) = united(&stored.body, &part.body, bytes_max) else { return Err(part) };
     let date_is_strong = new.last_modified_is_strong;
     let fields = replaced(&stored.fields, &part.fields);
     let validators = StoredValidators::of(&fields, new.date_seconds);
     let validators = if date_is_strong { validators } else { validators.with_date_of_ours() };
     let mut charge = part.charge;
-    charge.resize(Entry::charged_bytes(&fields, &part.sent, &body));
+    charge.resize(Entry::charged_bytes(&fields, &part.sent, &tags, &body));
     // What was put together of several answers is nobody's to confirm.
-    Ok(Entry { body_id: EntryId::default(), fields, validators, body, charge, ..part })
+    Ok(Entry { body_id: EntryId::default(), fields, validators, tags, body, charge, ..part })
 }
 
 /// The one range that `body` lacks; `None` when it is whole or lacks several.

@@ -64,6 +64,11 @@ impl Remembered {
         self.part(key).lock().remove(&key);
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.parts.iter().for_each(|part| part.lock().clear());
+    }
+
     fn part(&self, key: KeyHash) -> &Mutex<HashMap<KeyHash, (Memory, Duration)>> {
         &self.parts[key.get() as usize % PARTS]
     }

@@ -4,7 +4,7 @@
 //! a hot copy) costs no other node anything. The owner of a key answers, beside its own clients, the *hops* of all nodes that
 //! have no copy, or one that has become stale. With few nodes and a wanted key that is next to nothing: each node earns its
 //! copy with the third question, and asks again when it expires. It is much where copies do not form (a thousand nodes that ask
-//! rarely each, bodies too large for hot memory) or expire at once everywhere. So the owner counts hops, key by key ([`crate::heat`]):
+//! rarely each, bodies too large for hot memory) or do not live long. So the owner counts hops, key by key ([`crate::heat`]):
 //!
 //! ```text
 //! owner:   a peer asks ── counted ── more than a fair share? ── `replicate` to the next nodes on the ring, again every second
@@ -13,11 +13,13 @@
 //!          chosen in turn with the owner ── nothing there: the owner is asked after all
 //! ```
 //!
-//! A replica never loads: the owner refreshes a hot key in its one flight, a little before it expires, and pushes what it got with
-//! its next answer; else all copies in the fleet would expire at once and all nodes come to the owner while it loads. One peek and one load at most belong to a request, as everywhere. What an answer over the hop carries, a pushed
-//! entry carries, and an invalidation that reaches every node reaches replicas and those that are under way ([`crate::fences`]).
-//! An owner that says how often a key is asked for at all also lets a node keep its copy at the first question, if the
-//! node's part of that rate would earn one. Go's protocol can say only that (`minute_qps`), and knows no replicas.
+//! A replica never loads. The owner refreshes a hot key in its one flight, a little before it expires, and pushes what it got; else
+//! all copies in the fleet would expire at once, and all nodes come to the owner while it loads. One peek and one load at most
+//! belong to a request, as everywhere. A pushed entry comes by a peek like any other, with the stamp of the purges that it has seen
+//! ([`crate::purge`]), and a purge takes it from memory like any other.
+//!
+//! An owner that says how often a key is asked for also lets a node keep its copy at the first question, if the node's part of
+//! that rate would earn one. Go's protocol can say only that (`minute_qps`), and knows no replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +36,7 @@ use crate::freshness::{HopFreshness, RequestDirectives};
 use crate::group::Group;
 use crate::heat::{Heat, Hottest, Lapsing, Question};
 use crate::key::{GroupId, HashedKey};
-use crate::source::{Ask, EntryId, FetchError, Fetched, Hop, Method};
+use crate::source::{Ask, FetchError, Fetched, Hop, Method};
 use crate::stats::Counter;
 use crate::store::Role;
 use crate::store::promote::{QUESTIONS_MIN, WINDOW};
@@ -102,24 +104,37 @@ impl Cache {
         if let Some(count) = verdict.push {
             self.push_replicas(group, key, count);
         }
-        if verdict.replicas > 0 && expires_soon(&hop.freshness) {
-            self.refresh_ahead(group, key, hop.entry);
-        }
     }
 
-    /// Refreshes an entry before it expires, so that replicas have the next one when all copies expire at the same moment.
-    fn refresh_ahead(self: &Arc<Self>, group: &Arc<Group>, key: &Bytes, id: EntryId) {
-        let Some((slot, _)) = self.store.peek(&HashedKey::new(group.id, key)) else { return };
-        let Some(entry) = slot.entries().find(|entry| entry.id == id) else { return };
-        let request = Request {
-            key: key.clone(),
-            method: Method::Get,
-            forwarded: entry.sent.clone(),
-            authorization: false,
-            directives: RequestDirectives::default(),
-            range: None,
-        };
-        self.refresh_behind(group, &request, entry);
+    /// What has to be done a few times a second ([`TEND_EVERY`]): the hot keys of this node are refreshed before they expire, so
+    /// that replicas have the next entry when all copies in the fleet expire at the same moment; and replicas of other nodes'
+    /// keys that cooled down are dropped. `group` finds a group by its number.
+    pub fn tend_replicas(self: &Arc<Self>, group: impl Fn(GroupId) -> Option<Arc<Group>>) {
+        let now = self.now();
+        for replicated in self.replicas.heat.replicated(now) {
+            let asked = self.purges.applied();
+            let key = HashedKey::new(replicated.group, &replicated.key);
+            let Some(group) = group(replicated.group) else { continue };
+            let Some((slot, _)) = self.store.peek(&key) else { continue };
+            for entry in slot.entries().filter(|entry| expires_soon(&entry.freshness.over_hop(now))) {
+                let request = Request {
+                    key: replicated.key.clone(),
+                    method: Method::Get,
+                    forwarded: entry.sent.clone(),
+                    authorization: false,
+                    directives: RequestDirectives::default(),
+                    range: None,
+                };
+                self.refresh_behind(&group, &request, entry, &asked);
+            }
+            let newest = slot.entries().map(|entry| entry.id).max_by_key(|id| id.fill).unwrap_or_default();
+            if newest != replicated.pushed
+                && let Some(count) = self.replicas.heat.renewed(key.hash(), newest)
+            {
+                self.push_replicas(&group, &replicated.key, count);
+            }
+        }
+        self.drop_cooled_replicas();
     }
 
     /// Lets the `count` nodes after this one on the ring take what it has for the key.
@@ -176,7 +191,7 @@ impl Cache {
 
     /// Gives up the replicas whose owners have not renewed them: their keys have cooled down, or belong to others now. What
     /// this node's own clients want often stays.
-    pub fn drop_cooled_replicas(&self) {
+    pub(crate) fn drop_cooled_replicas(&self) {
         let now = self.now();
         for (group, key) in self.replicas.held.take_lapsed(now) {
             self.replicas.dropped.increment();
@@ -212,7 +227,8 @@ impl Cache {
 fn expires_soon(freshness: &HopFreshness) -> bool {
     let lifetime =
         i64::try_from(freshness.age_milliseconds).unwrap_or(i64::MAX).saturating_add(freshness.remaining_milliseconds);
-    freshness.remaining_milliseconds <= (lifetime / AHEAD_SHARE).min(AHEAD_MILLISECONDS_MAX)
+    let ahead = (lifetime / AHEAD_SHARE).clamp(AHEAD_MILLISECONDS_MIN, AHEAD_MILLISECONDS_MAX).min(lifetime / 2);
+    freshness.remaining_milliseconds <= ahead
 }
 
 /// Whether a node that is up has taken all variants.
@@ -269,8 +285,13 @@ impl Filling {
     }
 }
 
-/// A fetch for a hot key comes so much earlier than it must: a fifth of a lifetime, and long enough for a slow origin.
-const AHEAD_SHARE: i64 = 5;
+/// How often [`Cache::tend_replicas`] is to be called.
+pub const TEND_EVERY: Duration = Duration::from_millis(250);
+
+/// A fetch for a hot key comes so much earlier than it must: a part of a lifetime, enough for a slow origin and for two calls of
+/// [`Cache::tend_replicas`], and never more than half of it.
+const AHEAD_SHARE: i64 = 20;
+const AHEAD_MILLISECONDS_MIN: i64 = 800;
 const AHEAD_MILLISECONDS_MAX: i64 = 2000;
 
 /// How long a replica stays when its owner says nothing more of it: some renewals may get lost.

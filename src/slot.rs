@@ -77,10 +77,25 @@ impl Slot {
         Slot { rule, variants: kept.into(), charge }
     }
 
+    /// A slot in which every entry for which `replace` gives another has that in its place.
+    pub fn with_each(&self, mut replace: impl FnMut(&Arc<Entry>) -> Option<Arc<Entry>>) -> Slot {
+        let again = self.variants.iter().map(|variant| {
+            let entry = replace(&variant.entry).unwrap_or_else(|| variant.entry.clone());
+            Variant { entry, ..variant.again() }
+        });
+        let charge = self.charge.another(own_bytes(&self.rule, self.variants.len()));
+        Slot { rule: self.rule.clone(), variants: again.collect(), charge }
+    }
+
     /// A slot without `entry`, or `None` when nothing is left.
     pub fn without(&self, entry: &Arc<Entry>) -> Option<Slot> {
+        self.without_each(|other| Arc::ptr_eq(other, entry))
+    }
+
+    /// A slot without all entries that `goes` names, or `None` when nothing is left.
+    pub fn without_each(&self, goes: impl Fn(&Arc<Entry>) -> bool) -> Option<Slot> {
         let kept: Box<[Variant]> =
-            self.variants.iter().filter(|variant| !Arc::ptr_eq(&variant.entry, entry)).map(Variant::again).collect();
+            self.variants.iter().filter(|variant| !goes(&variant.entry)).map(Variant::again).collect();
         let charge = self.charge.another(own_bytes(&self.rule, kept.len()));
         (!kept.is_empty()).then(|| Slot { rule: self.rule.clone(), variants: kept, charge })
     }
@@ -110,6 +125,10 @@ impl Stored for Slot {
 
     fn is_negative(&self) -> bool {
         self.variants.iter().all(|variant| matches!(variant.entry.status, 400..))
+    }
+
+    fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+        self.entries().flat_map(|entry| entry.tags.iter()).for_each(give);
     }
 
     fn is_pinned(this: &Arc<Self>) -> bool {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::fields::Fields;
 use crate::freshness::HopFreshness;
+use crate::purge::{Tags, Vector};
 
 /// The methods that a cache asks for. Everything else passes through and never meets a [`Source`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +112,10 @@ pub struct Hop {
     pub revalidated: bool,
     /// Whether the body that the asker named is still the owner's: then there is none here, and the head only refreshes it.
     pub not_modified: bool,
+    /// The names under which the response can be purged beside its key.
+    pub tags: Tags,
+    /// Which purges the response is certainly not older than; `None` from a node that knows nothing of purges (Go's).
+    pub stamp: Option<Vector>,
     /// How often the key is asked for in a minute, as far as the owner sees; zero where it does not say.
     pub minute_rate: u32,
     /// How many nodes after the owner on the ring have the key as well ([`crate::replicas`]).

@@ -198,10 +198,6 @@ impl Filling {
             return None;
         }
         let asked_at = self.cache.now();
-        // What was invalidated since this node started may still lie where the news has not arrived.
-        if self.cache.fences.of(HashedKey::new(self.group.id, &request.key).hash()) != 0 {
-            return None;
-        }
         let holder = self.cache.previous_holder(&request.key, asked_at)?;
         let ask = self.ask_peer().ok()?;
         self.group.stats.peeks.increment();

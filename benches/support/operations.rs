@@ -34,7 +34,7 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 21] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
     Operation { name: "lane/hit with other fields each time", prepare: || lane_in_turn([GET, GET_OF_ANOTHER], 4096) },
@@ -49,6 +49,8 @@ pub const OPERATIONS: [Operation; 19] = [
     Operation { name: "ring/owner of a hash", prepare: ring_owner_of_hash },
     Operation { name: "store/find", prepare: store_find },
     Operation { name: "store/insert while another gives way", prepare: store_insert },
+    Operation { name: "purge/tag of 1000, a 200th, among 12000", prepare: || purge_by_tag(12) },
+    Operation { name: "purge/tag of 1000, a 200th, among 1000000", prepare: || purge_by_tag(1000) },
     Operation { name: "freshness/verdict", prepare: freshness_verdict },
     Operation { name: "freshness/verdict, parsing the stored fields", prepare: freshness_verdict_parsing },
     Operation { name: "entry to wire", prepare: entry_to_wire },
@@ -202,6 +204,42 @@ fn freshness() -> (Freshness, Now) {
     (Freshness::of_ours(std::time::Duration::from_secs(3600), now), now)
 }
 
+/// Objects of 1,000 each with one tag of `tags`; what is purged does not come back, so that only purging counts.
+fn purge_by_tag(tags: u64) -> Run {
+    struct Tagged(u64, Charge);
+    impl Stored for Tagged {
+        fn charged_bytes(&self) -> usize {
+            self.1.bytes()
+        }
+        fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+            give(&self.0.to_le_bytes());
+        }
+    }
+    let store = Store::new(Ledger::new(1 << 30), &Settings::default(), None);
+    for number in 0..tags * 1000 {
+        let object = Arc::new(Tagged(number % tags, store.ledger().charge(100)));
+        let key = format!("thumbnails/{number:08x}.jpg");
+        store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), object);
+    }
+    let mut next = 0;
+    Box::new(move |count| {
+        for _ in 0..count / 200 {
+            let (tag, mut place) = (next % tags, None);
+            next += 1;
+            loop {
+                let (keys, after) = store.keys_with_tag(None, &tag.to_le_bytes(), place);
+                for (group, key) in keys {
+                    black_box(store.remove(&HashedKey::new(group, &key)));
+                }
+                match after {
+                    Some(_) => place = after,
+                    None => break,
+                }
+            }
+        }
+    })
+}
+
 fn freshness_verdict() -> Run {
     let (freshness, now) = freshness();
     let rules = Rules::default();
@@ -284,6 +322,7 @@ fn frames() -> Run {
         have: EntryId::default(),
         ring_id: 7,
         window: 256 << 10,
+        purges: Bytes::new(),
     }));
     let fields = Fields::from_pairs([("Content-Type", "image/jpeg"), ("ETag", "\"691efb40-1000\"")]);
     let head = Message::Head(Box::new(Head {

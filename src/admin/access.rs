@@ -5,6 +5,7 @@
 //! | health, ready | every listener | everybody |
 //! | statistics, explain | `admin.address` | addresses of `admin.allow`, or a token |
 //! | the same, without `admin.address` | listeners for clients | loopback, asking directly |
+//! | purge | where statistics are; `PURGE` on the listeners for clients, too | `admin.token`, addresses of `admin.purge_allow`, loopback |
 //! | drain, reload | as for statistics | `admin.token`; or loopback asking directly, and no page of a browser |
 //! | a native peer | listeners with the peers' role | who proves the secret; without one, loopback asking directly |
 //! | a Go peer | the same, on a Go ring | addresses of listed peers and of `fleet.go.allow` |
@@ -118,16 +119,55 @@ pub fn may_act(admin: &Admin, caller: &Caller<'_>, host: &[u8]) -> Result<(), De
     if shows_one_of(caller.fields, admin.tokens.iter()) {
         return Ok(());
     }
-    let json = caller.fields.get("content-type").is_some_and(|value| {
-        value
-            .split(|&byte| byte == b';')
-            .next()
-            .is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"application/json"))
-    });
+    let json = declares_json(caller.fields);
     if caller.is_trusted_loopback() && json && is_loopback_host(host) && !caller.fields.contains("origin") {
         return Ok(());
     }
     Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
+}
+
+/// Whether the caller may purge on a listener where that is answered. `is_json` says whether a body is declared as JSON, which a
+/// page in a browser cannot send to another site without being asked; the method `PURGE`, which it cannot send either, has none.
+///
+/// # Errors
+/// Why not.
+pub fn may_purge(admin: &Admin, caller: &Caller<'_>, host: &[u8], is_json: Option<bool>) -> Result<(), Denied> {
+    let is_listed = caller.is_in(&admin.purge_allow) && !caller.is_direct_loopback();
+    if is_json.is_some() && admin.address.is_none() && !caller.is_direct_loopback() && !is_listed {
+        return Err(Denied::Forbidden);
+    }
+    if shows_one_of(caller.fields, admin.tokens.iter()) {
+        return Ok(());
+    }
+    let shows_another = caller.fields.contains("authorization") && !admin.tokens.is_empty();
+    if shows_another {
+        return Err(Denied::TokenNeeded);
+    }
+    if is_listed {
+        return Ok(());
+    }
+    if caller.is_trusted_loopback()
+        && is_loopback_host(host)
+        && is_own_origin(caller.fields, host)
+        && is_json != Some(false)
+    {
+        return Ok(());
+    }
+    Err(if admin.tokens.is_empty() { Denied::Forbidden } else { Denied::TokenNeeded })
+}
+
+/// Whether the body is declared as JSON.
+pub fn declares_json(fields: &Fields) -> bool {
+    let media_type = fields.get("content-type").and_then(|value| value.split(|&byte| byte == b';').next());
+    media_type.is_some_and(|media_type| media_type.trim_ascii().eq_ignore_ascii_case(b"application/json"))
+}
+
+/// Whether no page of another site sent the request.
+fn is_own_origin(fields: &Fields, host: &[u8]) -> bool {
+    fields.get_all("origin").all(|origin| {
+        let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+        authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+    }) && fields.get("sec-fetch-site").is_none_or(|site| matches!(site, b"same-origin" | b"none"))
 }
 
 fn is_loopback_host(host: &[u8]) -> bool {

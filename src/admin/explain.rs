@@ -75,7 +75,7 @@ pub(super) fn explain(node: &Node, query: Option<&[u8]>, now: Now) -> Result<Exp
         age: memory.age,
         ttl: memory.ttl,
         stale_until: memory.stale_until,
-        tags: Vec::new(),
+        tags: memory.tags,
         reason: memory.reason,
     })
 }
@@ -116,6 +116,7 @@ struct Known {
     age: Option<u64>,
     ttl: Option<i64>,
     stale_until: Option<String>,
+    tags: Vec<String>,
     reason: String,
 }
 
@@ -164,6 +165,7 @@ impl Known {
             }),
             age: Some(freshness.age(now).as_secs()),
             ttl: Some(freshness.remaining(now).div_euclid(1000)),
+            tags: entry.tags.iter().map(|tag| String::from_utf8_lossy(tag).into_owned()).collect(),
             stale_until: Some(rfc3339(now.wall_seconds.saturating_add_unsigned(useful.as_secs()))),
             reason,
         }

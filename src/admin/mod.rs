@@ -4,19 +4,25 @@
 
 pub mod access;
 mod explain;
+mod purge;
 mod stats;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::admin::access::{Caller, Denied, may_act, may_ask_as_go_peer, may_read, may_upgrade};
+use crate::admin::access::{
+    Caller, Denied, declares_json, may_act, may_ask_as_go_peer, may_purge, may_read, may_upgrade,
+};
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
-use crate::peer::go::answer_go;
+use crate::peer::go::{answer_go, deleted_by_go};
 use crate::peer::handshake::is_upgrade;
+use crate::purge::Target;
+use crate::purging::PurgeRequest;
 use crate::server::node::Node;
 use crate::server::owner::{CacheOwner, Conversation};
 use crate::server::shutdown::State;
@@ -36,6 +42,12 @@ impl Admin {
 
     async fn answer(&self, request: &EndpointRequest, body: &[u8]) -> EndpointAnswer {
         let (path, query) = split_query(&request.target);
+        if is_purge_of_target(request) {
+            return match purge::of_method(&self.node, request) {
+                Ok(wanted) => self.purge(wanted, false).await,
+                Err(reason) => text(404, format!("{reason}\n")),
+            };
+        }
         let Some(name) = path.strip_prefix(PREFIX) else {
             return self.answer_go_peer(request, path).await;
         };
@@ -62,9 +74,29 @@ impl Admin {
                 None if name == b"drain" => self.drain(body),
                 None => self.reload().await,
             },
+            b"purge" => match purge::read(&self.node, body) {
+                Ok(wanted) => self.purge(wanted.request, wanted.accept_partial).await,
+                Err(reason) => text(400, format!("{reason}\n")),
+            },
             b"" => self.upgrade(request),
             _ => self.answer_go_peer(request, path).await,
         }
+    }
+
+    async fn purge(&self, wanted: PurgeRequest, accept_partial: bool) -> EndpointAnswer {
+        let mut receipt = self.node.cache.purge_everywhere(wanted).await;
+        if let Some(own) = receipt.nodes.first_mut().filter(|own| own.url.is_empty()) {
+            own.url = self.node.own_url();
+        }
+        let status = purge::status(&receipt, accept_partial);
+        let more: &[(&str, &str)] = if status == 503 { &[("Retry-After", "1")] } else { &[] };
+        json_with(status, &receipt, more)
+    }
+
+    /// Whether the caller may purge here, before its body is read.
+    fn purge_denied(&self, request: &EndpointRequest, is_json: Option<bool>) -> Option<Denied> {
+        let admin = &self.node.current.load().config.admin;
+        may_purge(admin, &self.caller(request), &request.host, is_json).err()
     }
 
     fn read_denied(&self, request: &EndpointRequest) -> Option<Denied> {
@@ -136,6 +168,16 @@ impl Admin {
         if let Err(denied) = may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request)) {
             return self.deny(denied);
         }
+        if request.method == "DELETE" && dialect.is_fork() {
+            // The sender tells all of its peers; what the nodes of ours hold goes with it, whichever of them it told first.
+            let Some((group, key)) = deleted_by_go(dialect, &fleet.go.base_path, path) else {
+                return text(400, "bad request\n");
+            };
+            let targets = vec![Target::Key(group.into(), key)];
+            let wanted = PurgeRequest { targets, timeout: GO_DELETE_TIMEOUT, ..PurgeRequest::default() };
+            self.node.cache.purge_everywhere(wanted).await;
+            return text(200, "");
+        }
         if request.method != "GET" {
             return method_not_allowed();
         }
@@ -187,14 +229,47 @@ impl Admin {
 impl Endpoints for Admin {
     /// A body is read only of those who may act, and where it can mean something.
     fn admit(&self, request: &EndpointRequest) -> Result<usize, EndpointResponse> {
+        let refusal = |answer| match answer {
+            EndpointAnswer::Response(response) => Err(response),
+            EndpointAnswer::Upgrade(..) => Ok(0),
+        };
+        if is_purge_of_target(request) {
+            // Like any method that nobody may use here, whatever token might help.
+            return match self.purge_denied(request, None) {
+                Some(_) => refusal(self.deny(Denied::Forbidden)),
+                None => Ok(0),
+            };
+        }
         let acts = [&b"/_groupcache/drain"[..], b"/_groupcache/reload"].contains(&split_query(&request.target).0);
-        let takes_body = request.method == "POST" && acts;
-        Ok(if takes_body && self.act_denied(request).is_none() { WISH_BYTES_MAX } else { 0 })
+        if acts {
+            let takes_body = request.method == "POST" && self.act_denied(request).is_none();
+            return Ok(if takes_body { WISH_BYTES_MAX } else { 0 });
+        }
+        if &request.target[..] != PURGE_TARGET {
+            return Ok(0);
+        }
+        if !request.roles.admin {
+            return refusal(self.deny(Denied::NotHere));
+        }
+        let is_json = declares_json(&request.fields);
+        match self.purge_denied(request, Some(is_json)) {
+            Some(denied) => refusal(self.deny(denied)),
+            None if request.method != "POST" => {
+                refusal(respond(405, TEXT, &[("Allow", "POST")], Bytes::from_static(b"method not allowed\n")))
+            }
+            None if !is_json => refusal(text(415, "expected Content-Type: application/json\n")),
+            None => Ok(purge::BODY_BYTES_MAX),
+        }
     }
 
     async fn handle(&self, request: EndpointRequest, body: Bytes) -> EndpointAnswer {
         self.answer(&request, &body).await
     }
+}
+
+/// Whether the method purges what the target names; below our own prefix nothing can be purged so.
+fn is_purge_of_target(request: &EndpointRequest) -> bool {
+    request.method == "PURGE" && request.roles.clients && !request.target.starts_with(PREFIX)
 }
 
 fn is_read(request: &EndpointRequest) -> bool {
@@ -225,10 +300,14 @@ fn text(status: u16, text: impl Into<Cow<'static, str>>) -> EndpointAnswer {
 }
 
 fn json(status: u16, value: &impl serde::Serialize) -> EndpointAnswer {
+    json_with(status, value, &[])
+}
+
+fn json_with(status: u16, value: &impl serde::Serialize, more: &[(&str, &str)]) -> EndpointAnswer {
     match serde_json::to_vec_pretty(value) {
         Ok(mut body) => {
             body.push(b'\n');
-            respond(status, "application/json", &[], body.into())
+            respond(status, "application/json", more, body.into())
         }
         Err(error) => {
             tracing::error!(%error, "an answer cannot be written as JSON");
@@ -245,6 +324,10 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
     EndpointAnswer::Response(EndpointResponse { status, fields, body })
 }
 
+/// How long a Go peer that deletes a key is made to wait for the rest of the fleet.
+const GO_DELETE_TIMEOUT: Duration = Duration::from_secs(1);
+
+const PURGE_TARGET: &[u8] = b"/_groupcache/purge";
 /// The wishes of `drain` are a few words.
 const WISH_BYTES_MAX: usize = 1024;
 

@@ -49,8 +49,8 @@ struct Memory {
     resident_bytes: u64,
 }
 
-/// What purging did; this release purges nothing, and there is nothing that is not confirmed.
-#[derive(Default, Serialize)]
+/// How many purges this node accepted, and how many of them not every member has confirmed.
+#[derive(Serialize)]
 struct Purge {
     sequence: u64,
     unconfirmed: u64,
@@ -170,6 +170,7 @@ struct Client {
 
 /// The numbers of now. Each is read by itself: while requests are under way, sums may be off by those.
 pub(super) fn of(node: &Node) -> Stats {
+    let (sequence, unconfirmed) = node.cache.purges_accepted();
     let (current, groups) = (node.current.load(), node.groups.load());
     let ledger = &node.cache.ledger;
     let mut rejects = node.stats.rejects.counts();
@@ -199,7 +200,7 @@ pub(super) fn of(node: &Node) -> Stats {
         rejects,
         flights: flights.count(),
         flights_oldest_seconds: flights.oldest().as_secs(),
-        purge: Purge::default(),
+        purge: Purge { sequence, unconfirmed },
         fleet: fleet(node),
         replicas: replicas(node, &groups),
         groups: groups.list.iter().map(|served| (served.group.name.to_string(), group(node, served))).collect(),

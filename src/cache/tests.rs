@@ -7,20 +7,23 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod purging;
 mod replicas;
 mod same;
 mod spread;
 mod warm;
 
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::{Health, Purpose};
+use crate::fleet::{Health, PurgeFailure, Purpose};
 use crate::flight::ReadError;
 use crate::group::KeyRule;
+use crate::purge::{Notice, Reply};
 use crate::ring::{Ring, RingKind, RingPeer};
 use crate::semantics::ranges::ContentRange;
 use crate::source::{BodyStream, ReadyBody, Source};
@@ -242,6 +245,8 @@ struct Link {
     cut: Arc<AtomicBool>,
     /// Whether the node at the other end is leaving.
     leaving: Arc<AtomicBool>,
+    /// It hears of no purge.
+    deaf: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
     carried: Arc<AtomicU64>,
 }
@@ -278,12 +283,11 @@ impl Source for Link {
 /// What a node does with peers' questions beside answering is what `server::owner` does.
 #[async_trait]
 impl crate::fleet::Peer for Link {
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        if self.cut.load(Ordering::SeqCst) {
-            return Err(FetchError::unreachable("cut"));
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
+        if self.cut.load(Ordering::SeqCst) || self.deaf.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut").into());
         }
-        self.to.cache.invalidate_keys(self.to.group.id, std::slice::from_ref(&ask.key));
-        Ok(())
+        Ok(self.to.cache.receive_purges(notice.clone()).await)
     }
 
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
@@ -349,6 +353,7 @@ struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
     leaving: Vec<Arc<AtomicBool>>,
+    deaf: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
@@ -370,9 +375,9 @@ impl TestFleet {
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
         let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
-        let (down, leaving) = (flags(), flags());
+        let (down, leaving, deaf) = (flags(), flags(), flags());
         let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, leaving, carried, origin };
+        let fleet = TestFleet { nodes, down, leaving, deaf, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -388,11 +393,13 @@ impl TestFleet {
                 to: self.nodes[peer].clone(),
                 cut: self.down[peer].clone(),
                 leaving: self.leaving[peer].clone(),
+                deaf: self.deaf[peer].clone(),
                 carried: self.carried[peer].clone(),
             };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });
-        cache.set_fleet(Fleet::new(ring, links.collect(), |key| Some(key.into())));
+        let fleet = Fleet::new(ring, links.collect(), |key| Some(key.into()));
+        cache.set_fleet(fleet.named(seen.iter().map(ToString::to_string).collect()));
     }
 
     /// The index of the key's owner, by the first node's view.

@@ -1,5 +1,7 @@
 //! `drain` and `reload`: what signals do, told to a running node.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::Value;
 
@@ -38,7 +40,7 @@ pub(super) struct ReloadArguments {
 pub(super) fn drain(arguments: &DrainArguments) -> Result<Exit, Failure> {
     let node = arguments.node.find(arguments.url.as_deref())?;
     let body = if arguments.undo { "{\"undo\": true}" } else { "{}" };
-    let reply = post(&node, "/_groupcache/drain", body, arguments.node.token()?.as_deref())?;
+    let reply = post(&node, "/_groupcache/drain", body, arguments.node.token()?.as_deref(), Duration::ZERO)?;
     let answer: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let state = answer["state"].as_str().unwrap_or("unknown").to_owned();
     match reply.status {
@@ -53,7 +55,7 @@ pub(super) fn drain(arguments: &DrainArguments) -> Result<Exit, Failure> {
 
 pub(super) fn reload(arguments: &ReloadArguments) -> Result<Exit, Failure> {
     let node = arguments.node.find(arguments.url.as_deref())?;
-    let reply = post(&node, "/_groupcache/reload", "{}", arguments.node.token()?.as_deref())?;
+    let reply = post(&node, "/_groupcache/reload", "{}", arguments.node.token()?.as_deref(), Duration::ZERO)?;
     match reply.status {
         200 => {
             let answer: Value = serde_json::from_slice(&reply.body).unwrap_or_default();

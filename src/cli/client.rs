@@ -94,23 +94,35 @@ impl NodeArguments {
 /// # Errors
 /// When it is not reached, or turns us away.
 pub(super) fn get(node: &NodeUrl, target: &str, token: Option<&str>) -> Result<Reply, Failure> {
-    request(node, &format!("GET {target}"), None, token)
+    request(node, &format!("GET {target}"), None, token, DEADLINE)
 }
 
-/// Tells a node something with `POST`; `body` is JSON.
+/// Tells a node something with `POST`; `body` is JSON. What is wanted may take `patience`.
 ///
 /// # Errors
 /// When it is not reached, or turns us away.
-pub(super) fn post(node: &NodeUrl, target: &str, body: &str, token: Option<&str>) -> Result<Reply, Failure> {
-    request(node, &format!("POST {target}"), Some(body), token)
+pub(super) fn post(
+    node: &NodeUrl,
+    target: &str,
+    body: &str,
+    token: Option<&str>,
+    patience: Duration,
+) -> Result<Reply, Failure> {
+    request(node, &format!("POST {target}"), Some(body), token, DEADLINE.saturating_add(patience))
 }
 
-fn request(node: &NodeUrl, line: &str, body: Option<&str>, token: Option<&str>) -> Result<Reply, Failure> {
+fn request(
+    node: &NodeUrl,
+    line: &str,
+    body: Option<&str>,
+    token: Option<&str>,
+    deadline: Duration,
+) -> Result<Reply, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::unable(format!("no runtime: {error}")))?;
-    let asked = runtime.block_on(async { tokio::time::timeout(DEADLINE, ask(node, line, body, token)).await });
+    let asked = runtime.block_on(async { tokio::time::timeout(deadline, ask(node, line, body, token)).await });
     let reply = asked
         .unwrap_or_else(|_| Err("it does not answer".into()))
         .map_err(|reason| Failure::unable(format!("{node} was not reached: {reason}; does the node run?")))?;

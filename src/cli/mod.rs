@@ -6,6 +6,7 @@ mod client;
 mod demo;
 mod explain;
 mod init;
+mod purge;
 mod run;
 mod stats;
 
@@ -24,6 +25,8 @@ pub enum Exit {
     Bad = 1,
     /// Could not run or was not reached: an address in use, no permission, 401, 403.
     Unable = 2,
+    /// Partly done: some members of the fleet have not confirmed.
+    Partly = 3,
 }
 
 /// Why a command did not do what it was asked: one line that says what to do.
@@ -75,6 +78,8 @@ enum Command {
     Stats(stats::Arguments),
     /// Tell what a node knows of a URL, without fetching it.
     Explain(explain::Arguments),
+    /// Make entries disappear from all nodes.
+    Purge(purge::Arguments),
     /// Let a node read its configuration again.
     Reload(act::ReloadArguments),
     /// Let a node leave its fleet, or stay after all.
@@ -112,6 +117,7 @@ pub fn main() -> ExitCode {
         Some(Command::Init(arguments)) => init::run(&arguments),
         Some(Command::Stats(arguments)) => stats::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Purge(arguments)) => purge::run(&arguments),
         Some(Command::Reload(arguments)) => act::reload(&arguments),
         Some(Command::Drain(arguments)) => act::drain(&arguments),
     };

@@ -156,6 +156,7 @@ impl Printer<'_> {
         self.list("allow", config.admin.allow.iter().map(ToString::to_string));
         self.secrets("read_token", &config.admin.read_tokens);
         self.secrets("token", &config.admin.tokens);
+        self.list("purge_allow", config.admin.purge_allow.iter().map(ToString::to_string));
     }
 
     fn peers(&mut self, fleet: &Fleet) {

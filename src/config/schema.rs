@@ -217,6 +217,9 @@ struct AdminKeys {
     read_token: Option<OneOrList<String>>,
     /// May also purge, reload and drain; a list while rotating. Default: the environment's GROUPCACHE_ADMIN_TOKEN.
     token: Option<OneOrList<String>>,
+    /// Client addresses that may purge without a token.
+    #[schemars(extend("default" = []))]
+    purge_allow: Option<Vec<String>>,
 }
 
 #[derive(JsonSchema)]

@@ -35,6 +35,7 @@ admin:
   allow: [10.0.0.0/8]
   read_token: read-token-of-16-bytes
   token: [admin-token-of-16-bytes, older-token-of-16-bytes]
+  purge_allow: [10.2.0.0/16]
 fleet:
   address: 10.0.0.4:8082
   self: https://10.0.0.4:8082
@@ -177,6 +178,7 @@ admin:
   allow: [127.0.0.0/8, "::1/128"]  # default
   read_token: []  # default
   token: []  # default
+  purge_allow: []  # default
 # fleet: a fleet of one  # default
 groups:
   - name: thumbnails
@@ -301,7 +303,7 @@ fn single_mistakes() {
         // Features that come later.
         (with_group("trusted_proxies: []"), "1:1: trusted_proxies: unknown key"),
         (with_group("listen: [{ address: \"127.0.0.1:1\", proxy_protocol: false }]"), "proxy_protocol: unknown key"),
-        (with_group("admin: { purge_allow: [] }"), "admin.purge_allow: unknown key"),
+        (with_group("admin: { purge_allow: [x] }"), "admin.purge_allow[0]: found \"x\", expected an address"),
         (with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: serve }"), "fleet.partition: unknown key"),
         (with_group("fleet: { peers: { dns: x } }"), "1:24: fleet.peers.dns: found \"x\", expected a URL"),
         (with_group("fleet: { peers: {} }"), "1:17: fleet.peers: found a map, expected a list of URLs"),

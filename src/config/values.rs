@@ -130,6 +130,8 @@ pub struct Admin {
     pub read_tokens: Vec<Secret>,
     /// Tokens that may also purge, reload and drain.
     pub tokens: Vec<Secret>,
+    /// Client addresses that may purge without a token.
+    pub purge_allow: Vec<IpNet>,
 }
 
 /// A text that must not be seen: its `Debug` prints `***`, and it has no `Display`.

@@ -129,6 +129,10 @@ fn decide_within<'s>(
         Ok(site) => site,
         Err(no_route) => return refuse(no_group(no_route)),
     };
+    // Never the origin's business: whoever may purge is answered here, and nobody else gets anywhere with it.
+    if head.method.as_str() == "PURGE" {
+        return endpoint(head, client, now);
+    }
     let group = &*site.group;
     let passing = |reason, detail| pass(edge, head, site, scratch, reason, detail, client, now);
     if let Method::Other(method) = head.method {
@@ -243,6 +247,7 @@ fn pass(
         client: client.peer,
         tls: client.tls,
         started: now,
+        purges: edge.cache.purges_known(),
     }))
 }
 

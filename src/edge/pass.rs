@@ -30,6 +30,7 @@ use crate::flight::INTERIMS_MAX;
 use crate::freshness::{SURROGATE_CAPABILITY, is_for_one_connection, is_safe, nominated_by_connection};
 use crate::invalidate::{Deposit, Passed};
 use crate::permits::Permit;
+use crate::purge::Stamp;
 use crate::semantics::cache_status::{CacheStatus, ForwardReason, Handling};
 use crate::semantics::forward::{Credentials, stays_inside};
 use crate::source::FetchError;
@@ -105,6 +106,8 @@ pub struct PassFacts {
     pub tls: bool,
     /// When the head arrived.
     pub started: Now,
+    /// Which purges were recorded then.
+    pub purges: Stamp,
     /// The client's connection, where the answer is the only one on it.
     pub socket: Option<ClientSocket>,
 }
@@ -142,11 +145,12 @@ impl Pass {
             fields: &fields,
             content_length: content_length.and_then(|length| length.to_str().ok()?.parse().ok()),
             requested_at: facts.started,
+            stamp: &facts.purges,
         };
-        self.edge.cache.invalidate_everywhere(group, passed.invalidated_keys(group)).await;
+        let (_, invalidated) = self.edge.cache.invalidate_everywhere(group, passed.invalidated_keys(group)).await;
         // What was said to one client's cookie is not for others.
         if group.cached && !request.fields.contains("cookie") {
-            passing.deposit = self.edge.cache.deposit(group, &passed);
+            passing.deposit = self.edge.cache.deposit(group, &passed, invalidated);
         }
         Ok(())
     }

@@ -760,6 +760,7 @@ mod tests {
             fields,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             sent: Fields::empty(),
+            tags: Default::default(),
             body: crate::entry::Body::gather(&chunks),
             charge: Ledger::new(1000).charge(0),
         })
@@ -1087,6 +1088,8 @@ mod tests {
             storable: true,
             stored: false,
             owner: None,
+            tags: Default::default(),
+            dating: Default::default(),
         });
         fill.begin(crate::cache::Landed::Streaming(head.clone()), Keep::Whole);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -1097,7 +1100,7 @@ mod tests {
         });
         fill.finish();
         let payload = Payload::Stream(head.clone(), Following::of_flight(head, reader));
-        let answer = Answer { outcome: Outcome::Miss, payload, report: Report::default() };
+        let answer = Answer { outcome: Outcome::Miss, payload, report: Report::default(), stamp: Default::default() };
         Response::of_answer(answer, wanted, NOW).ok().unwrap()
     }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Basis, Filling, Received};
+use super::{Basis, Came, Filling, Received};
 use crate::cache::{FlightKey, Landed, Route};
 use crate::clock::Now;
 use crate::fleet::{Begun, Fleet, Health, Peer, Pending};
 use crate::flight::Fill;
+use crate::purge::Stamp;
+use crate::purging::Dating;
 use crate::source::{FetchError, Fetched, InterimSink, Method, ReadyBody};
 use crate::stats::Outcome;
 
@@ -17,6 +19,8 @@ use crate::stats::Outcome;
 pub(super) struct First {
     pub answer: Box<dyn Pending>,
     pub asked_at: Now,
+    /// Which purges were recorded before it was asked.
+    pub known: Stamp,
     /// Who was asked, and the view by which it was the owner.
     pub peer: Arc<dyn Peer>,
     pub fleet: Arc<Fleet>,
@@ -25,7 +29,7 @@ pub(super) struct First {
 impl Filling {
     /// Begins the fill. An owner is asked without a task, because most of its answers arrive whole and are handed out where they
     /// are read; everything else becomes a task of its own.
-    pub fn start(self, fill: Fill<FlightKey, Landed>) {
+    pub fn start(mut self, fill: Fill<FlightKey, Landed>) {
         let fleet = self.cache.fleet.load_full();
         let owner = match fill.key().route {
             Route::Fleet => fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned(),
@@ -35,22 +39,25 @@ impl Filling {
             tokio::spawn(self.run(fill, None));
             return;
         };
-        if let Some(entry) = self.landed_meanwhile(&fill) {
-            return fill.land(Landed::Entry(entry, Outcome::Hit, None), Bytes::new());
+        if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
+            return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
         if let Some(replica) = self.replica_to_ask(&fleet) {
             tokio::spawn(self.run_by_replica(fill, replica, fleet));
             return;
         }
+        let known = self.before_asking();
         let asked_at = self.cache.now();
         let (peer, have) = (owner.clone(), self.have());
-        owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, peer, fleet)));
+        owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, known, peer, fleet)));
     }
 
-    async fn run_by_replica(self, fill: Fill<FlightKey, Landed>, replica: Arc<dyn Peer>, fleet: Arc<Fleet>) {
+    async fn run_by_replica(mut self, fill: Fill<FlightKey, Landed>, replica: Arc<dyn Peer>, fleet: Arc<Fleet>) {
+        let known = self.before_asking();
         let asked_at = self.cache.now();
-        let first = self.peek_at_replica(&replica).await;
-        let first = first.map(|fetched| First { answer: Box::new(Answered(fetched)), asked_at, peer: replica, fleet });
+        let fetched = self.peek_at_replica(&replica).await;
+        let answer = |fetched| Box::new(Answered(fetched));
+        let first = fetched.map(|fetched| First { answer: answer(fetched), asked_at, known, peer: replica, fleet });
         self.run(fill, first).await;
     }
 
@@ -59,19 +66,24 @@ impl Filling {
         fill: Fill<FlightKey, Landed>,
         begun: Begun,
         asked_at: Now,
+        known: Stamp,
         peer: Arc<dyn Peer>,
         fleet: Arc<Fleet>,
     ) {
         let answer: Box<dyn Pending> = match begun {
             Begun::Whole(fetched, body) if self.is_plain(&fetched, &body) => {
-                return self.land(fill, fetched, &body, asked_at);
+                let came = Came::with(&fetched, asked_at, known.clone());
+                if !self.is_outdated(&fetched, &came) {
+                    return self.land(fill, fetched, &body, came);
+                }
+                Box::new(Answered(Fetched { body: Box::new(ReadyBody::new([body])), ..fetched }))
             }
             Begun::Whole(fetched, body) => {
                 Box::new(Answered(Fetched { body: Box::new(ReadyBody::new([body])), ..fetched }))
             }
             Begun::Later(answer) => answer,
         };
-        tokio::spawn(self.run(fill, Some(First { answer, asked_at, peer, fleet })));
+        tokio::spawn(self.run(fill, Some(First { answer, asked_at, known, peer, fleet })));
     }
 
     /// Whether an answer means what it says: nothing of ours has to be put together with it.
@@ -83,10 +95,9 @@ impl Filling {
     }
 
     /// What [`Filling::run`] does with a response whose body is here.
-    fn land(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, body: &Bytes, asked_at: Now) {
+    fn land(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, body: &Bytes, came: Came) {
         self.group.stats.peer_loads.increment();
-        let Received { fetched: _, head, extent, role, reservation } =
-            self.receive(fetched, asked_at, fill.key().route);
+        let Received { fetched: _, head, extent, role, reservation } = self.receive(fetched, came, fill.key().route);
         let head = Arc::new(head);
         // A slice of a large read buffer, which must live no longer than it takes to read on.
         let body = Bytes::copy_from_slice(body);

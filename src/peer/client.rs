@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -21,8 +21,10 @@ use crate::peer::dial::Dial;
 use crate::peer::exchange::{Exchange, SHUT_DOWN, SILENT, SILENT_TICKS, Tallies};
 use crate::peer::handshake::{HandshakeError, ask_for_upgrade};
 use crate::peer::protocol::{Identity, Question, QuestionKind, Versions, question_fits};
+use crate::peer::purges::{decode_reply, encode_notice};
 use crate::peer::{LocalNode, Peer, PeerState, PeerStatus};
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source};
+use crate::purge::{Notice, Reply};
+use crate::source::{Aside, Ask, Deaf, EntryId, FetchError, Fetched, InterimSink, Method, Source};
 
 /// How long a peer may take for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,8 @@ struct Shared {
     reached: AtomicBool,
     speaks_go: AtomicBool,
     remote: Mutex<Option<Identity>>,
+    /// A connection on which both know the same purges, whether questions go there yet or not.
+    greeted: Mutex<Option<Arc<Exchange>>>,
 }
 
 /// One connection, present or wanted.
@@ -131,6 +135,7 @@ impl NativePeer {
                 reached: AtomicBool::new(false),
                 speaks_go: AtomicBool::new(false),
                 remote: Mutex::new(None),
+                greeted: Mutex::new(None),
             }),
         }
     }
@@ -165,16 +170,18 @@ impl NativePeer {
         self.shared.speaks_go.load(Ordering::Relaxed)
     }
 
-    /// Makes the peer forget a key; waits no longer than for a sign of life.
+    /// Tells the peer of purges, and waits until it has applied them. A peer that is leaving is told, too.
     ///
     /// # Errors
-    /// Whether it has forgotten is not known.
-    pub async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-        let forgotten = self.ask(QuestionKind::Forget, ask, Aside::default());
-        match tokio::time::timeout(self.shared.settings.timeouts.silence, forgotten).await {
-            Ok(answer) => answer.map(drop),
-            Err(_) => Err(FetchError::unreachable("the peer is silent")),
-        }
+    /// Whether it has applied them is not known.
+    pub async fn purge(&self, notice: &Notice) -> Result<Reply, FetchError> {
+        // A connection that is only watched yet serves for this.
+        let greeted = self.shared.greeted.lock().clone();
+        let exchange = match greeted {
+            Some(exchange) => exchange,
+            None => self.shared.exchange(0).await?,
+        };
+        self.shared.purge(&exchange, notice).await
     }
 
     /// Tells the peer that this node has an answer for a key that the peer owns, and waits until it has taken it.
@@ -336,7 +343,12 @@ impl Shared {
             return Err(FetchError::unreachable("draining"));
         }
         let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
-        exchange.ask(Question { kind, ask: ask.clone(), have: aside.have, ring_id, window }, aside.interims).await
+        exchange
+            .ask(
+                Question { kind, ask: ask.clone(), have: aside.have, ring_id, window, purges: Bytes::new() },
+                aside.interims,
+            )
+            .await
     }
 
     /// The connection for the next question.
@@ -390,28 +402,46 @@ impl Shared {
                 Ok((pump, exchange)) => {
                     retry = RETRY_MIN;
                     let since = Instant::now();
+                    let silence = self.settings.timeouts.silence;
+                    let mut run = pin!(exchange.run(pump, silence));
+                    // Before any question, both know all purges that either knows.
+                    let greeted = tokio::select! {
+                        biased;
+                        reason = &mut run => Err(reason),
+                        _ = stop.wait_for(|stop| *stop) => return,
+                        greeted = self.greet(&exchange) => greeted.map_err(|error| error.to_string()),
+                    };
                     let hold = damping.hold(begun.elapsed());
                     let mut held = pin!(tokio::time::sleep(hold));
                     let mut holding = !hold.is_zero();
-                    if holding {
-                        self.set(
-                            index,
-                            LineState::Down { reason: "back, and watched for a while".into(), refused: false },
-                        );
-                    } else {
-                        self.set(index, LineState::Up(exchange.clone()));
-                    }
-                    let silence = self.settings.timeouts.silence;
-                    let mut run = pin!(exchange.run(pump, silence));
-                    let ended = loop {
-                        tokio::select! {
-                            biased;
-                            reason = &mut run => break Some(reason),
-                            _ = stop.wait_for(|stop| *stop) => break None,
-                            () = &mut held, if holding => {
-                                holding = false;
-                                self.set(index, LineState::Up(exchange.clone()));
+                    let ended = match greeted {
+                        Err(reason) => Some(reason),
+                        Ok(()) => {
+                            *self.greeted.lock() = Some(exchange.clone());
+                            let state = match holding {
+                                true => {
+                                    LineState::Down { reason: "back, and watched for a while".into(), refused: false }
+                                }
+                                false => LineState::Up(exchange.clone()),
+                            };
+                            self.set(index, state);
+                            let ended = loop {
+                                tokio::select! {
+                                    biased;
+                                    reason = &mut run => break Some(reason),
+                                    _ = stop.wait_for(|stop| *stop) => break None,
+                                    () = &mut held, if holding => {
+                                        holding = false;
+                                        self.set(index, LineState::Up(exchange.clone()));
+                                    }
+                                }
+                            };
+                            let mut greeted = self.greeted.lock();
+                            if greeted.as_ref().is_some_and(|greeted| Arc::ptr_eq(greeted, &exchange)) {
+                                *greeted = None;
                             }
+                            drop(greeted);
+                            ended
                         }
                     };
                     let Some(reason) = ended else {
@@ -477,6 +507,42 @@ impl Shared {
         Ok((Pump::new(stream, proven.reader, outbox, false), exchange))
     }
 
+    async fn greet(&self, exchange: &Arc<Exchange>) -> Result<(), FetchError> {
+        let Some(purges) = self.node.purges.get() else { return Ok(()) };
+        let reply = self.purge(exchange, &purges.greeting()).await?;
+        if let Some(missing) = purges.greeted(reply).await {
+            self.purge(exchange, &missing).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, exchange: &Arc<Exchange>, notice: &Notice) -> Result<Reply, FetchError> {
+        let (method, fields) = (Method::Get, Fields::empty());
+        let ask = Ask { group: "-".into(), key: Bytes::new(), target: "/".into(), host: None, method, fields };
+        let mut reply = Reply::default();
+        for purges in encode_notice(notice) {
+            let (kind, have) = (QuestionKind::Purge, EntryId::default());
+            let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
+            let answer =
+                exchange.ask(Question { kind, ask: ask.clone(), have, ring_id, window, purges }, &Deaf).await?;
+            let mut body = answer.ok_or_else(|| FetchError::unreachable("no answer to a purge"))?.body;
+            let mut bytes = BytesMut::new();
+            while let Some(chunk) = body.chunk().await? {
+                if bytes.len() + chunk.len() > REPLY_BYTES_MAX {
+                    return Err(FetchError::unreachable("the answer to a purge is too long"));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            let said = decode_reply(bytes.freeze()).map_err(|error| FetchError::unreachable(error.to_string()))?;
+            let entries = [reply.entries, said.entries].concat();
+            reply = Reply { entries, ..said };
+            if !reply.understood {
+                break;
+            }
+        }
+        Ok(reply)
+    }
+
     /// The peer's view of the ring, as it last said on a connection that lives.
     fn ring_id(&self) -> Option<u64> {
         self.lines.iter().find_map(|line| match &*line.state.lock() {
@@ -532,6 +598,8 @@ impl From<HandshakeError> for ConnectFailure {
     }
 }
 
+/// All purges that a node keeps, encoded, with room to spare.
+const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Until the next attempt after the first failure, and at most after many; in between it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ use std::ops::Range;
 use bytes::{Buf, BufMut, BytesMut};
 
 use super::wire;
+use crate::purge::{Position, Vector};
 use crate::source::{Ask, EntryId, Hop};
 
 /// What a question says beside its [`Ask`].
@@ -67,8 +68,10 @@ pub(in crate::peer) fn encode_head(
         length_piece.byte(0x18);
         length_piece.varint(length);
     }
-    let hop = hop.map(|hop| (hop_front(hop), hop_back(hop), hop.sent.as_bytes()));
-    let hop_length = hop.as_ref().map(|(front, back, sent)| front.length + text_bytes(sent) + back.length);
+    let hop = hop.map(|hop| (hop_front(hop), hop_back(hop), Purging::of(hop), hop_heat(hop), hop.sent.as_bytes()));
+    let hop_length = hop.as_ref().map(|(front, back, purging, heat, sent)| {
+        front.length + text_bytes(sent) + back.length + purging.encoded_bytes() + heat.length
+    });
     let body = status_piece.length
         + text_bytes(fields)
         + length_piece.length
@@ -76,13 +79,15 @@ pub(in crate::peer) fn encode_head(
     begin(request, HEAD, body, out);
     out.put_slice(status_piece.as_bytes());
     put_text(0x12, fields, out);
-    if let (Some((front, back, sent)), Some(length)) = (hop, hop_length) {
+    if let (Some((front, back, purging, heat, sent)), Some(length)) = (hop, hop_length) {
         length_piece.byte(0x22);
         length_piece.varint(length as u64);
         out.put_slice(length_piece.as_bytes());
         out.put_slice(front.as_bytes());
         put_text(0x5a, sent, out);
         out.put_slice(back.as_bytes());
+        purging.put(out);
+        out.put_slice(heat.as_bytes());
     } else {
         out.put_slice(length_piece.as_bytes());
     }
@@ -123,11 +128,61 @@ fn hop_back(hop: &Hop) -> Piece {
         piece.far(key, flag);
         piece.varint_value(u64::from(flag));
     }
+    piece
+}
+
+/// What is said of a hot key, behind all else.
+fn hop_heat(hop: &Hop) -> Piece {
+    let mut piece = Piece::new();
     for (key, number) in [(0xe0, hop.minute_rate), (0xe8, hop.replicas)] {
         piece.far(key, number != 0);
         piece.varint_value(u64::from(number));
     }
     piece
+}
+
+/// What purges need of a hop: nothing, most of the time.
+struct Purging<'a> {
+    tags: &'a [u8],
+    too_many: bool,
+    stamp: &'a [Position],
+    stamp_bytes: usize,
+}
+
+impl<'a> Purging<'a> {
+    fn of(hop: &'a Hop) -> Self {
+        let stamp = hop.stamp.as_ref().map(Vector::positions).unwrap_or_default();
+        let bytes = |position: &Position| varint_bytes(position.incarnation) + varint_bytes(position.sequence);
+        let (tags, too_many) = (hop.tags.text(), hop.tags.are_too_many());
+        Purging { tags, too_many, stamp, stamp_bytes: stamp.iter().map(bytes).sum() }
+    }
+
+    fn encoded_bytes(&self) -> usize {
+        let far = |bytes: usize| if bytes == 0 { 0 } else { 2 + varint_bytes(bytes as u64) + bytes };
+        far(self.tags.len()) + if self.too_many { 3 } else { 0 } + far(self.stamp_bytes)
+    }
+
+    fn put(&self, out: &mut BytesMut) {
+        let mut piece = Piece::new();
+        if !self.tags.is_empty() {
+            piece.far(0xaa, true);
+            piece.varint(self.tags.len() as u64);
+            out.put_slice(piece.as_bytes());
+            out.put_slice(self.tags);
+            piece = Piece::new();
+        }
+        piece.far(0xb0, self.too_many);
+        piece.varint_value(u64::from(self.too_many));
+        piece.far(0xba, !self.stamp.is_empty());
+        piece.varint_value(self.stamp_bytes as u64);
+        out.put_slice(piece.as_bytes());
+        for position in self.stamp {
+            let mut piece = Piece::new();
+            piece.varint(position.incarnation);
+            piece.varint(position.sequence);
+            out.put_slice(piece.as_bytes());
+        }
+    }
 }
 
 /// Appends everything of a piece of body but the payload, which must follow on the wire.
@@ -185,15 +240,15 @@ fn varint_bytes(value: u64) -> usize {
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-/// A few numbers on their way into a frame. The longest piece is the back of a hop: at most 67 bytes.
+/// A few numbers on their way into a frame. The longest piece is the back of a hop: at most 53 bytes.
 struct Piece {
-    bytes: [u8; 80],
+    bytes: [u8; 64],
     length: usize,
 }
 
 impl Piece {
     fn new() -> Self {
-        Piece { bytes: [0; 80], length: 0 }
+        Piece { bytes: [0; 64], length: 0 }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -283,11 +338,12 @@ pub(super) fn take(buffer: &mut BytesMut, frame_bytes: usize) -> Option<(u64, wi
             Some((request, Kind::End(end)))
         }
         HEAD => {
-            let (mut head, fields, sent) = read_head(&mut cursor)?;
+            let (mut head, fields, [sent, tags]) = read_head(&mut cursor)?;
             let frame = buffer.split_to(frame_bytes).freeze();
             head.fields = frame.slice(fields);
             if let Some(hop) = &mut head.hop {
                 hop.sent = frame.slice(sent);
+                hop.tags = frame.slice(tags);
             }
             Some((request, Kind::Head(head)))
         }
@@ -317,9 +373,9 @@ fn read_end(cursor: &mut Cursor<'_>) -> Option<wire::End> {
 }
 
 /// The head without its texts, and where these are.
-fn read_head(cursor: &mut Cursor<'_>) -> Option<(wire::Head, Range<usize>, Range<usize>)> {
+fn read_head(cursor: &mut Cursor<'_>) -> Option<(wire::Head, Range<usize>, [Range<usize>; 2])> {
     let mut head = wire::Head::default();
-    let (mut fields, mut sent) = (0..0, 0..0);
+    let (mut fields, mut of_hop) = (0..0, [0..0, 0..0]);
     let mut last = 0;
     while let Some(key) = cursor.next_key(&mut last)? {
         match key {
@@ -329,18 +385,19 @@ fn read_head(cursor: &mut Cursor<'_>) -> Option<(wire::Head, Range<usize>, Range
             0x22 => {
                 let range = cursor.text()?;
                 let mut inner = Cursor { bytes: cursor.bytes.get(..range.end)?, at: range.start };
-                let (hop, text) = read_hop(&mut inner)?;
-                (head.hop, sent) = (Some(hop), text);
+                let (hop, texts) = read_hop(&mut inner)?;
+                (head.hop, of_hop) = (Some(hop), texts);
             }
             _ => return None,
         }
     }
-    Some((head, fields, sent))
+    Some((head, fields, of_hop))
 }
 
-fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, Range<usize>)> {
+/// The hop without its texts, and where the fields sent and the tags are.
+fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, [Range<usize>; 2])> {
     let mut hop = wire::Hop::default();
-    let mut sent = 0..0;
+    let (mut sent, mut tags) = (0..0, 0..0);
     let mut last = 0;
     while let Some(key) = cursor.next_key(&mut last)? {
         match key {
@@ -368,12 +425,21 @@ fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, Range<usize>)> {
             0x90 if cursor.byte()? == 1 => hop.answered_stale = cursor.varint()? != 0,
             0x98 if cursor.byte()? == 1 => hop.weak_date = cursor.varint()? != 0,
             0xa0 if cursor.byte()? == 1 => hop.revalidated = cursor.varint()? != 0,
+            0xaa if cursor.byte()? == 1 => tags = cursor.text()?,
+            0xb0 if cursor.byte()? == 1 => hop.tags_too_many = cursor.varint()? != 0,
+            0xba if cursor.byte()? == 1 => {
+                let range = cursor.text()?;
+                let mut numbers = Cursor { bytes: cursor.bytes.get(..range.end)?, at: range.start };
+                while numbers.left() > 0 {
+                    hop.stamp.push(numbers.varint()?);
+                }
+            }
             0xe0 if cursor.byte()? == 1 => hop.minute_rate = cursor.varint()? as u32,
             0xe8 if cursor.byte()? == 1 => hop.replicas = cursor.varint()? as u32,
             _ => return None,
         }
     }
-    Some((hop, sent))
+    Some((hop, [sent, tags]))
 }
 
 /// The question without its texts, and where group, key, target and fields are, and the host.

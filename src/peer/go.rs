@@ -185,6 +185,12 @@ pub async fn answer_go(
     }
 }
 
+/// The group and our key that a Go peer's `DELETE` means, by the same path as a question.
+pub fn deleted_by_go(dialect: Dialect, base_path: &str, path: &[u8]) -> Option<(String, Bytes)> {
+    let question = GoQuestion::parse(dialect, base_path, path).filter(|_| dialect.is_fork())?;
+    Some((question.group, key_from_go(&question.go_key)))
+}
+
 /// The whole value of an answer that any Go peer may keep as long as it likes.
 async fn value_of(mut fetched: Fetched, value_bytes_max: u64) -> Result<(Bytes, Fields, Hop), &'static str> {
     let hop = fetched.hop.take().filter(|hop| hop.storable && hop.shareable);

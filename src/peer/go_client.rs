@@ -14,6 +14,7 @@ use pingora::protocols::http::client::HttpSession;
 
 use crate::clock::Clock;
 use crate::fields::Fields;
+use crate::fleet::PurgeFailure;
 use crate::peer::dial::PeerAddress;
 use crate::peer::go::{Dialect, GoValue, go_can_carry, question_path};
 use crate::peer::{Peer, PeerState, PeerStatus};
@@ -74,7 +75,7 @@ impl GoPeer {
         loop {
             let (mut session, reused) =
                 self.connector.get_http_session(&peer).await.map_err(|error| said("cannot connect", &error))?;
-            let head = self.ask_head(&mut session, path).await;
+            let head = self.ask_head(&mut session, "GET", path).await;
             match head {
                 Ok(200) => {
                     let body = self.read_body(&mut session, self.settings.value_bytes_max + ENVELOPE_BYTES_MAX).await?;
@@ -98,9 +99,44 @@ impl GoPeer {
         }
     }
 
-    async fn ask_head(&self, session: &mut HttpSession, path: &str) -> Result<u16, String> {
+    /// Makes the peer forget a key, which only the forks' protocol can say.
+    ///
+    /// # Errors
+    /// Whether it has forgotten is not known.
+    pub(super) async fn delete(&self, group: &str, key: &[u8]) -> Result<(), PurgeFailure> {
+        let path = question_path(&self.settings.base_path, group, key);
+        let Some(path) = path.filter(|_| self.settings.dialect.is_fork()) else { return Err(PurgeFailure::Cannot) };
+        let deleted = async {
+            let mut peer = self.address.resolve().await?;
+            peer.options.connection_timeout = Some(self.settings.connect_timeout);
+            peer.options.total_connection_timeout = Some(self.settings.connect_timeout.saturating_mul(2));
+            loop {
+                let (mut session, reused) =
+                    self.connector.get_http_session(&peer).await.map_err(|error| said("cannot connect", &error))?;
+                match self.ask_head(&mut session, "DELETE", &path).await {
+                    Ok(status) => {
+                        if self.read_body(&mut session, ERROR_BYTES_MAX).await.is_ok() {
+                            self.connector.release_http_session(session, &peer, Some(IDLE_TIMEOUT)).await;
+                        }
+                        return match status {
+                            // A group that it does not know: it has nothing of it.
+                            200..=299 | 404 => Ok(()),
+                            status => Err(format!("the Go peer answered {status}")),
+                        };
+                    }
+                    Err(_) if reused => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let deleted = tokio::time::timeout(self.settings.deadline, deleted).await;
+        let deleted = deleted.unwrap_or_else(|_| Err("the Go peer did not answer in time".to_owned()));
+        deleted.map_err(|reason| FetchError::unreachable(reason).into())
+    }
+
+    async fn ask_head(&self, session: &mut HttpSession, method: &str, path: &str) -> Result<u16, String> {
         let failed = |error: Box<pingora::Error>| said("the Go peer did not answer", &error);
-        let mut request = RequestHeader::build("GET", path.as_bytes(), None).map_err(failed)?;
+        let mut request = RequestHeader::build(method, path.as_bytes(), None).map_err(failed)?;
         request.insert_header("Host", &self.address.authority).map_err(failed)?;
         session.set_read_timeout(Some(self.settings.deadline));
         session.set_write_timeout(Some(self.settings.deadline));

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::fleet::{self, Begun, Health, Purpose, Then, Unasked};
+use crate::fleet::{self, Begun, Health, PurgeFailure, Purpose, Then, Unasked};
 use crate::peer::client::NativePeer;
 use crate::peer::go_client::GoPeer;
 use crate::peer::{Peer, PeerStatus};
+use crate::purge::{Notice, Reply, Target};
 use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Source};
 
 /// A peer, in whichever protocol it speaks.
@@ -95,10 +96,10 @@ impl fleet::Peer for PeerLink {
         then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
     }
 
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         match self.go_peer() {
-            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
-            None => self.native.forget(ask).await,
+            Some(go) => purge_of_go(go, notice).await,
+            None => Ok(self.native.purge(notice).await?),
         }
     }
 
@@ -137,5 +138,21 @@ impl fleet::Peer for PeerLink {
             Some(_) => Health::Up,
             None => self.native.health(),
         }
+    }
+}
+
+/// What of the purges Go's protocol can say: keys, one by one, and only to the forks. Such a peer tells nothing of what it knows, so
+/// that every notice is understood.
+async fn purge_of_go(go: &GoPeer, notice: &Notice) -> Result<Reply, PurgeFailure> {
+    let mut said_all = !notice.dry_run;
+    for target in notice.records.iter().flat_map(|record| &record.targets) {
+        match &**target {
+            Target::Key(group, key) if !notice.dry_run => go.delete(group, key).await?,
+            _ => said_all = false,
+        }
+    }
+    match said_all {
+        true => Ok(Reply { understood: true, ..Reply::default() }),
+        false => Err(PurgeFailure::Cannot),
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! **Who asks, who answers.** The ring gives every key one owner. A node that misses asks the owner ([`Peer::load`]); the
 //! owner answers from memory or from the origin and never asks a third node, so a question crosses at most one hop whatever
-//! the two rings look like. A *peek* ([`Peer::peek`]) is answered from memory alone. Beside questions a node can tell another
-//! one to *forget* a key, and *offer* an owner what it was given for the owner's key, which the owner then takes by a peek;
-//! an owner can let a further node take a *replica* in the same way.
+//! the two rings look like. A *peek* ([`Peer::peek`]) is answered from memory alone. Beside questions a node tells others of
+//! *purges*, and can *offer* an owner what it was given for the owner's key, which the owner then takes by a peek; an owner can let
+//! a further node take a *replica* in the same way.
 //! The cache is on both ends: it asks through [`Peer`], and it answers as [`Owner`].
 //!
 //! **How they talk.** One connection (or a configured few) leads from each node to each other node, opened with the first
@@ -41,6 +41,7 @@ pub mod handshake;
 pub mod link;
 pub mod memory;
 pub mod protocol;
+mod purges;
 pub mod server;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -56,6 +58,7 @@ use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
+use crate::purge::{Notice, Reply};
 use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
@@ -91,13 +94,13 @@ pub trait Owner: Send + Sync {
         Ok(None)
     }
 
-    /// Forgets what memory has for the key, and stores nothing of what was fetched before.
+    /// Hears of purges, and answers when they are applied.
     ///
     /// # Errors
-    /// [`FetchError::Unreachable`]: nothing was forgotten.
-    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
-        let _ = ask;
-        Err(FetchError::unreachable("this node has nothing to forget"))
+    /// [`FetchError::Unreachable`]: nothing was applied.
+    async fn purge(&self, notice: Notice) -> Result<Reply, FetchError> {
+        let _ = notice;
+        Err(FetchError::unreachable("this node has nothing to purge"))
     }
 
     /// The asker has an answer for a key that this node may own, and gives it to a peek.
@@ -133,6 +136,16 @@ pub trait Owner: Send + Sync {
         let target = if key.starts_with(b"/") { key.clone() } else { [b"/", &key[..]].concat().into() };
         Some(Ask { group: group.into(), key, target, host: None, method: Method::Get, fields: Fields::empty() })
     }
+}
+
+/// What a node knows of purges: the first that is exchanged on a new connection, before any question.
+#[async_trait]
+pub trait KnowsPurges: Send + Sync {
+    /// What to say first.
+    fn greeting(&self) -> Notice;
+
+    /// Takes the answer in, whatever this node lacked; returns what the other one lacks.
+    async fn greeted(&self, reply: Reply) -> Option<Notice>;
 }
 
 /// What an asker says beside its question.
@@ -216,12 +229,12 @@ impl PeerState {
 }
 
 /// What this node tells peers about itself, shared by all of its connections.
-#[derive(Debug)]
 pub struct LocalNode {
     software: String,
     incarnation: u64,
     ring_id: AtomicU64,
     secrets: ArcSwap<Secrets>,
+    purges: OnceCell<Arc<dyn KnowsPurges>>,
     standing: Mutex<Standing>,
     /// Not a watch channel, which wakes those who wait in a random order.
     standing_changed: Notify,
@@ -242,9 +255,15 @@ impl LocalNode {
             incarnation,
             ring_id: AtomicU64::new(0),
             secrets: ArcSwap::from_pointee(secrets),
+            purges: OnceCell::new(),
             standing: Mutex::default(),
             standing_changed: Notify::new(),
         })
+    }
+
+    /// Names who knows of purges; the first caller wins.
+    pub fn set_purges(&self, purges: Arc<dyn KnowsPurges>) {
+        let _ = self.purges.set(purges);
     }
 
     /// Sets the view of the ring that new questions carry, and tells it to all connected peers.

@@ -12,6 +12,8 @@ use prost::Message as _;
 
 use crate::fields::Fields;
 use crate::freshness::{HopFreshness, LifetimeSource, StalePermission};
+use crate::peer::purges::{stamp_of_wire, stamp_to_wire};
+use crate::purge::Tags;
 use crate::source::{Ask, EntryId, FetchError, Hop, Interim, Method};
 
 /// The generated messages of `proto/peer.proto`; nobody outside this file sees them.
@@ -122,6 +124,8 @@ pub struct Question {
     pub ring_id: u64,
     /// How many bytes of body may be sent before the first credit.
     pub window: u32,
+    /// Of [`QuestionKind::Purge`]: what `proto/purge.proto` says.
+    pub purges: Bytes,
 }
 
 impl Question {
@@ -143,6 +147,7 @@ impl PartialEq for Question {
             && (self.have, self.ring_id, self.window) == (other.have, other.ring_id, other.window)
             && (&self.ask.group, &self.ask.key, &self.ask.target)
                 == (&other.ask.group, &other.ask.key, &other.ask.target)
+            && self.purges == other.purges
             && (&self.ask.host, self.ask.method) == (&other.ask.host, other.ask.method)
             && fields(self) == fields(other)
     }
@@ -155,8 +160,8 @@ pub enum QuestionKind {
     Load,
     /// Answer from memory only.
     Peek,
-    /// Forget what memory has, and store nothing of what was fetched before; answered with 204.
-    Forget,
+    /// Purges: what [`Question::purges`] says; answered with 200 and a body.
+    Purge,
     /// Take over, with a peek, what the asker has and does not own; answered with 204.
     Offer,
     /// A permit for a request at the origin of the group; the body of the answer lasts as long as it is used.
@@ -170,7 +175,7 @@ pub enum QuestionKind {
 impl QuestionKind {
     /// Whether it is about what is in memory, which a node that leaves still answers: others live on it when it is gone.
     pub(super) fn is_for_memory(self) -> bool {
-        matches!(self, QuestionKind::Peek | QuestionKind::Forget)
+        matches!(self, QuestionKind::Peek | QuestionKind::Purge)
     }
 }
 
@@ -323,7 +328,9 @@ impl FrameReader {
 /// Appends a frame to `out`. Bodies go by [`encode_data_prefix`] instead, so that they are not copied.
 pub fn encode(request: u64, message: &Message, out: &mut BytesMut) {
     match message {
-        Message::Ask(question) => codec::encode_ask(request, &question.ask, &question.beside(), out),
+        Message::Ask(question) if question.purges.is_empty() => {
+            codec::encode_ask(request, &question.ask, &question.beside(), out);
+        }
         Message::Head(head) => {
             let (fields, hop) = (head.fields.as_bytes(), head.hop.as_ref());
             codec::encode_head(request, head.status, fields, head.content_length, hop, out);
@@ -440,6 +447,7 @@ fn ask_to_wire(question: &Question) -> wire::Ask {
         have_fill: question.have.fill,
         ring_id: question.ring_id,
         window: question.window,
+        purges: question.purges.clone(),
     }
 }
 
@@ -447,7 +455,7 @@ fn kind_to_wire(kind: QuestionKind) -> wire::ask::Kind {
     match kind {
         QuestionKind::Load => wire::ask::Kind::Load,
         QuestionKind::Peek => wire::ask::Kind::Peek,
-        QuestionKind::Forget => wire::ask::Kind::Forget,
+        QuestionKind::Purge => wire::ask::Kind::Purge,
         QuestionKind::Offer => wire::ask::Kind::Offer,
         QuestionKind::Permit => wire::ask::Kind::Permit,
         QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
@@ -478,6 +486,9 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         answered_stale: hop.stale,
         revalidated: hop.revalidated,
         weak_date: hop.weak_date,
+        tags: Bytes::copy_from_slice(hop.tags.text()),
+        tags_too_many: hop.tags.are_too_many(),
+        stamp: hop.stamp.as_ref().map(stamp_to_wire).unwrap_or_default(),
         minute_rate: hop.minute_rate,
         replicas: hop.replicas,
     }
@@ -554,7 +565,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
     let kind = match wire::ask::Kind::try_from(ask.kind) {
         Ok(wire::ask::Kind::Load) => QuestionKind::Load,
         Ok(wire::ask::Kind::Peek) => QuestionKind::Peek,
-        Ok(wire::ask::Kind::Forget) => QuestionKind::Forget,
+        Ok(wire::ask::Kind::Purge) => QuestionKind::Purge,
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
         Ok(wire::ask::Kind::Permit) => QuestionKind::Permit,
         Ok(wire::ask::Kind::HoldPermit) => QuestionKind::HoldPermit,
@@ -586,6 +597,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         have: EntryId { incarnation: ask.have_incarnation, fill: ask.have_fill },
         ring_id: ask.ring_id,
         window: ask.window.min(WINDOW_BYTES_MAX),
+        purges: ask.purges,
     })
 }
 
@@ -627,6 +639,11 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
             revalidated: hop.revalidated,
             weak_date: hop.weak_date,
             not_modified: hop.not_modified,
+            tags: match hop.tags_too_many {
+                true => Tags::too_many(),
+                false => Tags::new(hop.tags.split(|&byte| byte == b'\n')),
+            },
+            stamp: Some(stamp_of_wire(&hop.stamp)?),
             minute_rate: hop.minute_rate,
             replicas: hop.replicas,
         }),

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::purge::{Position, Vector};
 
 fn frames(bytes: &[u8]) -> Result<Vec<Envelope>, ProtocolError> {
     let mut reader = FrameReader::new(FRAME_BYTES_MAX);
@@ -32,6 +33,7 @@ fn question() -> Question {
         have: EntryId { incarnation: 5, fill: 6 },
         ring_id: 7,
         window: 262_144,
+        purges: Bytes::new(),
     }
 }
 
@@ -56,9 +58,20 @@ fn head() -> Head {
             sent: Fields::from_pairs([("Accept-Encoding", "br")]).unwrap(),
             entry: EntryId { incarnation: 9, fill: 10 },
             hit: true,
+            stamp: Some(Vector::default()),
             ..Hop::default()
         }),
     }
+}
+
+/// What purges need to know of an answer.
+fn purgeable_head() -> Head {
+    let hop = Hop {
+        tags: Tags::new([&b"t"[..], b"u"]),
+        stamp: Some(Vector::new([Position { incarnation: u64::MAX, sequence: 2 }])),
+        ..head().hop.unwrap()
+    };
+    Head { hop: Some(hop), ..head() }
 }
 
 fn every_message() -> Vec<Message> {
@@ -88,10 +101,11 @@ fn every_message() -> Vec<Message> {
         Message::Credit(131_072),
         Message::Cancel,
         Message::Ask(Box::new(Question { kind: QuestionKind::Peek, ..question() })),
-        Message::Ask(Box::new(Question { kind: QuestionKind::Forget, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Offer, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::Permit, ..question() })),
         Message::Ask(Box::new(Question { kind: QuestionKind::HoldPermit, ..question() })),
+        Message::Ask(Box::new(Question { kind: QuestionKind::Purge, purges: Bytes::from_static(b"x"), ..question() })),
+        Message::Head(Box::new(purgeable_head())),
     ]
 }
 
@@ -184,10 +198,6 @@ const VERSION_1: &[&str] = &[
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
     concat!(
-        "0000006a08ac02126508021a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
-        "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
-    ),
-    concat!(
         "0000006a08ac02126508031a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
     ),
@@ -198,6 +208,16 @@ const VERSION_1: &[&str] = &[
     concat!(
         "0000006a08ac02126508071a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
         "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+    ),
+    concat!(
+        "0000006d08ac02126808041a0a7468756d626e61696c73220d61253230622e706e673f773d312a0e2f61253230622e706e673f77",
+        "3d31320b6578616d706c652e6f72673a114163636570743a20696d6167652f2a0d0a410500000000000000480651070000000000000058808010",
+        "620178",
+    ),
+    concat!(
+        "0000007008ac022a6b08c8011219436f6e74656e742d547970653a20696d6167652f706e670d0a18032249080110032003280330",
+        "013801480150015a154163636570742d456e636f64696e673a2062720d0a610900000000000000680a7001aa0104740a750aba01",
+        "0bffffffffffffffffff0102",
     ),
 ];
 
@@ -218,6 +238,8 @@ fn what_is_written_by_hand_is_what_protobuf_would_write() {
         (hop.freshness.age_milliseconds, hop.freshness.remaining_milliseconds) = (u64::MAX, i64::MIN);
         (hop.freshness.stale_while_revalidate, hop.freshness.immutable) = (Some(u32::MAX), true);
         (hop.freshness.stale, hop.entry.fill, hop.not_modified) = (StalePermission::Never, u64::MAX, true);
+        hop.tags = Tags::too_many();
+        hop.stamp = Some(Vector::new((1..40).map(|life| Position { incarnation: life << 57, sequence: life })));
     }
     let empty = Question {
         kind: QuestionKind::Load,
@@ -232,6 +254,7 @@ fn what_is_written_by_hand_is_what_protobuf_would_write() {
         have: EntryId::default(),
         ring_id: 0,
         window: 0,
+        purges: Bytes::new(),
     };
     let heads = [full, bare, default, far].map(|head| Message::Head(Box::new(head)));
     let ends = [(0, 0), (1, u64::MAX), (u64::MAX, 1)].map(|(length, checksum)| Message::End { length, checksum });

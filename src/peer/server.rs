@@ -28,6 +28,7 @@ use crate::peer::protocol::{
     DATA_BYTES_MAX, Envelope, FIELDS_BYTES_MAX, Failure, GoodbyeReason, Head, Identity, Message, ProtocolError,
     Question, QuestionKind, Versions, WINDOW_BYTES_MAX, head_fits,
 };
+use crate::peer::purges::{decode_notice, encode_reply};
 use crate::peer::{AskContext, LocalNode, Owner, Standing};
 use crate::source::{FetchError, Fetched, Interim, InterimSink, Method, ReadyBody};
 use crate::stats::{Counter, Tally};
@@ -341,13 +342,17 @@ impl Standing {
 
 /// The answer to what has no answer.
 fn done() -> Fetched {
+    Fetched { status: 204, ..with_body(Bytes::new()) }
+}
+
+fn with_body(body: Bytes) -> Fetched {
     Fetched {
-        status: 204,
+        status: 200,
         fields: Fields::empty(),
-        content_length: Some(0),
+        content_length: Some(body.len() as u64),
         close_delimited: false,
         hop: None,
-        body: Box::new(ReadyBody::default()),
+        body: Box::new(ReadyBody::new([body])),
     }
 }
 
@@ -421,7 +426,11 @@ impl Answering {
             match question.kind {
                 QuestionKind::Load => owner.get_as_owner(question.ask, context, self).await.map(Some),
                 QuestionKind::Peek => owner.peek(question.ask, context).await,
-                QuestionKind::Forget => owner.forget(question.ask).await.map(|()| Some(done())),
+                QuestionKind::Purge => {
+                    let notice =
+                        decode_notice(question.purges).map_err(|error| FetchError::unreachable(error.to_string()))?;
+                    owner.purge(notice).await.map(|reply| Some(with_body(encode_reply(&reply))))
+                }
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
                 QuestionKind::Replicate => owner.replicate(question.ask, context).await.map(|()| Some(done())),
                 QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),

@@ -17,6 +17,7 @@ use crate::peer::handshake::Secrets;
 use crate::peer::memory::{Link, MemoryDial};
 use crate::peer::server::{PeerServer, ServerSettings};
 use crate::peer::{AskContext, LocalNode, Owner, Peer, PeerState};
+use crate::purge::{Notice, Position, Reply, Tags, Vector};
 use crate::source::{
     Aside, Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Interim, InterimSink, Method, ReadyBody, Source, Whole,
 };
@@ -82,6 +83,8 @@ fn hop() -> Hop {
         minute_rate: 90_000,
         replicas: 3,
         not_modified: false,
+        tags: Tags::new([&b"t"[..]]),
+        stamp: Some(Vector::new([Position { incarnation: 1, sequence: 2 }])),
     }
 }
 
@@ -153,9 +156,8 @@ impl Owner for Script {
         Ok(hit.then(|| fetched(ReadyBody::new([Bytes::from_static(b"peeked")]))))
     }
 
-    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
-        self.asked.lock().push((ask, AskContext::default()));
-        Ok(())
+    async fn purge(&self, notice: Notice) -> Result<Reply, FetchError> {
+        Ok(Reply { understood: true, applied: notice.base, ..Reply::default() })
     }
 
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
@@ -306,22 +308,24 @@ async fn a_peek_finds_or_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_is_told_to_forget_and_offered_an_answer() {
+async fn a_peer_is_told_of_purges_and_offered_an_answer() {
     let pair = pair();
-    assert_eq!(pair.peer.forget(&ask("a")).await, Ok(()));
+    let base = Vector::new([Position { incarnation: 3, sequence: 4 }]);
+    let reply = pair.peer.purge(&Notice { base: base.clone(), ..Notice::default() }).await.unwrap();
+    assert_eq!((reply.understood, reply.applied), (true, base));
     assert_eq!(pair.peer.offer(&ask("b")).await, Err(FetchError::unreachable("no place")));
     let asked = pair.script.asked.lock();
     let asked: Vec<_> = asked.iter().map(|(ask, context)| (&ask.key[..], context.asker)).collect();
-    assert_eq!(asked, [(&b"a"[..], 0), (b"b", 1)]);
+    assert_eq!(asked, [(&b"b"[..], 1)]);
 }
 
 /// Who sends an unsafe request waits for this.
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_cannot_be_told_to_forget_is_not_waited_for() {
+async fn a_peer_that_cannot_be_told_of_purges_is_not_waited_for() {
     let pair = pair();
     pair.link.cut();
     let started = tokio::time::Instant::now();
-    assert!(matches!(pair.peer.forget(&ask("a")).await, Err(FetchError::Unreachable(_))));
+    assert!(matches!(pair.peer.purge(&Notice::default()).await, Err(FetchError::Unreachable(_))));
     assert!(started.elapsed() <= Duration::from_secs(1));
 }
 

@@ -116,7 +116,8 @@ fn head() -> Message {
 
 fn question(key: &'static str, window: u32) -> Message {
     let kind = QuestionKind::Load;
-    Message::Ask(Box::new(Question { kind, ask: ask(key), have: EntryId::default(), ring_id: 0, window }))
+    let (ask, have, purges) = (ask(key), EntryId::default(), Bytes::new());
+    Message::Ask(Box::new(Question { kind, ask, have, ring_id: 0, window, purges }))
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,7 +106,8 @@ impl Members {
             true => |key| go_key(key).map(Cow::Owned),
             false => |key| Some(Cow::Borrowed(key)),
         };
-        fleet::Fleet::new(ring.clone(), peers, ring_key)
+        let urls = self.list.iter().map(|member| member.url.clone()).collect();
+        fleet::Fleet::new(ring.clone(), peers, ring_key).named(urls)
     }
 
     /// What of the ring's identity peers tell one another; zero in a fleet of one.

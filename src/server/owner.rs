@@ -14,7 +14,8 @@ use crate::fields::Fields;
 use crate::fleet::Purpose;
 use crate::group::Group;
 use crate::peer::server::PeerServer;
-use crate::peer::{AskContext, LocalNode, Owner};
+use crate::peer::{AskContext, KnowsPurges, LocalNode, Owner};
+use crate::purge::{Notice, Reply};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
 use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method, Whole};
@@ -75,12 +76,8 @@ impl Owner for CacheOwner {
         Ok(group.and_then(|group| self.cache.peek(&group, &Request::from_ask(&group, &ask))))
     }
 
-    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
-        // Of a group that this node does not know it has nothing.
-        if let Some(group) = self.groups.load().find(&ask.group) {
-            self.cache.invalidate_keys(group.id, &[ask.key]);
-        }
-        Ok(())
+    async fn purge(&self, notice: Notice) -> Result<Reply, FetchError> {
+        Ok(self.cache.receive_purges(notice).await)
     }
 
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
@@ -107,6 +104,17 @@ impl Owner for CacheOwner {
 
     fn ask_for_key(&self, group: &str, key: Bytes) -> Option<Ask> {
         self.groups.load().find(group)?.ask(&key, Method::Get, Fields::empty())
+    }
+}
+
+#[async_trait]
+impl KnowsPurges for CacheOwner {
+    fn greeting(&self) -> Notice {
+        self.cache.purges_greeting()
+    }
+
+    async fn greeted(&self, reply: Reply) -> Option<Notice> {
+        self.cache.purges_greeted(reply).await
     }
 }
 

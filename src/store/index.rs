@@ -11,7 +11,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::eviction::{Entries, Facts};
 use super::nodes::{NodeId, Nodes};
-use super::{Role, Stored};
+use super::{Role, Stored, key_bytes};
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::allocated_bytes;
 
@@ -24,7 +24,8 @@ pub(super) struct Index<V> {
 
 /// One entry. 32 bytes: half a cache line, so that a probe touches one line here.
 pub(super) struct Slot<V> {
-    pub key: Box<[u8]>,
+    /// Shared with the ordered books.
+    pub key: Arc<[u8]>,
     pub value: Arc<V>,
     pub node: NodeId,
     pub group: GroupId,
@@ -41,7 +42,7 @@ pub(super) struct Shard<V> {
 impl<V: Stored> Slot<V> {
     /// What the entry is charged for: the value and the allocated key, in bytes.
     pub fn bytes(&self) -> usize {
-        self.value.charged_bytes().saturating_add(allocated_bytes(self.key.len()))
+        self.value.charged_bytes().saturating_add(key_bytes(self.key.len()))
     }
 
     /// Counts one use for the order of eviction: at most one relaxed store.
@@ -167,6 +168,12 @@ impl<V: Stored> Shard<V> {
 
     pub fn find_node(&self, hash: KeyHash, node: NodeId) -> Option<&Slot<V>> {
         self.position(hash, node).map(|at| &self.slots[at])
+    }
+
+    /// All entries whose keys have this hash.
+    pub fn of_hash(&self, hash: KeyHash) -> impl Iterator<Item = &Slot<V>> {
+        let found = self.table.iter_hash(hash.get()).map(|&at| &self.slots[at as usize]);
+        found.filter(move |slot| KeyHash::of(slot.group, &slot.key) == hash)
     }
 
     fn position(&self, hash: KeyHash, node: NodeId) -> Option<usize> {

@@ -47,6 +47,7 @@ mod eviction;
 mod ghost;
 mod index;
 mod lookups;
+mod matching;
 mod nodes;
 pub mod promote;
 #[cfg(test)]
@@ -59,12 +60,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 pub use self::eviction::Eviction;
+pub use self::matching::{KEYS_PER_STEP, TagPlace};
 pub use self::walk::{Listed, Wanted};
 
 use self::budget::{Budget, Class, Incoming, Pressure, pool};
 use self::eviction::{Entries, PoolId, Queues};
 use self::index::{Index, Slot};
 use self::lookups::{LOOKUP_MISS, Lookups};
+use self::matching::Books;
 use self::nodes::NodeId;
 use crate::key::{GroupId, HashedKey, KeyHash};
 use crate::memory::{Charge, Ledger, Relief, allocated_bytes};
@@ -79,6 +82,11 @@ pub trait Stored: Send + Sync + 'static {
     /// Constant for the value's life.
     fn is_negative(&self) -> bool {
         false
+    }
+
+    /// Gives each of the value's tags, as often as it likes. Constant for the value's life.
+    fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+        let _ = give;
     }
 
     /// Whether somebody besides the store holds the value, so that giving it up would free nothing now.
@@ -211,6 +219,7 @@ pub struct Store<V: Stored> {
 struct Order {
     queues: Queues,
     budget: Budget,
+    books: Books,
     key_bytes: usize,
     /// Keys and bookkeeping.
     charge: Charge,
@@ -219,7 +228,7 @@ struct Order {
 struct Departed<V> {
     group: GroupId,
     role: Role,
-    key: Box<[u8]>,
+    key: Arc<[u8]>,
     value: Arc<V>,
     charged_bytes: usize,
     cause: Cause,
@@ -234,6 +243,7 @@ impl<V: Stored> Store<V> {
         let order = Order {
             queues: Queues::new(settings.eviction),
             budget: Budget::new(),
+            books: Books::default(),
             key_bytes: 0,
             charge: ledger.charge(0),
         };
@@ -395,7 +405,7 @@ impl<V: Stored> Store<V> {
         departures: &mut Vec<Departed<V>>,
     ) -> Inserted<V> {
         let charged_bytes = value.charged_bytes();
-        let key_bytes = allocated_bytes(key.bytes().len());
+        let key_bytes = key_bytes(key.bytes().len());
         let bytes = charged_bytes.saturating_add(key_bytes);
         let class = class_of(role, value.is_negative());
         let partition = order.budget.partition_of(key.group());
@@ -419,6 +429,8 @@ impl<V: Stored> Store<V> {
                 let node = order.queues.insert(pool, key.hash(), bytes);
                 let frequency = AtomicU8::new(0);
                 let slot = Slot { key: key.bytes().into(), value, node, group: key.group(), frequency, role };
+                order.books.enter_key(slot.group, &slot.key);
+                order.books.enter_tags(slot.group, key.hash(), &*slot.value);
                 self.index.insert(key.hash(), slot, &order.queues.nodes);
                 order.budget.enter(key.group(), role, class, bytes);
                 order.key_bytes += key_bytes;
@@ -444,7 +456,7 @@ impl<V: Stored> Store<V> {
         departures: &mut Vec<Departed<V>>,
     ) -> Option<Arc<V>> {
         let charged_bytes = value.charged_bytes();
-        let bytes = charged_bytes.saturating_add(allocated_bytes(key.bytes().len()));
+        let bytes = charged_bytes.saturating_add(key_bytes(key.bytes().len()));
         let class = class_of(role, value.is_negative());
         let (previous, previous_role) = self.index.change(key.hash(), existing.node, |slot| {
             let previous = std::mem::replace(&mut slot.value, Arc::clone(&value));
@@ -461,6 +473,8 @@ impl<V: Stored> Store<V> {
         if Arc::ptr_eq(&previous, &value) {
             return None;
         }
+        order.books.leave_tags(key.group(), key.hash(), &*previous);
+        order.books.enter_tags(key.group(), key.hash(), &*value);
         self.ledger.enter_store(charged_bytes);
         let charged_bytes = previous.charged_bytes();
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
@@ -563,7 +577,9 @@ impl<V: Stored> Store<V> {
         }
         let class = class_of(slot.role, slot.value.is_negative());
         order.budget.leave(slot.group, slot.role, class, bytes, evicted);
-        order.key_bytes = order.key_bytes.saturating_sub(allocated_bytes(slot.key.len()));
+        order.books.leave_key(slot.group, &slot.key);
+        order.books.leave_tags(slot.group, hash, &*slot.value);
+        order.key_bytes = order.key_bytes.saturating_sub(key_bytes(slot.key.len()));
         self.settle(order);
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
         let Slot { key, value, group, role, .. } = slot;
@@ -630,7 +646,9 @@ impl<V: Stored> Store<V> {
     /// Charges keys and bookkeeping as they are now.
     fn settle(&self, order: &mut Order) {
         let before = order.charge.bytes();
-        let now = self.index.allocated() + self.lookups.allocated() + order.queues.allocated() + order.key_bytes;
+        let books = order.books.allocated();
+        let now =
+            self.index.allocated() + self.lookups.allocated() + order.queues.allocated() + books + order.key_bytes;
         order.charge.resize(now);
         if now > before {
             self.ledger.enter_store(now - before);
@@ -654,6 +672,11 @@ impl<V: Stored> Drop for Store<V> {
         let bytes = classes.iter().sum::<usize>() + order.charge.bytes() - order.key_bytes;
         self.ledger.leave_store(bytes);
     }
+}
+
+/// What a key takes of memory: index and books share one block, with two counts in front.
+fn key_bytes(length: usize) -> usize {
+    allocated_bytes(2 * size_of::<usize>() + length)
 }
 
 /// An entry that is under the key of another that wants to come in.

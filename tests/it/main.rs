@@ -24,6 +24,7 @@ mod limits;
 mod listeners;
 mod membership;
 mod origin;
+mod purge;
 mod reload;
 mod sharing;
 mod shutdown;

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use groupcache_proxy::fleet::{self, Purpose};
+use groupcache_proxy::fleet::{self, PurgeFailure, Purpose};
 use groupcache_proxy::peer::client::Timeouts;
 use groupcache_proxy::peer::{AskContext, Owner};
+use groupcache_proxy::purge::{Notice, Reply};
 use groupcache_proxy::source::{Ask, BodyStream, Deaf, EntryId, FetchError, Fetched, Source};
 use parking_lot::Mutex;
 
@@ -101,10 +102,10 @@ impl Source for DirectPeer {
 
 #[async_trait]
 impl fleet::Peer for DirectPeer {
-    async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
+    async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         let host = self.there().await?;
-        let answer = host.owner.forget(ask.clone()).await;
-        self.back(&host, answer).await
+        let answer = host.owner.purge(notice.clone()).await;
+        Ok(self.back(&host, answer).await?)
     }
 
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {

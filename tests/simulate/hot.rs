@@ -77,8 +77,10 @@ pub async fn run(seed: u64, nodes: usize, kind: Kind) -> Outcome {
             }
             tokio::time::sleep_until(began + Duration::from_millis(second as u64 * 1000 + (tick + 1) * 10)).await;
             while clients.try_join_next().is_some() {}
+            if tick % 25 == 24 {
+                world.living().iter().for_each(|node| node.cache.tend_replicas(|_| Some(node.group.clone())));
+            }
         }
-        world.living().iter().for_each(|node| node.cache.drop_cooled_replicas());
     }
     while clients.join_next().await.is_some() {}
     let done: Vec<u64> = work(&world).iter().zip(&before).map(|(after, before)| after - before).collect();

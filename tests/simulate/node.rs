@@ -18,7 +18,8 @@ use groupcache_proxy::peer::client::{ClientSettings, NativePeer};
 use groupcache_proxy::peer::handshake::Secrets;
 use groupcache_proxy::peer::link::PeerLink;
 use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
-use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
+use groupcache_proxy::peer::{AskContext, KnowsPurges, LocalNode, Owner};
+use groupcache_proxy::purge::{Notice, Reply};
 use groupcache_proxy::ring::{Ring, RingKind, RingPeer};
 use groupcache_proxy::slot::Slot;
 use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink};
@@ -102,6 +103,7 @@ impl Node {
         let local = LocalNode::new("simulated", incarnation, Secrets::new(["secret"]));
         let owner = NodeOwner { place, cache: cache.clone(), group: group.clone(), asked: common.asked.clone() };
         let owner = Arc::new(owner);
+        local.set_purges(owner.clone());
         common.hosts.join(place, Host { owner: owner.clone(), incarnation, alive: alive.clone() });
         let server = PeerServer::new(local.clone(), owner, ServerSettings::default());
         let (shutdown, watching) = watch::channel(false);
@@ -147,7 +149,8 @@ impl Node {
         });
         let ring = ring_of(view);
         self.local.set_ring_id(u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().expect("eight bytes")));
-        self.cache.set_fleet(Fleet::new(ring, peers.collect(), |key| Some(key.into())));
+        let urls = view.iter().map(|peer| format!("http://node-{peer}:8082")).collect();
+        self.cache.set_fleet(Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls));
     }
 
     /// Whether this life has ended.
@@ -220,9 +223,8 @@ impl Owner for NodeOwner {
         Ok(self.cache.peek(&self.group, &Request::from_ask(&self.group, &ask)))
     }
 
-    async fn forget(&self, ask: Ask) -> Result<(), FetchError> {
-        self.cache.invalidate_keys(self.group.id, &[ask.key]);
-        Ok(())
+    async fn purge(&self, notice: Notice) -> Result<Reply, FetchError> {
+        Ok(self.cache.receive_purges(notice).await)
     }
 
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
@@ -235,5 +237,16 @@ impl Owner for NodeOwner {
 
     async fn permit(&self, _: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
         self.cache.grant_permit(&self.group, purpose, context.asker).await
+    }
+}
+
+#[async_trait]
+impl KnowsPurges for NodeOwner {
+    fn greeting(&self) -> Notice {
+        self.cache.purges_greeting()
+    }
+
+    async fn greeted(&self, reply: Reply) -> Option<Notice> {
+        self.cache.purges_greeted(reply).await
     }
 }

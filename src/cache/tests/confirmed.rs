@@ -78,7 +78,7 @@ async fn an_owner_that_forgot_sends_the_body() {
     let (fleet, other, carried) = TestFleet::with_copy(TAGGED).await;
     fleet.advance(61);
     let owner = &fleet.nodes[fleet.owner("a")];
-    owner.cache.invalidate_keys(owner.group.id, &[Bytes::from("a")]);
+    owner.cache.store.remove(&HashedKey::new(owner.group.id, b"a"));
     assert_eq!(fleet.nodes[other].ask("a").await, "miss 200 0123456789");
     assert_eq!(fleet.carried("a"), carried + 10);
 }
@@ -103,8 +103,8 @@ async fn a_confirmation_of_another_body_is_no_answer() {
     }
     #[async_trait]
     impl crate::fleet::Peer for Liar {
-        async fn forget(&self, ask: &Ask) -> Result<(), FetchError> {
-            self.0.forget(ask).await
+        async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
+            self.0.purge(notice).await
         }
         async fn offer(&self, ask: &Ask) -> Result<(), FetchError> {
             self.0.offer(ask).await
@@ -123,7 +123,8 @@ async fn a_confirmation_of_another_body_is_no_answer() {
     let peers: Vec<_> = (0..3).map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
     let links = (0..3).map(|peer| {
         let (to, cut, carried) = (fleet.nodes[peer].clone(), Arc::default(), Arc::default());
-        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, leaving: Arc::default(), carried };
+        let (leaving, deaf) = (Arc::default(), Arc::default());
+        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, leaving, deaf, carried };
         (peer != other).then(|| Arc::new(Liar(Arc::new(link))) as Arc<dyn crate::fleet::Peer>)
     });
     let ring = Ring::new(RingKind::Groupcache, 50, &peers);

@@ -4,7 +4,14 @@ use super::*;
 use crate::clock::Clock;
 use crate::invalidate::Passed;
 
-fn passed<'a>(node: &Node, key: &'a Bytes, method: &'a str, status: u16, fields: &'a Fields) -> Passed<'a> {
+fn passed<'a>(
+    node: &Node,
+    key: &'a Bytes,
+    method: &'a str,
+    status: u16,
+    fields: &'a Fields,
+    stamp: &'a Stamp,
+) -> Passed<'a> {
     static NONE: Fields = Fields::empty();
     Passed {
         key,
@@ -17,12 +24,15 @@ fn passed<'a>(node: &Node, key: &'a Bytes, method: &'a str, status: u16, fields:
         fields,
         content_length: Some(4),
         requested_at: node.clock.now(),
+        stamp,
     }
 }
 
-fn invalidate(node: &Node, key: &str, method: &str, status: u16, fields: &[(&str, &str)]) -> usize {
+async fn invalidate(node: &Node, key: &str, method: &str, status: u16, fields: &[(&str, &str)]) -> u64 {
     let (key, fields) = (Bytes::copy_from_slice(key.as_bytes()), Fields::from_pairs(fields.iter().copied()).unwrap());
-    node.cache.invalidate(&node.group, &passed(node, &key, method, status, &fields))
+    let stamp = node.cache.purges_known();
+    let passed = passed(node, &key, method, status, &fields, &stamp);
+    node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await.0
 }
 
 #[tokio::test]
@@ -41,7 +51,7 @@ async fn which_keys_an_unsafe_request_invalidates() {
             origin.on(&format!("/{key}"), Script::status(200, &[FRESH], "old"));
             node.ask(key).await;
         }
-        assert_eq!(invalidate(&node, "a", method, status, fields), gone.len(), "{method} {status}");
+        assert_eq!(invalidate(&node, "a", method, status, fields).await, gone.len() as u64, "{method} {status}");
         for key in ["a", "b", "c?d"] {
             origin.on(&format!("/{key}"), Script::status(200, &[FRESH], "new"));
             let expected = if gone.contains(&key) { "miss 200 new" } else { "hit 200 old" };
@@ -72,8 +82,10 @@ async fn an_origin_names_its_own_paths_or_those_of_clients() {
             node.ask(key).await;
         }
         let (key, fields) = (Bytes::from("items"), Fields::from_pairs([("Location", location)]).unwrap());
-        let passed = Passed { prefixes: ["/v1", "/shop"], ..passed(&node, &key, "POST", 201, &fields) };
-        node.cache.invalidate(&node.group, &passed);
+        let stamp = node.cache.purges_known();
+        let passed = Passed { prefixes: ["/v1", "/shop"], ..passed(&node, &key, "POST", 201, &fields, &stamp) };
+        let (_, invalidated) =
+            node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await;
         for key in ["items", "items/7"] {
             let outcome = if gone.contains(&key) { "miss 200 old" } else { "hit 200 old" };
             assert_eq!(node.ask(key).await, outcome, "{location} {key}");
@@ -83,7 +95,7 @@ async fn an_origin_names_its_own_paths_or_those_of_clients() {
         let target = Bytes::from("items/7");
         let passed = Passed { key: &target, status: 200, fields: &described, ..passed };
         let mine = location == "../items/7" || gone.len() == 2 && location != "items/7";
-        assert_eq!(node.cache.deposit(&node.group, &passed).is_some(), mine, "{location}");
+        assert_eq!(node.cache.deposit(&node.group, &passed, invalidated).is_some(), mine, "{location}");
     }
 }
 
@@ -148,7 +160,7 @@ async fn what_began_before_an_invalidation_is_neither_stored_nor_joined_after_it
             async move { node.ask_with(&request).await }
         });
         origin.arrived("/a", asked).await;
-        invalidate(&node, "a", "POST", 200, &[]);
+        invalidate(&node, "a", "POST", 200, &[]).await;
         origin.on("/a", Script::status(200, &[FRESH], "new"));
         // Who joined would wait for the gate.
         let after = tokio::time::timeout(Duration::from_secs(10), node.ask("a")).await;
@@ -168,10 +180,10 @@ async fn an_invalidation_forgets_failures_and_uncacheability() {
     origin.on("/a", Script::status(200, &[("Cache-Control", "private")], "mine"));
     node.ask("a").await;
     assert_eq!(node.ask("a").await, "pass uncacheable");
-    assert_eq!(invalidate(&node, "a", "POST", 200, &[]), 0);
+    assert_eq!(invalidate(&node, "a", "POST", 200, &[]).await, 0);
     origin.on("/a", Script::fails(FetchError::unreachable("down")));
     assert_eq!(node.ask("a").await, "error 502");
-    invalidate(&node, "a", "DELETE", 204, &[]);
+    invalidate(&node, "a", "DELETE", 204, &[]).await;
     origin.on("/a", Script::status(200, &[FRESH], "new"));
     assert_eq!(node.ask("a").await, "miss 200 new");
 }
@@ -195,9 +207,12 @@ async fn the_answer_to_a_post_is_stored_for_get_where_it_says_so() {
         origin.on("/a", Script::status(200, &[FRESH], "get"));
         node.ask("a").await;
         let (key, fields) = (Bytes::from("a"), Fields::from_pairs(fields.iter().copied()).unwrap());
-        let passed = passed(&node, &key, method, status, &fields);
-        assert_eq!(node.cache.invalidate(&node.group, &passed), 1);
-        if let Some(mut deposit) = node.cache.deposit(&node.group, &passed) {
+        let stamp = node.cache.purges_known();
+        let passed = passed(&node, &key, method, status, &fields, &stamp);
+        let (removed, invalidated) =
+            node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await;
+        assert_eq!(removed, 1);
+        if let Some(mut deposit) = node.cache.deposit(&node.group, &passed, invalidated) {
             deposit.push(&body.as_bytes()[..1]);
             deposit.push(&body.as_bytes()[1..]);
             deposit.finish();
@@ -212,9 +227,11 @@ async fn a_deposit_that_is_overtaken_is_not_stored() {
     let node = Node::new(&origin);
     let fields = Fields::from_pairs([FRESH, ("Content-Location", "/a")]).unwrap();
     let key = Bytes::from("a");
-    let mut deposit = node.cache.deposit(&node.group, &passed(&node, &key, "POST", 200, &fields)).unwrap();
+    let stamp = node.cache.purges_known();
+    let passed = passed(&node, &key, "POST", 200, &fields, &stamp);
+    let mut deposit = node.cache.deposit(&node.group, &passed, None).unwrap();
     deposit.push(b"post");
-    invalidate(&node, "a", "PUT", 200, &[]);
+    invalidate(&node, "a", "PUT", 200, &[]).await;
     deposit.finish();
     assert_eq!(node.cache.store.totals().items, 0);
 }

@@ -193,6 +193,7 @@ impl Side {
                     to: to.clone(),
                     cut: Arc::default(),
                     leaving: Arc::default(),
+                    deaf: Arc::default(),
                     carried: Arc::default(),
                 };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
@@ -208,7 +209,7 @@ impl Side {
         let mut answer = node.cache.get(&node.group, request).await;
         if let Payload::Pass(_) = answer.payload {
             let (reader, fill) = node.cache.flights.alone(node.cache.flight_of_key(&node.group, &request.key));
-            node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, fill);
+            node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, Stamp::default(), fill);
             let Ok(Landed::Streaming(head)) = reader.head().await else { return Seen::nothing() };
             let reader = node.cache.following(&node.group, request, Route::Here, head, reader);
             answer = Answer::from_stream(reader, "bypass", false);

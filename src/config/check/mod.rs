@@ -282,6 +282,7 @@ fn admin(checker: &mut Checker<'_>, section: &mut Section<'_>) -> Admin {
         allow: checker.list(&mut section, "allow", allow_default, text::network),
         read_tokens: tokens(checker, &mut section, "read_token", "${GROUPCACHE_READ_TOKEN:-}"),
         tokens: tokens(checker, &mut section, "token", "${GROUPCACHE_ADMIN_TOKEN:-}"),
+        purge_allow: checker.list(&mut section, "purge_allow", Vec::new(), text::network),
     };
     section.finish(checker);
     admin

@@ -1,0 +1,241 @@
+//! Which entries a purge matches: the keys of each group in order, and the keys of each tag. The cost of a search grows with
+//! what it finds and not with what is stored.
+//!
+//! A tag is known by 48 bits of its hash, and a key with that tag by its own hash, so that a pair takes 16 bytes. Who searches
+//! compares the tags themselves: two that look alike here cost a look and nothing else.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::{Store, Stored};
+use crate::key::{GroupId, KeyHash};
+
+/// The ordered books over all entries; changed only with the lock of the order held.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    /// By number of the group.
+    keys: Vec<BTreeSet<Arc<[u8]>>>,
+    tags: BTreeSet<(u64, KeyHash)>,
+    keys_count: usize,
+}
+
+impl Books {
+    pub fn enter_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+        let at = usize::from(group.0);
+        if self.keys.len() <= at {
+            self.keys.resize_with(at + 1, BTreeSet::new);
+        }
+        self.keys_count += usize::from(self.keys[at].insert(key.clone()));
+    }
+
+    pub fn leave_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+        if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
+            self.keys_count -= usize::from(keys.remove(key));
+        }
+    }
+
+    pub fn enter_tags<V: Stored>(&mut self, group: GroupId, key: KeyHash, value: &V) {
+        value.for_each_tag(&mut |tag| {
+            self.tags.insert((tag_in_group(tag, group), key));
+        });
+    }
+
+    pub fn leave_tags<V: Stored>(&mut self, group: GroupId, key: KeyHash, value: &V) {
+        value.for_each_tag(&mut |tag| {
+            self.tags.remove(&(tag_in_group(tag, group), key));
+        });
+    }
+
+    /// What the books take of memory, in bytes: counted by elements, because a tree does not tell.
+    pub fn allocated(&self) -> usize {
+        (self.keys_count + self.tags.len()) * ELEMENT_BYTES
+    }
+
+    /// All keys, and all pairs of tag and key.
+    #[cfg(test)]
+    pub fn counts(&self) -> (usize, usize) {
+        assert_eq!(self.keys.iter().map(BTreeSet::len).sum::<usize>(), self.keys_count);
+        (self.keys_count, self.tags.len())
+    }
+}
+
+/// Where a search by tag goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagPlace(u64, KeyHash);
+
+impl<V: Stored> Store<V> {
+    /// Keys of `group` that begin with `prefix` and come after `after`, in order, at most [`KEYS_PER_STEP`].
+    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<Arc<[u8]>> {
+        let order = self.order.lock();
+        let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
+        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let found = keys.range::<[u8], _>((from, Bound::Unbounded));
+        found.take_while(|key| key.starts_with(prefix)).take(KEYS_PER_STEP).cloned().collect()
+    }
+
+    /// Entries of `group` (or of all groups) that may have `tag`, beginning behind `after`, at most about [`KEYS_PER_STEP`]; and
+    /// where to go on, `None` at the end.
+    pub fn keys_with_tag(
+        &self,
+        group: Option<GroupId>,
+        tag: &[u8],
+        after: Option<TagPlace>,
+    ) -> (Vec<(GroupId, Arc<[u8]>)>, Option<TagPlace>) {
+        let (first, last) = match group {
+            Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
+            None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
+        };
+        let from = match after {
+            Some(TagPlace(tag, key)) => Bound::Excluded((tag, key)),
+            None => Bound::Included((first, KeyHash::MIN)),
+        };
+        let order = self.order.lock();
+        let mut place = None;
+        let mut found = Vec::new();
+        let pairs = order.books.tags.range((from, Bound::Included((last, KeyHash::MAX))));
+        for &(tag_in_group, hash) in pairs.take(KEYS_PER_STEP) {
+            place = Some(TagPlace(tag_in_group, hash));
+            let group = GroupId(tag_in_group as u16);
+            let shard = self.index.read(hash);
+            found.extend(shard.of_hash(hash).filter(|slot| slot.group == group).map(|slot| (group, slot.key.clone())));
+        }
+        (found, place)
+    }
+}
+
+/// The tag, known by its hash, in its group: the pairs of one tag lie together, those of one group within.
+fn tag_in_group(tag: &[u8], group: GroupId) -> u64 {
+    KeyHash::of(GroupId(u16::MAX), tag).get() & !u64::from(u16::MAX) | u64::from(group.0)
+}
+
+/// Keys that one step of a search gives, under the lock of the order.
+pub const KEYS_PER_STEP: usize = 256;
+
+/// What an element of a tree takes: 16 bytes, in nodes of 11 that are between six elevenths and two thirds full, and the inner
+/// nodes above them.
+const ELEMENT_BYTES: usize = 36;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::HashedKey;
+    use crate::memory::{Charge, Ledger};
+    use crate::store::{Role, Settings};
+
+    struct Page {
+        tags: Vec<u8>,
+        charge: Charge,
+    }
+
+    impl Stored for Page {
+        fn charged_bytes(&self) -> usize {
+            self.charge.bytes()
+        }
+
+        fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+            self.tags.iter().for_each(|tag| give(&[*tag]));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u16, String, Vec<u8>),
+        Remove(u16, String),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let tags = prop::collection::vec(0u8..4, 0..3);
+        prop_oneof![
+            3 => (0u16..2, "[ab]{0,3}", tags).prop_map(|(group, key, tags)| Step::Insert(group, key, tags)),
+            1 => (0u16..2, "[ab]{0,3}").prop_map(|(group, key)| Step::Remove(group, key)),
+        ]
+    }
+
+    fn all_with_prefix(store: &Store<Page>, group: u16, prefix: &str) -> Vec<String> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let keys = store.keys_with_prefix(GroupId(group), prefix.as_bytes(), after.as_deref());
+            let Some(last) = keys.last() else { return found };
+            after = Some(last.clone());
+            found.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
+        }
+    }
+
+    fn all_with_tag(store: &Store<Page>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
+        let (mut found, mut place) = (BTreeSet::new(), None);
+        loop {
+            let (keys, next) = store.keys_with_tag(group.map(GroupId), &[tag], place);
+            found.extend(keys.iter().map(|(group, key)| (group.0, String::from_utf8(key.to_vec()).unwrap())));
+            match next {
+                Some(_) => place = next,
+                None => return found,
+            }
+        }
+    }
+
+    proptest! {
+        /// The limit is so small that entries give way all the time.
+        #[test]
+        fn the_books_say_what_is_stored(
+            steps in prop::collection::vec(step(), 0..200),
+            prefix in "[ab]{0,2}",
+            tag in 0u8..4,
+        ) {
+            let store: Arc<Store<Page>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
+            for step in steps {
+                match step {
+                    Step::Insert(group, key, tags) => {
+                        let page = Page { tags, charge: store.ledger().charge(30 << 10) };
+                        store.insert(Role::Main, &HashedKey::new(GroupId(group), key.as_bytes()), Arc::new(page));
+                    }
+                    Step::Remove(group, key) => {
+                        store.remove(&HashedKey::new(GroupId(group), key.as_bytes()));
+                    }
+                }
+            }
+            let mut stored: BTreeMap<(u16, String), Vec<u8>> = BTreeMap::new();
+            store.for_each(None, |listed| {
+                let key = String::from_utf8(listed.key.to_vec()).unwrap();
+                stored.insert((listed.group.0, key), listed.value.tags.clone());
+            });
+            let pairs: BTreeSet<_> =
+                stored.iter().flat_map(|(key, tags)| tags.iter().map(move |tag| (key.clone(), *tag))).collect();
+            prop_assert_eq!(store.order.lock().books.counts(), (stored.len(), pairs.len()));
+            for group in 0..2 {
+                let expected: Vec<String> = stored
+                    .keys()
+                    .filter(|(of, key)| *of == group && key.starts_with(&prefix))
+                    .map(|(_, key)| key.clone())
+                    .collect();
+                prop_assert_eq!(all_with_prefix(&store, group, &prefix), expected);
+            }
+            for group in [None, Some(0), Some(1)] {
+                let expected: BTreeSet<_> = pairs
+                    .iter()
+                    .filter(|((of, _), known)| *known == tag && group.is_none_or(|group| group == *of))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                prop_assert_eq!(all_with_tag(&store, group, tag), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_search_goes_on_where_its_step_ended() {
+        let store: Arc<Store<Page>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
+        for number in 0..1000 {
+            let page = Page { tags: vec![7], charge: store.ledger().charge(100) };
+            store.insert(Role::Main, &HashedKey::new(GroupId(1), format!("k{number:04}").as_bytes()), Arc::new(page));
+        }
+        assert_eq!(store.keys_with_prefix(GroupId(1), b"k", None).len(), KEYS_PER_STEP);
+        assert_eq!(all_with_prefix(&store, 1, "k").len(), 1000);
+        assert_eq!(all_with_prefix(&store, 1, "k01").len(), 100);
+        assert_eq!(all_with_tag(&store, None, 7).len(), 1000);
+        assert_eq!(all_with_tag(&store, Some(0), 7).len(), 0);
+    }
+}
