@@ -248,7 +248,7 @@ async def fill(fleet, keys):
     await asyncio.gather(*(client(node) for node in fleet.members for _ in range(16)))
 
 
-async def rolling_once(setting, stop_signal):
+async def rolling_once(setting, stop_signal, requests):
     with Fleet(setting) as fleet:
         await fill(fleet, WARM_KEYS)
         mixed = Mixed(WARM_KEYS, NEW_PERCENT)
@@ -261,7 +261,7 @@ async def rolling_once(setting, stop_signal):
                 counts.append(fleet.origin.requests())
                 times.append(time.monotonic())
                 await restart_all(setting, fleet, load, stop_signal)
-                least = setting.requests / setting.rate - (time.monotonic() - times[0])
+                least = requests / setting.rate - (time.monotonic() - times[0])
                 await asyncio.sleep(max(1, least))
                 counts.append(fleet.origin.requests())
                 times.append(time.monotonic())
@@ -275,7 +275,7 @@ async def rolling(setting):
     """A rolling restart of five."""
     rows = []
     for name, stop_signal, promised in (("SIGTERM", signal.SIGTERM, True), ("without hand-over (kill -9)", signal.SIGKILL, False)):
-        before, during, failed, count = await rolling_once(setting, stop_signal)
+        before, during, failed, count = await rolling_once(setting, stop_signal, setting.requests if promised else 0)
         rows += [
             row(
                 f"rolling restart of five, {name}: failed",
