@@ -219,12 +219,14 @@ pub struct OwnerReport {
 }
 
 /// The head of a response that is arriving.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Head {
     /// Final status code.
     pub status: u16,
     /// End-to-end fields as they go to clients, as in [`Entry::fields`].
     pub fields: Fields,
+    /// What stands in their place for the one whose request caused the fill, with the validators in it, if it may see more.
+    pub for_causer: Option<Box<(Fields, StoredValidators)>>,
     /// Length of the body where it is known.
     pub content_length: Option<u64>,
     /// Freshness facts.
@@ -808,7 +810,11 @@ impl Answer {
     }
 
     fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
-        let head = reader.head().clone();
+        let mut head = reader.head().clone();
+        if let Some(own) = head.for_causer.as_deref().filter(|_| !collapsed) {
+            let (fields, validators) = own.clone();
+            head = Arc::new(Head { fields, validators, for_causer: None, ..Head::clone(&head) });
+        }
         let report = Report {
             forward: Some(forward),
             forward_status: None,

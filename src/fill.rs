@@ -437,6 +437,9 @@ impl Filling {
             false => fetched.fields.clone(),
         };
         let fields = fields.without(stays_inside);
+        let for_causer = (shareable || storable.is_ok())
+            .then(|| freshness::fields_for_causer(&group.rules, &judgement.directives, &fetched.fields, received_at))
+            .flatten();
         let id = self.cache.next_entry_id();
         let mut tags = Tags::of(&fetched.fields);
         if let Basis::Complete(entry) = &self.basis {
@@ -448,6 +451,10 @@ impl Filling {
             content_length: fetched.content_length,
             freshness: judgement.freshness,
             validators: self.validators(&fetched.fields, &fields, received_at),
+            for_causer: for_causer.map(|fields| {
+                let fields = fields.without(stays_inside);
+                Box::new((fields.clone(), self.validators(&fetched.fields, &fields, received_at)))
+            }),
             fields,
             id,
             body_id: id,

@@ -7,6 +7,7 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod personal;
 mod purging;
 mod replicas;
 mod same;
@@ -20,13 +21,13 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::{Health, PurgeFailure, Purpose};
+use crate::fleet::{Begun, Health, PurgeFailure, Purpose, Then, Unasked};
 use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::purge::{Notice, Reply};
 use crate::ring::{Ring, RingKind, RingPeer};
 use crate::semantics::ranges::ContentRange;
-use crate::source::{BodyStream, ReadyBody, Source};
+use crate::source::{BodyStream, NoBody, ReadyBody, Source, Whole};
 use crate::stats::GroupStats;
 use crate::store::Settings;
 use crate::testing::{Gate, Script, Scripted};
@@ -283,6 +284,18 @@ impl Source for Link {
 /// What a node does with peers' questions beside answering is what `server::owner` does.
 #[async_trait]
 impl crate::fleet::Peer for Link {
+    fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
+        let cut = self.cut.load(Ordering::SeqCst);
+        let found = self.to.cache.find_for_peer(&self.to.group, ask, have).filter(|_| !cut);
+        let Some(Whole { status, fields, hop, body }) = found else {
+            return then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
+        };
+        self.carried.fetch_add(body.len() as u64, Ordering::SeqCst);
+        let (content_length, hop) = (Some(body.len() as u64), Some(hop));
+        let head = Fetched { status, fields, content_length, close_delimited: false, hop, body: Box::new(NoBody) };
+        then(Begun::Whole(head, body));
+    }
+
     async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
         if self.cut.load(Ordering::SeqCst) || self.deaf.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut").into());

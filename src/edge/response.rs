@@ -1076,6 +1076,7 @@ mod tests {
         let head = Arc::new(Head {
             status: 200,
             fields: stored(),
+            for_causer: None,
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             validators: StoredValidators::of(&stored(), NOW.wall_seconds),
