@@ -14,6 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Nothing is left in the tree but results.
+sys.dont_write_bytecode = True
+
 from cases import CASES
 from nodes import PROJECT
 

@@ -194,9 +194,8 @@ async def frozen(setting):
         ]
 
 
-async def restart_all(setting, fleet, load, stop_signal):
-    """Every node once: ended, started, waited for. The times of beginning and end."""
-    begun = time.monotonic()
+async def restart_all(fleet, stop_signal):
+    """Every node once: ended, started, waited for."""
     for node in fleet.nodes:
         node.signal(stop_signal)
         while node.process.poll() is None:
@@ -205,7 +204,6 @@ async def restart_all(setting, fleet, load, stop_signal):
         while not await asyncio.to_thread(node.is_ready):
             await asyncio.sleep(0.05)
         await asyncio.sleep(1)
-    return begun, time.monotonic()
 
 
 def spent(load, origin_before, origin_after, begun, ended):
@@ -260,22 +258,25 @@ async def rolling_once(setting, stop_signal, requests):
                 await asyncio.sleep(10)
                 counts.append(fleet.origin.requests())
                 times.append(time.monotonic())
-                await restart_all(setting, fleet, load, stop_signal)
+                await restart_all(fleet, stop_signal)
+                counts.append(fleet.origin.requests())
+                times.append(time.monotonic())
                 least = requests / setting.rate - (time.monotonic() - times[0])
                 await asyncio.sleep(max(1, least))
                 counts.append(fleet.origin.requests())
                 times.append(time.monotonic())
         before = spent(load, counts[0], counts[1], times[0], times[1])
-        during = spent(load, counts[1], counts[2], times[1], times[2])
+        restarting = spent(load, counts[1], counts[2], times[1], times[2])
+        during = spent(load, counts[1], counts[3], times[1], times[3])
         failed = [result for result in load.results if result.error]
-        return before, during, failed, len(load.results)
+        return before, restarting, during, failed, len(load.results)
 
 
 async def rolling(setting):
     """A rolling restart of five."""
     rows = []
     for name, stop_signal, promised in (("SIGTERM", signal.SIGTERM, True), ("without hand-over (kill -9)", signal.SIGKILL, False)):
-        before, during, failed, count = await rolling_once(setting, stop_signal, setting.requests if promised else 0)
+        before, restarting, during, failed, count = await rolling_once(setting, stop_signal, setting.requests if promised else 0)
         rows += [
             row(
                 f"rolling restart of five, {name}: failed",
@@ -284,7 +285,9 @@ async def rolling(setting):
                 not failed if promised else None,
             ),
         ]
-        rows += memory_rows(name, before, during, promised)
+        rows += memory_rows(f"{name}, while nodes restart", before, restarting, promised)
+        if promised:
+            rows += memory_rows(f"{name}, all requests", before, during)
     return rows
 
 
