@@ -40,6 +40,7 @@ use pingora::services::listening::Service;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::admin::Admin;
 use crate::cache::Cache;
@@ -56,6 +57,7 @@ use crate::memory::Ledger;
 use crate::peer::LocalNode;
 use crate::peer::handshake::Secrets;
 use crate::peer::server::{PeerServer, ServerSettings};
+use crate::replicas::TEND_EVERY;
 use crate::server::groups::{GroupError, Registry};
 use crate::server::listeners::{Bound, ListenError};
 use crate::server::members::{FleetError, Members, Surroundings};
@@ -281,6 +283,19 @@ impl Serving {
                 seconds.tick().await;
                 node.groups.load().list.iter().for_each(|served| served.group.stats.sample());
                 node.cache.forget_previous_fleet();
+            }
+        });
+        let node = reloader.node.clone();
+        tokio::spawn(async move {
+            let mut turns = tokio::time::interval(TEND_EVERY);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                turns.tick().await;
+                let groups = node.groups.load_full();
+                node.cache.tend_replicas(|id| {
+                    let served = groups.list.iter().find(|served| served.group.id == id);
+                    served.map(|served| served.group.clone())
+                });
             }
         });
         if !self.parts.certificates.is_empty() {
