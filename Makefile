@@ -10,7 +10,7 @@
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
-#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= NAME=
 #   make fleet-figures  what is promised of a fleet, on five real nodes; CASES= ROUNDS= RATE= REQUESTS= CLIENTS=
 #   make fuzz         every fuzz target for SECONDS=60; TARGETS= chooses some
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
@@ -73,10 +73,10 @@ instructions: instructions-tools
 
 # Variables that are given become options of the script, which installs the other servers itself.
 compare: compare-tools release
-	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS NAME,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
-# On what is built, a release build where there is one. Writes benches/results/fleet.md when all cases were run.
+# Writes benches/results/fleet.md when all cases were run.
 fleet-figures: compare-tools release
 	python3 benches/fleet $(foreach name,CASES ROUNDS RATE REQUESTS CLIENTS,$(call option,$(name)))
 

@@ -350,18 +350,19 @@ impl Cache {
         directives: &RequestDirectives,
         now: Now,
     ) -> Option<Hit> {
-        let (slot, role) = self.store.find(key)?;
-        let entry = slot.select(forwarded)?;
-        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh || !entry.body.is_whole() {
-            return None;
-        }
+        let (entry, role) = self.store.find_with(key, |slot, role| {
+            let entry = slot.select(forwarded)?;
+            let answers =
+                entry.freshness.verdict(&group.rules, directives, now) == Verdict::Fresh && entry.body.is_whole();
+            answers.then(|| (entry.clone(), role))
+        })??;
         if role == Role::Hot {
             // Else a wanted copy would look unwanted when it has to be renewed.
             self.popularity.observe(key.hash(), now);
         }
         group.stats.gets.increment();
         group.stats.cache_hits.increment();
-        Some(Hit { entry: entry.clone(), role })
+        Some(Hit { entry, role })
     }
 
     /// Answers a client of this node that hears no interim answers.

@@ -704,7 +704,11 @@ impl Filling {
 
     /// The entry of a response that has arrived; `None` when a part is not what it says.
     fn entry_of(&self, head: &Head, kept: &[Bytes], extent: Extent, reservation: Charge) -> Option<Entry> {
-        let content = Body::gather(kept);
+        let content = match head.owner {
+            // Pieces of what was read of the connection to the owner.
+            Some(_) => Body::gather(kept),
+            None => Body::of_owned(kept),
+        };
         let (status, fields, body) = match extent {
             Extent::Whole => (head.status, head.fields.clone(), content),
             Extent::Part(place) if place.range.length() != content.len() => return None,

@@ -7,7 +7,8 @@
 //! **Runtimes.** pingora gives every service a runtime of its own. There is one service here, `Serving`, for all listeners;
 //! connections, fills, conversations with peers, probes and samples therefore share one runtime with `threads` threads, and
 //! a connection to an origin never outlives or changes the runtime that it belongs to. Threads steal work from one another:
-//! a fill that arrives in bursts must not wait behind the thread whose connection asked for it. Signals are taken on
+//! a fill that arrives in bursts must not wait behind the thread whose connection asked for it (`make compare CASES=threads`
+//! has a runtime for each thread beside it). Signals are taken on
 //! pingora's own runtime of one thread, so that they are heard whatever the others do.
 
 pub mod groups;
@@ -411,7 +412,7 @@ fn end_with_input(told: mpsc::Sender<Told>) {
 fn server_conf(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.threads,
-        work_stealing: true,
+        work_stealing: cfg!(not(feature = "runtime-per-thread")),
         // Everything is over when the supervisor returns: there is nothing to wait for.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
