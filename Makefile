@@ -76,7 +76,7 @@ compare: compare-tools release
 	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS NAME,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
-# On what is built, a release build where there is one. Writes benches/results/fleet.md when all cases were run.
+# Writes benches/results/fleet.md when all cases were run.
 fleet-figures: compare-tools release
 	python3 benches/fleet $(foreach name,CASES ROUNDS RATE REQUESTS CLIENTS,$(call option,$(name)))
 

@@ -80,7 +80,7 @@ async def cold(setting):
         slowest = max(result.seconds for result in results)
         rows.append(
             row(
-                "its owner killed in mid-fill (500 ms at the origin; clients of the other nodes)",
+                "its owner killed in mid-fill (2 s at the origin; clients of the other nodes)",
                 "at most 2 origin requests",
                 f"{asked}; {failures(results)} failed; slowest {ms(slowest)}",
                 asked <= 2 and not failed,

@@ -151,18 +151,20 @@ class Readiness:
     """The nodes whose `ready` says yes, asked all the time, as a load balancer does."""
 
     def __init__(self, nodes, every=0.1):
-        self.nodes, self.every, self.ready = nodes, every, list(nodes())
+        self.nodes, self.every, self.ready, self.stopped = nodes, every, list(nodes()), False
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.watch())
         return self
 
     async def __aexit__(self, *_):
-        self.task.cancel()
+        # Not by cancelling, which a wait that ends at that moment would swallow.
+        self.stopped = True
+        await self.task
 
     async def watch(self):
         connections = {}
-        while True:
+        while not self.stopped:
             ready = []
             for node in self.nodes():
                 try:

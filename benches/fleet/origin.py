@@ -60,7 +60,7 @@ class Answering(asyncio.Protocol):
         self.waiting += 1
         COUNTS.most = max(COUNTS.most, COUNTS.at_once)
         # Long enough for something to happen in the middle.
-        delay = 0.5 if path.startswith("/slow-") else DELAY
+        delay = 2 if path.startswith("/slow-") else DELAY
         asyncio.get_running_loop().call_later(delay, self.done)
 
     def done(self):

@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clients::{Got, get};
-use crate::network::{Delays, Place};
-use crate::node::{Asked, Links};
-use crate::origin::{Kind, Manners};
+use crate::network::Place;
+use crate::node::Asked;
+use crate::origin::Kind;
 use crate::world::{Setting, World};
 
 /// Hops are counted by the nodes themselves.
@@ -33,23 +33,7 @@ pub struct Outcome {
 
 /// Runs a fleet of `nodes` whose hot key stays fresh for two seconds (`short`) or for longer than the run.
 pub async fn run(seed: u64, nodes: usize, kind: Kind) -> Outcome {
-    let setting = Setting {
-        seed,
-        nodes,
-        delays: Delays { usual: 200..1500, late_percent: 0, late: 0..1 },
-        manners: Manners {
-            head_milliseconds: 40..60,
-            slow_percent: 0,
-            fail_percent: 0,
-            break_percent: 0,
-            records: false,
-            at_once_max: None,
-        },
-        memory_bytes: 16 << 20,
-        limit: None,
-        links: Links::Calls,
-        traced: false,
-    };
+    let setting = Setting::calm(seed, nodes, 40..60);
     let world = World::heard_by(setting, Some(Arc::new(Nobody)));
     let hot = kind.key(0);
     let failed = Arc::new(AtomicU64::new(0));
