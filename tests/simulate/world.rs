@@ -118,6 +118,7 @@ impl Setting {
             },
             memory_bytes: 16 << 20,
             limit: None,
+            strict: false,
             links: Links::Calls,
             traced: false,
         }
