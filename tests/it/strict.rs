@@ -46,7 +46,7 @@ async fn a_node_without_a_majority_asks_the_origin_before_it_answers_from_memory
     let fleet = strict_fleet(&origin).await;
     origin.on("/a", Reply::ok("old").header("Cache-Control", FRESH));
     let lone = &fleet.nodes[0];
-    let in_memory = async || lone.get("/a").await.cache_status().contains("; hit;");
+    let in_memory = async || lone.get("/a").await.head.cache_status().contains("; hit;");
     until("the node has a copy", in_memory).await;
     let asked = origin.log().len();
     assert!(in_memory().await, "a lease lets memory answer");
@@ -59,7 +59,7 @@ async fn a_node_without_a_majority_asks_the_origin_before_it_answers_from_memory
     let answer = lone.get("/a").await;
     assert_eq!((answer.status(), answer.text()), (200, "new".to_owned()));
     let asked = origin.log().len();
-    assert!(lone.get("/a").await.cache_status().contains("no-lease"));
+    assert!(lone.get("/a").await.head.cache_status().contains("no-lease"));
     assert_eq!(origin.log().len(), asked + 1, "every request asks anew");
     let (status, receipt) = purge(lone, r#"{"group":"all","all":true,"timeout":"500ms"}"#).await;
     assert_eq!((status, &receipt["complete"]), (503, &false.into()), "{receipt}");
