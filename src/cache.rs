@@ -808,7 +808,7 @@ impl Cache {
 }
 
 /// A reader for a fill that nobody waits for: without one it would end.
-async fn read_to_end(mut reader: FillReader<Landed>) {
+pub(crate) async fn read_to_end(mut reader: FillReader<Landed>) {
     if let Ok(Landed::Streaming(_)) = reader.head().await {
         while let Ok(Some(_)) = reader.chunk().await {}
     }

@@ -4,16 +4,17 @@
 //! after that [`Cache::deposit`], if what answers the `POST` would answer a `GET` as well.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cache::{Cache, FlightKey, Landed, Request};
+use crate::cache::{Cache, FlightKey, Landed, Request, read_to_end};
 use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling, Shelf};
 use crate::fleet::Peer;
-use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
+use crate::freshness::{self, Exchange, HopFreshness, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::hop::entry_for_peer;
 use crate::key::HashedKey;
@@ -22,7 +23,7 @@ use crate::purge::{Position, Stamp, Tags};
 use crate::semantics::forward::stays_inside;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::VaryRule;
-use crate::source::{Ask, EntryId, FetchError, Fetched, Method};
+use crate::source::{Ask, EntryId, FetchError, Fetched, Hop, Method, ReadyBody};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -163,6 +164,41 @@ impl Cache {
         Ok(())
     }
 
+    /// Takes what somebody else made as the answer for a key, fresh for `lifetime`: what was stored of the key goes, on all nodes,
+    /// and if this node owns it, the value takes its place.
+    pub async fn set(self: &Arc<Self>, group: &Arc<Group>, key: Bytes, value: Bytes, lifetime: Duration) {
+        self.purge_keys(group, vec![key.clone()], CLIENT_WAIT_MAX).await;
+        if !self.owns(&key) || lifetime.is_zero() {
+            return;
+        }
+        self.spread.note_group(group);
+        let (asked, asked_at) = (self.purges.known(), self.now());
+        let remaining_milliseconds = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
+        let freshness = HopFreshness { remaining_milliseconds, ..HopFreshness::default() };
+        let id = self.next_entry_id();
+        let hop = Hop { freshness, shareable: true, storable: true, entry: id, body: id, ..Hop::default() };
+        let fetched = Fetched {
+            status: 200,
+            fields: Fields::empty(),
+            content_length: Some(value.len() as u64),
+            close_delimited: false,
+            hop: Some(hop),
+            body: Box::new(ReadyBody::new([value])),
+        };
+        let request = Request {
+            key: key.clone(),
+            method: Method::Get,
+            forwarded: Fields::empty(),
+            authorization: false,
+            directives: RequestDirectives::default(),
+            range: None,
+        };
+        let (reader, fill) = self.flights.alone(self.flight_of_key(group, &key));
+        let filling =
+            Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing, asked, peeks: false };
+        tokio::join!(filling.take_over(fill, fetched, asked_at, Role::Main), read_to_end(reader));
+    }
+
     /// Begins to store the answer to a `POST` for later `GET`s; `None` when it may not be. `invalidated` is what
     /// [`Cache::invalidate_everywhere`] said of the same answer.
     pub fn deposit(
@@ -250,7 +286,7 @@ pub struct Deposit {
 }
 
 /// How long a client's unsafe request waits for the fleet at the most: the default deadline of a peer.
-const CLIENT_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const CLIENT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Deposit {
     /// Takes the next bytes; says whether it still makes sense to go on.

@@ -19,7 +19,7 @@ use crate::admin::access::{
 };
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
-use crate::peer::go::{answer_go, deleted_by_go};
+use crate::peer::go::{Dialect, GoSet, answer_go, deleted_by_go};
 use crate::peer::handshake::is_upgrade;
 use crate::purge::Target;
 use crate::purging::PurgeRequest;
@@ -49,7 +49,7 @@ impl Admin {
             };
         }
         let Some(name) = path.strip_prefix(PREFIX) else {
-            return self.answer_go_peer(request, path).await;
+            return self.answer_go_peer(request, path, body).await;
         };
         match name {
             b"health" | b"ready" if !is_read(request) => method_not_allowed(),
@@ -79,7 +79,7 @@ impl Admin {
                 Err(reason) => text(400, format!("{reason}\n")),
             },
             b"" => self.upgrade(request),
-            _ => self.answer_go_peer(request, path).await,
+            _ => self.answer_go_peer(request, path, body).await,
         }
     }
 
@@ -160,7 +160,7 @@ impl Admin {
         EndpointAnswer::Upgrade(Fields::empty(), Box::new(Conversation::of(&self.node)))
     }
 
-    async fn answer_go_peer(&self, request: &EndpointRequest, path: &[u8]) -> EndpointAnswer {
+    async fn answer_go_peer(&self, request: &EndpointRequest, path: &[u8], body: &[u8]) -> EndpointAnswer {
         let members = self.node.members.load_full();
         let (Some(dialect), Some(fleet), true) = (members.dialect(), &members.config, request.roles.peers) else {
             return self.deny(Denied::NotHere);
@@ -176,6 +176,17 @@ impl Admin {
             let targets = vec![Target::Key(group.into(), key)];
             let wanted = PurgeRequest { targets, timeout: GO_DELETE_TIMEOUT, ..PurgeRequest::default() };
             self.node.cache.purge_everywhere(wanted).await;
+            return text(200, "");
+        }
+        if request.method == "PUT" && dialect.is_fork() && fleet.go.accept_set {
+            let set = GoSet::parse(dialect, &fleet.go.base_path, path, body, request.now);
+            let Some(GoSet { group, key, value, lifetime }) = set else { return text(400, "bad request\n") };
+            let group = self.node.groups.load().find(&group).cloned();
+            let Some(group) = group.filter(|group| group.keys.target_of(&key).is_some()) else {
+                return text(404, "no such group or key\n");
+            };
+            let lifetime = lifetime.unwrap_or(group.rules.default_lifetime).min(group.rules.lifetime_max);
+            self.node.cache.set(&group, key, value, lifetime).await;
             return text(200, "");
         }
         if request.method != "GET" {
@@ -196,6 +207,20 @@ impl Admin {
         )
         .await;
         respond(answer.status, answer.content_type, &[], answer.body)
+    }
+
+    /// How long the body of a `PUT` may be: that of a Go peer that may set values, the largest value with its name.
+    fn set_bytes_max(&self, request: &EndpointRequest) -> usize {
+        let members = self.node.members.load_full();
+        let Some(fleet) = members.config.as_ref().filter(|fleet| fleet.go.accept_set && request.roles.peers) else {
+            return 0;
+        };
+        let is_fork = members.dialect().is_some_and(Dialect::is_fork);
+        if !is_fork || may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request)).is_err() {
+            return 0;
+        }
+        let largest = self.node.current.load().config.groups.iter().map(|group| group.max_object_bytes).max();
+        usize::try_from(largest.unwrap_or_default()).unwrap_or(usize::MAX).saturating_add(SET_BYTES_BESIDE)
     }
 
     fn caller<'a>(&self, request: &'a EndpointRequest) -> Caller<'a> {
@@ -246,7 +271,7 @@ impl Endpoints for Admin {
             return Ok(if takes_body { WISH_BYTES_MAX } else { 0 });
         }
         if &request.target[..] != PURGE_TARGET {
-            return Ok(0);
+            return Ok(if request.method == "PUT" { self.set_bytes_max(request) } else { 0 });
         }
         if !request.roles.admin {
             return refusal(self.deny(Denied::NotHere));
@@ -324,6 +349,8 @@ fn respond(status: u16, content_type: &str, more: &[(&str, &str)], body: Bytes) 
     EndpointAnswer::Response(EndpointResponse { status, fields, body })
 }
 
+/// The names of group and key in a Go peer's `PUT`, and what frames them.
+const SET_BYTES_BESIDE: usize = 64 * 1024;
 /// How long a Go peer that deletes a key is made to wait for the rest of the fleet.
 const GO_DELETE_TIMEOUT: Duration = Duration::from_secs(1);
 

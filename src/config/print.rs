@@ -229,6 +229,7 @@ impl Printer<'_> {
                 printer.list("allow", fleet.go.allow.iter().map(ToString::to_string));
                 printer.leaf("replicas", &fleet.go.replicas.to_string());
                 printer.leaf("base_path", &quoted(&fleet.go.base_path));
+                printer.leaf("accept_set", if fleet.go.accept_set { "true" } else { "false" });
             });
         } else {
             self.absent("go", "only for rings of Go nodes");

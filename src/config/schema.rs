@@ -337,6 +337,9 @@ struct GoKeys {
     /// Where Go peers ask, as in the Go nodes.
     #[schemars(extend("default" = "/_groupcache/"))]
     base_path: Option<String>,
+    /// Whether values that Go peers PUT (`Set` of the forks) are taken for keys of this node.
+    #[schemars(extend("default" = false))]
+    accept_set: Option<bool>,
 }
 
 /// A set of requests that are answered by the same rules.

@@ -44,7 +44,7 @@ fleet:
   secret: [sixteen bytes or more, another of the same]
   tls: { ca: tls/ca.pem, cert: tls/cert.pem, key: tls/key.pem }
   timeouts: { connect: 100ms, silence: 2s }
-  go: { allow: [10.1.0.0/16], replicas: 100, base_path: /_peers/ }
+  go: { allow: [10.1.0.0/16], replicas: 100, base_path: /_peers/, accept_set: true }
   partition: serve
 defaults:
   name: inherited
@@ -436,6 +436,7 @@ fn single_mistakes() {
         (with_group(&format!("{go_ring}  go: {{ base_path: / }}")), "fleet.go.base_path: found \"/\""),
         (with_group(&format!("{go_ring}  go: {{ replicas: 0 }}")), "from 1 to 10000"),
         (with_group(&format!("{go_ring}  address: 127.0.0.1:8080")), "fleet.address: 127.0.0.1:8080 overlaps with"),
+        (with_group(&format!("{go_ring}  go: {{ accept_set: 1 }}")), "fleet.go.accept_set: found \"1\""),
         (
             with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: split }"),
             "fleet.partition: found \"split\", expected serve or strict",

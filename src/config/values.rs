@@ -297,6 +297,8 @@ pub struct GoPeers {
     pub replicas: u32,
     /// Where Go peers ask; begins and ends with `/`.
     pub base_path: String,
+    /// Whether what they `PUT` is taken.
+    pub accept_set: bool,
 }
 
 /// A set of requests that are answered by the same rules (`groups`).

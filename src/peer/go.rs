@@ -8,6 +8,8 @@
 //! redirect it ([`go_can_carry`]). Read in golang/groupcache `http.go` (as packaged by Debian), mailgun/groupcache `http.go`,
 //! groupcache-go v3 `transport/http_transport.go`, and Go 1.19 `net/http/server.go` (`cleanPath`).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use prost::Message as _;
@@ -189,6 +191,37 @@ pub async fn answer_go(
 pub fn deleted_by_go(dialect: Dialect, base_path: &str, path: &[u8]) -> Option<(String, Bytes)> {
     let question = GoQuestion::parse(dialect, base_path, path).filter(|_| dialect.is_fork())?;
     Some((question.group, key_from_go(&question.go_key)))
+}
+
+/// What a Go peer's `PUT` sets (`Set` of the forks).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GoSet {
+    /// Name of the group.
+    pub group: String,
+    /// Our key.
+    pub key: Bytes,
+    /// The value.
+    pub value: Bytes,
+    /// For how long it is fresh; `None`: as the group says.
+    pub lifetime: Option<Duration>,
+}
+
+impl GoSet {
+    /// Takes the path of a `PUT`, as it was received, and its body, which names the same key once more. `None` when that is not so,
+    /// or the dialect has no such thing.
+    pub fn parse(dialect: Dialect, base_path: &str, path: &[u8], body: &[u8], now: Now) -> Option<Self> {
+        let question = GoQuestion::parse(dialect, base_path, path).filter(|_| dialect.is_fork())?;
+        let set = wire::SetRequest::decode(body).ok()?;
+        if *set.group != *question.group.as_bytes() || set.key != question.go_key {
+            return None;
+        }
+        let lifetime = set.expire.filter(|&expire| expire != 0).map(|expire| {
+            let remaining = expire.saturating_sub(now.wall_seconds.saturating_mul(1_000_000_000));
+            Duration::from_nanos(u64::try_from(remaining).unwrap_or_default())
+        });
+        let (group, key) = (question.group, key_from_go(&question.go_key));
+        Some(GoSet { group, key, value: set.value.unwrap_or_default(), lifetime })
+    }
 }
 
 /// The whole value of an answer that any Go peer may keep as long as it likes.

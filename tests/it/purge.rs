@@ -204,6 +204,39 @@ async fn an_unsafe_request_purges_everywhere() {
     }
 }
 
+/// What a fork's `Set` sends: group, key, value.
+fn set_request(key: &str, value: &str) -> String {
+    let field =
+        |number: u8, text: &str| format!("{}{}{text}", char::from(number << 3 | 2), char::from(text.len() as u8));
+    [field(1, "all"), field(2, key), field(3, value)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_peers_set_values_only_where_they_may() {
+    let origin = Origin::start().await;
+    origin.on("/a", Reply::ok("of the origin").header("Cache-Control", FRESH));
+    let with_default = Setup::group(&format!("origin: '{}', freshness: {{ default: 60s }}", origin.url()));
+    for (ring, keys, expected, text) in [
+        ("mailgun", "accept_set: true", 200, "set"),
+        ("mailgun", "", 405, "of the origin"),
+        ("groupcache", "accept_set: true", 405, "of the origin"),
+    ] {
+        let fleet = Fleet::with(1, &with_default, &format!("ring: {ring}, go: {{ {keys} }}")).await;
+        let node = &fleet.nodes[0];
+        node.get("/a").await;
+        for (target, body, status) in [
+            ("/_groupcache/all/a", set_request("a", "set"), expected),
+            ("/_groupcache/all/a", set_request("b", "set"), if expected == 200 { 400 } else { expected }),
+            ("/_groupcache/all/a", "nonsense".to_owned(), if expected == 200 { 400 } else { expected }),
+            ("/_groupcache/none/a", set_request("a", "set"), if expected == 200 { 400 } else { expected }),
+        ] {
+            let answer = send(node.address, "PUT", target, "", &body).await;
+            assert_eq!(answer.status(), status, "{ring} {keys} {target} {body:?}: {}", answer.text());
+        }
+        assert_eq!(text_of(node, "/a").await, text, "{ring} {keys}");
+    }
+}
+
 /// A server that answers as a fork of groupcache does, and what it is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn go_peers_are_told_of_keys_and_tell_of_them() {

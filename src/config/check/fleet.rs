@@ -289,6 +289,7 @@ fn go(checker: &mut Checker<'_>, fleet: &mut Section<'_>, ring: Ring) -> GoPeers
         allow: checker.list(&mut section, "allow", Vec::new(), text::network),
         replicas: u32::try_from(checker.leaf(&mut section, "replicas", 50, text::number(1, 10_000))).unwrap_or(50),
         base_path: checker.leaf(&mut section, "base_path", "/_groupcache/".to_owned(), base_path),
+        accept_set: checker.leaf(&mut section, "accept_set", false, text::boolean),
     };
     section.finish(checker);
     go
