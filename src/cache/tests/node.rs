@@ -346,6 +346,70 @@ async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
     }
 }
 
+/// An origin may send less of a range than was asked for; whoever reads on must not take that for the end.
+#[tokio::test]
+async fn a_rest_that_ends_too_early_or_is_of_another_body_is_no_rest() {
+    for (what, tag, range, expected) in [
+        ("the rest", "\"a\"", "bytes 1048576-5242879/5242880", true),
+        ("less than the rest", "\"a\"", "bytes 1048576-5242879/6291456", false),
+        ("the rest of another body", "\"b\"", "bytes 1048576-5242879/5242880", false),
+    ] {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        // Nobody knows the length, so only the end says where the end is.
+        let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", "\"a\"")], None);
+        for _ in 0..5 {
+            script = script.chunk(vec![b'x'; 1 << 20]);
+        }
+        origin.on("/a", script);
+        let node = Arc::new(Node::new(&origin));
+        let ask = || {
+            let node = node.clone();
+            tokio::spawn(async move { node.get("a").await })
+        };
+        let fast = ask();
+        origin.arrived("/a", 1).await;
+        let slow = ask();
+        while node.group.stats.loads_collapsed.value() < 1 {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        let part = &[FRESH, ("ETag", tag), ("Content-Range", range)];
+        origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+        assert_eq!(read(slow).await.is_ok(), expected, "{what}");
+    }
+}
+
+/// RFC 9110 section 8.8.2.2: a `Date` that comes later, or is ours, says nothing of the second in which the body came.
+#[tokio::test]
+async fn a_confirmation_makes_no_weak_date_strong() {
+    let modified = ("Last-Modified", "Fri, 15 Jan 2027 08:00:00 GMT");
+    let date = |seconds: &'static str| ("Date", seconds);
+    let later = date("Fri, 15 Jan 2027 08:01:10 GMT");
+    for (why, first, confirmation, expected) in [
+        ("no date at all", &[FRESH, modified][..], &[FRESH][..], "hit: 200 0123456789"),
+        ("the second of the change", &[FRESH, modified, ("Date", modified.1)], &[FRESH, later], "hit: 200 0123456789"),
+        (
+            "a later second",
+            &[FRESH, modified, date("Fri, 15 Jan 2027 08:00:01 GMT")],
+            &[FRESH],
+            "hit: 206 [bytes 0-3/10] 0123",
+        ),
+    ] {
+        let origin = Scripted::new();
+        origin.on("/a", Script::status(200, first, "0123456789"));
+        let node = Node::new(&origin);
+        node.ask("a").await;
+        node.settle().await;
+        node.clock.advance(Duration::from_secs(70));
+        origin.on("/a", Script::status(304, confirmation, ""));
+        assert_eq!(node.ask("a").await, "revalidated 200 0123456789", "{why}");
+        assert_eq!(node.ask_fully(&get_range("a", "0-3", modified.1)).await, expected, "{why}");
+    }
+}
+
 #[tokio::test]
 async fn a_304_that_forbids_storing_confirms_nothing_for_others() {
     let (origin, gate) = (Scripted::new(), Gate::new());

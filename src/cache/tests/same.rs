@@ -264,6 +264,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(RequestDirectives { no_cache: true, ..Default::default() }),
         1 => Just(RequestDirectives { max_age: Some(15), ..Default::default() }),
         1 => Just(RequestDirectives { min_fresh: Some(25), ..Default::default() }),
+        1 => Just(RequestDirectives { only_if_cached: true, ..Default::default() }),
+        1 => Just(RequestDirectives { no_store: true, ..Default::default() }),
         1 => Just(RequestDirectives { max_stale: Some(crate::freshness::MaxStale::Seconds(15)), ..Default::default() }),
     ];
     let head = prop::bool::weighted(0.15);
@@ -374,4 +376,18 @@ async fn a_copy_ages_like_its_owner_whatever_the_clock() {
         side.step(&Step::Advance(11));
         assert!(asked.ask("tagged").await.starts_with("revalidated 200 "), "stale when the owner's is");
     }
+}
+
+/// RFC 9111 section 5.2.1.7: what the owner has is in the cache, whichever node is asked, and nothing else is fetched.
+#[tokio::test]
+async fn only_if_cached_is_about_the_fleet() {
+    let side = Side::new("other", 3, other);
+    let directives = RequestDirectives { only_if_cached: true, ..Default::default() };
+    let asked = Request { directives, ..get("tagged", &[]) };
+    assert_eq!(side.ask(&asked).await.status, 504, "nobody has it");
+    side.ask(&get("tagged", &[])).await;
+    side.step(&Step::Behave(Behaviour::Unreachable));
+    assert_eq!(side.ask(&asked).await.status, 200, "the owner has it");
+    side.step(&Step::Advance(61));
+    assert_eq!(side.ask(&asked).await.status, 504, "stale, and nothing has failed that it could stand in for");
 }
