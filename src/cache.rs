@@ -624,7 +624,10 @@ impl Cache {
                     variant = slot_variant;
                 }
                 Ok(Landed::Streaming(head)) => {
+                    // An owner that has a failure in memory has chosen it; one that failed just now might have had less than we.
+                    let chosen = head.owner.is_some_and(|owner| owner.hit);
                     if is_failure(head.status)
+                        && !chosen
                         && let Some(answer) = miss.in_place_of_failure(Some(head.status))
                     {
                         return answer;

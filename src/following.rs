@@ -97,9 +97,10 @@ impl Alone {
         // An origin may send less of a range than was asked for (RFC 9110 section 15.3.7): that has another end.
         let place = head.fields.get("content-range").and_then(ContentRange::parse)?;
         let ContentRange::Part { range: ByteRange { first, last }, length } = place else { return None };
-        let length = length.or(body_of.content_length)?;
-        let is_rest = first == offset && last.checked_add(1) == Some(length);
-        let same_length = body_of.content_length.is_none_or(|whole| whole == length);
+        // Somebody has to have said where the end is, or a rest that ends too early would look whole.
+        let whole = body_of.content_length.or(head.content_length.and_then(|rest| rest.checked_add(offset)))?;
+        let is_rest = first == offset && last.checked_add(1) == Some(whole);
+        let same_length = length.is_none_or(|length| length == whole);
         let same_tag = head.fields.get("etag").is_none_or(|other| other == value);
         (head.status == 206 && is_rest && same_length && same_tag).then_some(reader)
     }

@@ -168,3 +168,21 @@ async fn a_flight_to_the_owner_is_shared_by_those_who_ask_alike() {
         assert_eq!(key(&plain) == key(&fresh), shared, "{route:?}");
     }
 }
+
+/// A failure that its origin calls fresh takes the place of what was stored, on one node; so it does in a fleet.
+#[tokio::test]
+async fn a_failure_in_the_owners_memory_is_the_answer_of_all_nodes() {
+    let fleet = TestFleet::new(3);
+    let (owner, other) = (&fleet.nodes[fleet.owner("a")], &fleet.nodes[fleet.others("a")[0]]);
+    fleet.origin.on("/a", Script::status(200, &[FRESH], "body"));
+    for _ in 0..7 {
+        other.ask("a").await;
+    }
+    assert_eq!(other.ask("a").await, "hit 200 body");
+    fleet.nodes.iter().for_each(|node| node.clock.advance(Duration::from_secs(61)));
+    fleet.origin.on("/a", Script::status(503, &[FRESH], "busy"));
+    assert_eq!(owner.ask("a").await, "stale 200 body", "it stands in for the failure that it causes to be stored");
+    owner.settle().await;
+    assert_eq!(owner.ask("a").await, "hit 503 busy");
+    assert!(other.ask("a").await.ends_with(" 503 busy"));
+}
