@@ -37,6 +37,7 @@ use crate::permits::{Permit, Permits};
 use crate::purge::{Log, Stamp, Tags};
 use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
+use crate::replicas::Replicas;
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -59,6 +60,8 @@ pub struct Cache {
     pub(crate) purges: Log,
     pub(crate) spread: Spread,
     pub(crate) popularity: Popularity,
+    /// What is known of hot keys.
+    pub replicas: Replicas,
     /// Counts the requests at limited origins.
     pub permits: Arc<Permits>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -316,6 +319,7 @@ impl Cache {
             popularity: Popularity::new(&ledger),
             purges: Log::new(incarnation, &ledger),
             spread: Spread::default(),
+            replicas: Replicas::default(),
             permits: Arc::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
@@ -349,18 +353,19 @@ impl Cache {
         directives: &RequestDirectives,
         now: Now,
     ) -> Option<Hit> {
-        let (slot, role) = self.store.find(key)?;
-        let entry = slot.select(forwarded)?;
-        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh || !entry.body.is_whole() {
-            return None;
-        }
+        let (entry, role) = self.store.find_with(key, |slot, role| {
+            let entry = slot.select(forwarded)?;
+            let answers =
+                entry.freshness.verdict(&group.rules, directives, now) == Verdict::Fresh && entry.body.is_whole();
+            answers.then(|| (entry.clone(), role))
+        })??;
         if role == Role::Hot {
             // Else a wanted copy would look unwanted when it has to be renewed.
             self.popularity.observe(key.hash(), now);
         }
         group.stats.gets.increment();
         group.stats.cache_hits.increment();
-        Some(Hit { entry: entry.clone(), role })
+        Some(Hit { entry, role })
     }
 
     /// Answers a client of this node that hears no interim answers.
@@ -406,7 +411,11 @@ impl Cache {
     ) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.answer_here(group, request, Account::of(&group.stats), aside).await
+        let mut fetched = self.answer_here(group, request, Account::of(&group.stats), aside).await?;
+        if let Some(hop) = &mut fetched.hop {
+            self.asked_by_peer(group, &request.key, hop, self.now());
+        }
+        Ok(fetched)
     }
 
     /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
@@ -651,7 +660,13 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>, asked: &Stamp) {
+    pub(crate) fn refresh_behind(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        stale: &Arc<Entry>,
+        asked: &Stamp,
+    ) {
         // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
         // nobody has asked for the whole.
         let request = Request {

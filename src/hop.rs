@@ -35,7 +35,7 @@ impl Cache {
     /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
     /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
     /// nothing otherwise.
-    pub fn find_for_peer(&self, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
+    pub fn find_for_peer(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, have: EntryId) -> Option<Whole> {
         if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
             return None;
         }
@@ -53,7 +53,8 @@ impl Cache {
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
         let body = entry.body.segments().first().cloned().unwrap_or_default();
-        let hop = hop_of(&entry, Outcome::Hit, stamp, now);
+        let mut hop = hop_of(&entry, Outcome::Hit, stamp, now);
+        self.asked_by_peer(group, &ask.key, &mut hop, now);
         Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
     }
 
@@ -83,6 +84,7 @@ impl Cache {
                     not_modified: false,
                     tags: head.tags.clone(),
                     stamp: Some(head.dating.stamp.vector.clone()),
+                    ..Hop::default()
                 };
                 let mut fetched = Fetched {
                     status: head.status,
@@ -121,6 +123,7 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         not_modified: false,
         tags: entry.tags.clone(),
         stamp: Some(stamp),
+        ..Hop::default()
     }
 }
 
@@ -215,6 +218,7 @@ impl Filling {
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
             return None;
         }
+        self.hear_of_heat(hop, self.cache.now());
         let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
         let owner = head.owner;
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
@@ -238,6 +242,7 @@ impl Filling {
     }
 
     pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
+        self.hear_of_heat(&hop, self.cache.now());
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();

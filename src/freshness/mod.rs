@@ -246,6 +246,15 @@ impl Freshness {
         if age <= lifetime { bounded(lifetime - age) } else { -bounded(age - lifetime) }
     }
 
+    /// Age and time until it is stale in whole seconds, as [`Freshness::age`] and [`Freshness::remaining`] have them; `None` of
+    /// what is stale.
+    #[inline]
+    pub fn seconds_while_fresh(&self, now: Now) -> Option<(u64, u64)> {
+        let age = self.age_milliseconds(now);
+        let remaining = self.lifetime_milliseconds.checked_sub(age)?;
+        Some((age / 1000, remaining / 1000))
+    }
+
     /// Whether it is fresh, whatever a client may want (section 4.2).
     pub fn is_fresh(&self, now: Now) -> bool {
         !self.no_cache && self.age_milliseconds(now) < self.lifetime_milliseconds

@@ -123,7 +123,8 @@ async fn a_confirmation_of_another_body_is_no_answer() {
     let peers: Vec<_> = (0..3).map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
     let links = (0..3).map(|peer| {
         let (to, cut, carried) = (fleet.nodes[peer].clone(), Arc::default(), Arc::default());
-        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, deaf: Arc::default(), carried };
+        let (leaving, deaf) = (Arc::default(), Arc::default());
+        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, leaving, deaf, carried };
         (peer != other).then(|| Arc::new(Liar(Arc::new(link))) as Arc<dyn crate::fleet::Peer>)
     });
     let ring = Ring::new(RingKind::Groupcache, 50, &peers);

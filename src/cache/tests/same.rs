@@ -201,6 +201,7 @@ impl Side {
                     from: node.cache.incarnation(),
                     to: to.clone(),
                     cut: Arc::default(),
+                    leaving: Arc::default(),
                     deaf: Arc::default(),
                     carried: Arc::default(),
                 };
