@@ -308,34 +308,42 @@ async fn only_if_cached_asks_nobody() {
     assert!(origin.asks().is_empty());
 }
 
+/// A reader of a body of 5 MiB that has taken the first one, and fell out of the window while another one took all.
+async fn left_behind(origin: &Scripted, tag: &str, content_length: Option<u64>) -> Following {
+    let gate = Gate::new();
+    let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", tag)], content_length);
+    for _ in 0..5 {
+        script = script.chunk(vec![b'x'; 1 << 20]);
+    }
+    origin.on("/a", script);
+    let node = Arc::new(Node::new(origin));
+    let ask = || {
+        let node = node.clone();
+        tokio::spawn(async move { node.get("a").await })
+    };
+    let fast = ask();
+    origin.arrived("/a", 1).await;
+    let slow = ask();
+    while node.group.stats.loads_collapsed.value() < 1 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+    assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+    assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+    slow
+}
+
+const REST: u64 = 4 << 20;
+
 #[tokio::test]
 async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
     for (tag, expected) in [("\"strong\"", Ok(5 << 20)), ("W/\"weak\"", Err(()))] {
-        let (origin, gate) = (Scripted::new(), Gate::new());
-        let fields = &[FRESH, ("ETag", tag)];
-        let mut script = Script::new().hold(&gate).then_head(200, fields, Some(5 << 20));
-        for _ in 0..5 {
-            script = script.chunk(vec![b'x'; 1 << 20]);
-        }
-        origin.on("/a", script);
-        let node = Arc::new(Node::new(&origin));
-        let ask = || {
-            let node = node.clone();
-            tokio::spawn(async move { node.get("a").await })
-        };
-        let fast = ask();
-        origin.arrived("/a", 1).await;
-        let slow = ask();
-        while node.group.stats.loads_collapsed.value() < 1 {
-            tokio::task::yield_now().await;
-        }
-        gate.open();
-        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
-        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
-        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        let origin = Scripted::new();
+        let slow = left_behind(&origin, tag, Some(5 << 20)).await;
         // The rest, as an origin answers a range.
         let part = &[FRESH, ("ETag", tag), ("Content-Range", "bytes 1048576-5242879/5242880")];
-        origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+        origin.on("/a", Script::status(206, part, vec![b'x'; REST as usize]));
         let read = read(slow).await.map(|rest| rest.len() + (1 << 20)).map_err(|_| ());
         assert_eq!(read, expected, "{tag}");
         if expected.is_ok() {
@@ -349,7 +357,6 @@ async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
 /// An origin may send less of a range than was asked for; whoever reads on must not take that for the end.
 #[tokio::test]
 async fn a_rest_that_ends_too_early_or_is_of_another_body_is_no_rest() {
-    const REST: u64 = 4 << 20;
     for (what, tag, range, length, expected) in [
         ("the rest", "\"a\"", "bytes 1048576-5242879/5242880", Some(REST), true),
         ("the rest of who knows how much", "\"a\"", "bytes 1048576-5242879/*", Some(REST), true),
@@ -357,28 +364,9 @@ async fn a_rest_that_ends_too_early_or_is_of_another_body_is_no_rest() {
         ("less than it says", "\"a\"", "bytes 1048576-6291455/6291456", None, false),
         ("the rest of another body", "\"b\"", "bytes 1048576-5242879/5242880", Some(REST), false),
     ] {
-        let (origin, gate) = (Scripted::new(), Gate::new());
+        let origin = Scripted::new();
         // Nobody knows the length, so only the end says where the end is.
-        let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", "\"a\"")], None);
-        for _ in 0..5 {
-            script = script.chunk(vec![b'x'; 1 << 20]);
-        }
-        origin.on("/a", script);
-        let node = Arc::new(Node::new(&origin));
-        let ask = || {
-            let node = node.clone();
-            tokio::spawn(async move { node.get("a").await })
-        };
-        let fast = ask();
-        origin.arrived("/a", 1).await;
-        let slow = ask();
-        while node.group.stats.loads_collapsed.value() < 1 {
-            tokio::task::yield_now().await;
-        }
-        gate.open();
-        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
-        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
-        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        let slow = left_behind(&origin, "\"a\"", None).await;
         let part = &[FRESH, ("ETag", tag), ("Content-Range", range)];
         origin.on("/a", Script::head(206, part, length).chunk(vec![b'x'; REST as usize]));
         assert_eq!(read(slow).await.is_ok(), expected, "{what}");
