@@ -32,6 +32,7 @@ use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, KeyHash};
+use crate::leasing::Leasing;
 use crate::memory::Ledger;
 use crate::permits::{Permit, Permits};
 use crate::purge::{Log, Stamp, Tags};
@@ -59,6 +60,7 @@ pub struct Cache {
     pub(crate) fences: Fences,
     pub(crate) purges: Log,
     pub(crate) spread: Spread,
+    pub(crate) leasing: Leasing,
     pub(crate) popularity: Popularity,
     /// What is known of hot keys.
     pub replicas: Replicas,
@@ -319,6 +321,7 @@ impl Cache {
             popularity: Popularity::new(&ledger),
             purges: Log::new(incarnation, &ledger),
             spread: Spread::default(),
+            leasing: Leasing::default(),
             replicas: Replicas::default(),
             permits: Arc::default(),
             ledger,
@@ -353,6 +356,9 @@ impl Cache {
         directives: &RequestDirectives,
         now: Now,
     ) -> Option<Hit> {
+        if !self.leasing.lets_memory_answer(now) {
+            return None;
+        }
         let (entry, role) = self.store.find_with(key, |slot, role| {
             let entry = slot.select(forwarded)?;
             let answers =
@@ -382,6 +388,8 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         group.stats.gets.increment();
+        // First: with the lease goes that all purges acknowledged before the request are applied by now.
+        let leased = self.leasing.lets_memory_answer(self.now());
         let asked = self.purges.applied();
         let route = match self.fleet.load().owns(&request.key) {
             true => Route::Here,
@@ -394,7 +402,7 @@ impl Cache {
         if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
             found = self.store.find(&key);
         }
-        self.answer(group, request, route, Looked { asked, found }, Account::of(&group.stats), interims).await
+        self.answer(group, request, route, Looked { leased, asked, found }, Account::of(&group.stats), interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -435,10 +443,11 @@ impl Cache {
         account: Account<'_>,
         aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
+        let leased = self.leasing.lets_memory_answer(self.now());
         let asked = self.purges.applied();
         let found = self.store.find(&HashedKey::new(group.id, &request.key));
         let mut answer =
-            self.answer(group, request, Route::Here, Looked { asked, found }, account, aside.interims).await;
+            self.answer(group, request, Route::Here, Looked { leased, asked, found }, account, aside.interims).await;
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -464,10 +473,11 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         let now = self.now();
-        let Looked { asked, found } = looked;
+        let Looked { leased, asked, found } = looked;
         let key = HashedKey::new(group.id, &request.key);
         let known = found.as_ref().map(|(slot, _)| slot.clone());
         let mut miss = match lookup(group, request, found, now) {
+            found if !leased => Miss::without_lease(found, asked),
             Lookup::Fresh(hit) => {
                 account.hit();
                 return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
@@ -502,7 +512,7 @@ impl Cache {
             }
             Some(Memory::Failed(status)) => {
                 let failure = || Answer::failure(status, "the origin could not be asked a moment ago");
-                return miss.in_place_of_failure(None).unwrap_or_else(failure);
+                return miss.noting_lease(miss.in_place_of_failure(None).unwrap_or_else(failure));
             }
             _ => {}
         }
@@ -514,7 +524,7 @@ impl Cache {
         if let Some(answer) = self.follow_whole(group, request, route, &miss, account, interims).await {
             return answer;
         }
-        self.follow(group, request, route, &miss, account, interims).await
+        miss.noting_lease(self.follow(group, request, route, &miss, account, interims).await)
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -528,7 +538,7 @@ impl Cache {
         account: Account<'_>,
         interims: &dyn InterimSink,
     ) -> Option<Answer> {
-        let range = request.range.as_ref().filter(|_| !request.authorization)?;
+        let range = request.range.as_ref().filter(|_| !request.authorization && !miss.anew)?;
         let whole = Request { range: None, ..request.clone() };
         let flight_key = self.flight_key(group, &whole, route, miss.variant.clone());
         let reader = self.flights.follow(&flight_key)?;
@@ -566,6 +576,7 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         let mut variant = miss.variant.clone();
+        let fence_at_first = self.fences.of(KeyHash::of(group.id, &request.key));
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
@@ -579,6 +590,12 @@ impl Cache {
                 false => self.flights.join(&flight_key),
             };
             let (reader, causer) = match joined {
+                // Its question may have been sent before this request came. The next one is for all who wait now.
+                Joined::Following(reader) if miss.anew && fence == fence_at_first => {
+                    let _ = reader.head_hearing(interims).await;
+                    self.fences.separate(KeyHash::of(group.id, &request.key), fence);
+                    continue;
+                }
                 Joined::Following(reader) => (reader, false),
                 Joined::Opened(reader, fill) => {
                     self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
@@ -871,9 +888,9 @@ pub const WAITERS_PER_KEY_MAX: usize = 20_000;
 /// it alone.
 pub const FOLLOWED_AHEAD_BYTES: u64 = 1024 * 1024;
 
-/// A request's own flight, the flight of its variant, one more for an origin that changed its `Vary` in between, and one for a
-/// flight that a purge by tag overtook.
-const FLIGHTS_PER_REQUEST_MAX: usize = 4;
+/// A request's own flight, the flight of its variant, one more for an origin that changed its `Vary` in between, one for a
+/// flight that a purge by tag overtook, and without a lease one that began before.
+const FLIGHTS_PER_REQUEST_MAX: usize = 5;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //! Everything below the edges takes a [`Now`] as a parameter and is therefore tested without waiting.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::Lazy;
 
@@ -12,7 +12,8 @@ use once_cell::sync::Lazy;
 /// `monotonic` decides every expiry; `wall` is only compared with dates that an origin wrote (RFC 9111 section 4.2.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Time since this process started; never goes back.
+    /// Time since this process started; never goes back, and goes on while the machine sleeps: what was fresh before may be
+    /// stale after.
     pub monotonic: Duration,
     /// Seconds since 1970-01-01 UTC by the system's clock, which an administrator may set.
     pub wall_seconds: i64,
@@ -28,15 +29,26 @@ pub trait Clock: Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
-#[allow(clippy::disallowed_methods, reason = "this is the one place")]
-static PROCESS_START: Lazy<Instant> = Lazy::new(Instant::now);
+static PROCESS_START: Lazy<Duration> = Lazy::new(since_boot);
+
+/// Only Linux tells apart whether the time of sleep counts; elsewhere the monotonic clock is what there is.
+#[inline]
+fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+    let read = rustix::time::clock_gettime(CLOCK);
+    Duration::new(u64::try_from(read.tv_sec).unwrap_or_default(), u32::try_from(read.tv_nsec).unwrap_or_default())
+}
 
 impl Clock for SystemClock {
     /// The wall clock is read anew every [`WALL_TICK`] at most: its seconds are compared with dates of whole seconds.
     #[inline]
     #[allow(clippy::disallowed_methods, reason = "this is the one place")]
     fn now(&self) -> Now {
-        let monotonic = PROCESS_START.elapsed();
+        let start = *PROCESS_START;
+        let monotonic = since_boot().saturating_sub(start);
         // Never 0, so that the first reading is one.
         let tick = 1 + (monotonic.as_secs() << TICKS_PER_SECOND_LOG) + u64::from(monotonic.subsec_nanos() >> TICK_LOG);
         let wall_seconds = match WALL_READ_AT.load(Ordering::Acquire) {

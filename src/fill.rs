@@ -195,7 +195,7 @@ impl Filling {
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
     fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Arc<Entry>, Stamp)> {
-        if let Basis::Confirm(_) = self.basis {
+        if matches!(self.basis, Basis::Confirm(_)) || !self.cache.leasing.lets_memory_answer(self.cache.now()) {
             return None;
         }
         let stamp = self.cache.purges.applied();

@@ -17,6 +17,8 @@ pub struct Fleet {
     /// By the ring's index: by what name purges know the nodes.
     urls: Vec<String>,
     ring_id: String,
+    /// Whether a purge needs a majority and leases, rather than every member.
+    strict: bool,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
 }
@@ -158,6 +160,7 @@ impl Fleet {
             peers: Vec::new(),
             urls: Vec::new(),
             ring_id: String::new(),
+            strict: false,
             ring_key: |key| Some(key.into()),
         }
     }
@@ -171,13 +174,23 @@ impl Fleet {
     ) -> Self {
         let ring_id = ring.id().to_string();
         let urls = (0..peers.len()).map(|index| index.to_string()).collect();
-        Fleet { ring: Some(ring), peers, urls, ring_id, ring_key }
+        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, ring_key }
     }
 
     /// The same with the URLs of all nodes, in the ring's order.
     pub fn named(self, urls: Vec<String>) -> Self {
         debug_assert_eq!(urls.len(), self.peers.len());
         Fleet { urls, ..self }
+    }
+
+    /// The same, where a majority decides about purges and only who holds a lease answers from memory ([`crate::purge::lease`]).
+    pub fn with_leases(self, strict: bool) -> Self {
+        Fleet { strict, ..self }
+    }
+
+    /// Whether that is so here.
+    pub fn keeps_leases(&self) -> bool {
+        self.strict
     }
 
     /// Whether this node is the key's owner by its own view of the ring, whatever anybody's health.

@@ -40,6 +40,9 @@ impl Cache {
             return None;
         }
         let now = self.now();
+        if !self.leasing.lets_memory_answer(now) {
+            return None;
+        }
         let key = HashedKey::new(group.id, &ask.key);
         let directives = RequestDirectives::default();
         let stamp = self.purges.applied().vector;

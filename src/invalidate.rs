@@ -107,6 +107,9 @@ impl Cache {
     /// What this node has in memory for a peer's question.
     pub fn peek(&self, group: &Group, request: &Request) -> Option<Fetched> {
         let now = self.now();
+        if !self.leasing.lets_memory_answer(now) {
+            return None;
+        }
         let stamp = self.purges.applied().vector;
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;

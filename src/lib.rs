@@ -57,6 +57,7 @@
 //! | *permit* | the right of one request to be at a limited origin, counted for the whole fleet |
 //! | *pass* | to hand a request to the origin uncached |
 //! | *purge* | to make entries disappear (or, soft, stale) on all nodes, named by key, prefix, path, group or tag |
+//! | *lease* | the right of a node to answer from memory for a while, which a majority of a `strict` fleet gives |
 //! | *stamp* | which purges a piece of data is certainly not older than |
 //! | *outcome* | what became of a client's request ([`Outcome`](stats::Outcome)) |
 //!
@@ -94,7 +95,7 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`renewal`] + [`replicas`] + [`warm`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`leasing`] + [`purging`] + [`renewal`] + [`replicas`] + [`warm`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
 //! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`heat`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
@@ -120,6 +121,7 @@ pub mod heat;
 pub mod hop;
 pub mod invalidate;
 pub mod key;
+pub mod leasing;
 pub mod logging;
 pub mod membership;
 pub mod memory;

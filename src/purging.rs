@@ -18,7 +18,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Landed};
@@ -26,6 +26,7 @@ use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
+use crate::purge::lease::LEASE;
 use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
 use crate::store::{Inserted, KEYS_PER_STEP};
 
@@ -47,7 +48,7 @@ pub struct PurgeRequest {
 pub struct Receipt {
     /// Its number among the purges that this node accepted; of a dry run, that of the last one.
     pub sequence: u64,
-    /// Whether every member confirmed.
+    /// Whether every member confirmed or, where leases are kept, can answer nothing from memory before it does.
     pub complete: bool,
     /// Entries that went, became stale, or would.
     pub entries: u64,
@@ -76,6 +77,8 @@ pub enum NodeState {
     Confirmed,
     /// It has not confirmed yet; it is told until it does.
     Unreachable,
+    /// It has not confirmed, and it has no lease under which it could answer from memory before it has heard of the purge.
+    WithoutLease,
     /// It speaks a protocol that cannot say it.
     CannotPurge,
 }
@@ -202,6 +205,7 @@ impl Cache {
         let fleet = self.fleet.load_full();
         let mut nodes = JoinSet::new();
         let (own, sequence);
+        let mut committing = None;
         if request.dry_run {
             sequence = self.purges.sequence();
             let records = vec![crate::purge::Record {
@@ -228,16 +232,30 @@ impl Cache {
             let position = self.purges.accept(targets, request.soft, self.now().monotonic);
             sequence = position.sequence;
             let applying = tokio::spawn(self.clone().apply_purges());
+            let (commit, committed) = watch::channel(false);
+            let by_majority = self.commits_by_majority(&fleet);
+            if by_majority {
+                committing = Some(AbortOnDrop(tokio::spawn(self.clone().commit(fleet.clone(), sequence, commit))));
+            }
             for (url, _) in fleet.named_peers() {
                 let courier = self.spread.courier(url, sequence);
                 self.send_off(url, &courier);
-                let url = url.to_owned();
+                let (url, mut committed) = (url.to_owned(), committed.clone());
                 nodes.spawn(async move {
                     let mut confirmed = courier.confirmed.subscribe();
-                    let confirmed = confirmed.wait_for(|confirmed| *confirmed >= sequence);
-                    let (state, entries) = match tokio::time::timeout(request.timeout, confirmed).await {
-                        Ok(Ok(_)) => courier.outcome(sequence),
-                        Ok(Err(_)) | Err(_) => (NodeState::Unreachable, 0),
+                    let confirming = async {
+                        let confirmed = confirmed.wait_for(|confirmed| *confirmed >= sequence).await.is_ok();
+                        // Who confirmed long ago may have died since, and a majority would not remember the purge.
+                        confirmed && !(by_majority && started.elapsed() > LEASE)
+                    };
+                    let (state, entries) = tokio::select! {
+                        biased;
+                        true = confirming => courier.outcome(sequence),
+                        Ok(_) = committed.wait_for(|committed| *committed) => {
+                            let confirmed = *courier.confirmed.borrow() >= sequence;
+                            if confirmed { courier.outcome(sequence) } else { (NodeState::WithoutLease, 0) }
+                        }
+                        () = tokio::time::sleep(request.timeout) => (NodeState::Unreachable, 0),
                     };
                     NodeReceipt { url, state, entries, milliseconds: milliseconds_since(started) }
                 });
@@ -252,11 +270,12 @@ impl Cache {
             milliseconds: milliseconds_since(started),
         };
         let mut others = nodes.join_all().await;
+        drop(committing);
         others.sort_by(|one, other| one.url.cmp(&other.url));
         let nodes: Vec<NodeReceipt> = std::iter::once(own).chain(others).collect();
         Receipt {
             sequence,
-            complete: nodes.iter().all(|node| node.state == NodeState::Confirmed),
+            complete: nodes.iter().all(|node| matches!(node.state, NodeState::Confirmed | NodeState::WithoutLease)),
             entries: nodes.iter().map(|node| node.entries).sum(),
             nodes,
         }
@@ -294,6 +313,8 @@ impl Cache {
     /// What another node tells of purges; answers when it is applied.
     pub async fn receive_purges(self: &Arc<Self>, notice: Notice) -> Reply {
         let now = self.now().monotonic;
+        // Before it is looked what the asker lacks: what is recorded later, somebody else has to see in the book.
+        let lease = notice.lease.and_then(|question| self.book_lease(question));
         if notice.dry_run {
             let mut entries = Vec::with_capacity(notice.records.len());
             for record in &notice.records {
@@ -303,10 +324,11 @@ impl Cache {
                 }
                 entries.push((record.position, count));
             }
-            return Reply { understood: true, applied: self.purges.applied().vector, entries, missing: None };
+            return Reply { understood: true, applied: self.purges.applied().vector, entries, missing: None, lease };
         }
-        let understood = self.purges.record(&notice, now).is_ok();
-        if understood {
+        let says_nothing = notice.records.is_empty() && notice.claims.is_empty() && notice.lease.is_some();
+        let understood = says_nothing || self.purges.record(&notice, now).is_ok();
+        if understood && !says_nothing {
             // Whoever asked may leave; what is recorded has to be applied all the same.
             let _ = tokio::spawn(self.clone().apply_purges()).await;
         }
@@ -315,11 +337,14 @@ impl Cache {
             .iter()
             .map(|record| (record.position, self.purges.entries(record.position).unwrap_or_default()));
         let missing = notice.known.as_ref().map(|known| self.purges.missing(known, now));
+        let applied = self.purges.applied().vector;
         Reply {
             understood,
-            applied: self.purges.applied().vector,
+            applied,
             entries: entries.collect(),
             missing: missing.filter(|missing| !missing.claims.is_empty()).map(Box::new),
+            // After it is known what is applied.
+            lease: lease.map(|answer| self.with_booked(answer, notice.lease)),
         }
     }
 
@@ -361,6 +386,11 @@ impl Cache {
         let courier = self.spread.courier(url, self.purges.sequence() + 1);
         courier.told.lock().lacks = true;
         self.send_off(url, &courier);
+    }
+
+    /// Up to which of this node's purges the peer has confirmed.
+    pub(crate) fn confirmed_by(&self, url: &str, sequence: u64) -> watch::Receiver<u64> {
+        self.spread.courier(url, sequence).confirmed.subscribe()
     }
 
     /// Starts the task that tells the peer, unless it runs.
@@ -595,6 +625,15 @@ impl Landed {
     /// The names under which it can be purged beside its key.
     pub(crate) fn tags(&self) -> &Tags {
         self.tags_and_reach().0
+    }
+}
+
+/// A task that ends with whoever wanted it.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

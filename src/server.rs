@@ -277,6 +277,7 @@ impl Serving {
         node.membership.follow(node.current.load().config.fleet.as_ref(), reloader);
         tokio::spawn(hand_over_when_wanted(node.clone()));
         tokio::spawn(members::watch_rings(node.clone()));
+        tokio::spawn(node.cache.clone().keep_lease());
         tokio::spawn(async move {
             let mut seconds = tokio::time::interval(Duration::from_secs(1));
             loop {
@@ -326,6 +327,7 @@ impl ServiceTrait for Serving {
         let node = self.parts.reloader.node.clone();
         tokio::spawn(async move {
             node.membership.settled().await;
+            node.cache.leased().await;
             node.lifecycle.started();
         });
         service.start_service(Some(sockets), lifecycle.stop_watch(), listeners_per_fd).await;

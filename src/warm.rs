@@ -83,6 +83,7 @@ impl Cache {
     /// remembered for a while: who owned a key then may have it.
     pub fn set_fleet(&self, fleet: Fleet) {
         let fleet = Arc::new(fleet);
+        self.leasing.follow(&fleet, self.now());
         let before = self.fleet.swap(fleet.clone());
         self.replicas.fleet_changed();
         self.warmth.replaced(before, &fleet, self.now());

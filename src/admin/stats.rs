@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -9,6 +10,7 @@ use crate::config::{PeerSource, Ring};
 use crate::origin::UpstreamSnapshot;
 use crate::peer::{self, Peer as _};
 use crate::permits::GateState;
+use crate::purge::lease::Standing;
 use crate::server::groups::{Groups, Served};
 use crate::server::members::is_slow;
 use crate::server::node::Node;
@@ -56,8 +58,29 @@ struct Purge {
     unconfirmed: u64,
 }
 
+/// The right of this node to answer from memory (`fleet.partition: strict`).
+#[derive(Serialize)]
+struct Lease {
+    /// `held`, `lost`, or `unsettled` after a start; `unneeded` where nobody keeps leases.
+    state: &'static str,
+    remaining_milliseconds: u64,
+}
+
+impl From<Standing> for Lease {
+    fn from(standing: Standing) -> Self {
+        let (state, remaining) = match standing {
+            Standing::Free => ("unneeded", Duration::ZERO),
+            Standing::Held(remaining) => ("held", remaining),
+            Standing::Lost => ("lost", Duration::ZERO),
+            Standing::Unsettled => ("unsettled", Duration::ZERO),
+        };
+        Lease { state, remaining_milliseconds: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
 #[derive(Serialize)]
 struct FleetState {
+    lease: Lease,
     ring: Option<&'static str>,
     members: Members,
     ring_id: Option<String>,
@@ -248,7 +271,7 @@ fn fleet(node: &Node) -> FleetState {
         gossip_address: search.gossip_address.lock().map(|address| address.to_string()),
     };
     let ring_id = members.ring.is_some().then(|| ring_id(members.ring_id()));
-    FleetState { ring, members: found, ring_id, peers: peers.collect() }
+    FleetState { lease: node.cache.lease().into(), ring, members: found, ring_id, peers: peers.collect() }
 }
 
 fn replicas(node: &Node, groups: &Groups) -> Replicas {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Hit, Request};
+use super::{Answer, Hit, Payload, Request};
 use crate::clock::Now;
 use crate::entry::Entry;
 use crate::fill::Basis;
@@ -27,10 +27,14 @@ pub(super) struct Miss {
     pub variant: VariantKey,
     /// Which purges were applied when the request came, before memory was looked at.
     pub asked: Stamp,
+    /// Without a lease: only an answer that was asked for after the request came will do.
+    pub anew: bool,
 }
 
 /// What a look into memory found.
 pub(super) struct Looked {
+    /// Whether memory may answer ([`crate::purge::lease`]); known before all else.
+    pub leased: bool,
     /// Which purges were applied before it.
     pub asked: Stamp,
     pub found: Option<(Arc<Slot>, Role)>,
@@ -38,7 +42,34 @@ pub(super) struct Looked {
 
 impl Miss {
     pub fn because(forward: &'static str, asked: Stamp) -> Self {
-        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default(), asked }
+        Miss { forward, stale: None, incomplete: None, variant: VariantKey::default(), asked, anew: false }
+    }
+
+    /// Of what memory has nothing may be answered but what the origin, or an owner with a lease, confirms now.
+    pub fn without_lease(found: Lookup, asked: Stamp) -> Self {
+        let miss = match found {
+            Lookup::Fresh(hit) | Lookup::Stale(hit) => {
+                let stale = Stale { entry: hit.entry, if_error: false, if_slow: None };
+                Miss { stale: Some(stale), ..Miss::because("stale", asked) }
+            }
+            Lookup::Incomplete(_) => Miss::because("partial", asked),
+            Lookup::Absent(reason) => Miss::because(reason, asked),
+        };
+        Miss { anew: true, ..miss }
+    }
+
+    /// Says with the answer that a lease was lacking; where that is why there is none, as something that will pass.
+    pub fn noting_lease(&self, mut answer: Answer) -> Answer {
+        if !self.anew {
+            return answer;
+        }
+        if let (Payload::Failure { .. }, Some(_)) = (&answer.payload, &self.stale) {
+            let report = answer.report;
+            answer = Answer::failure(503, "cut off from the fleet, and the origin does not answer");
+            answer.report = report;
+        }
+        answer.report.detail.get_or_insert("no-lease");
+        answer
     }
 
     pub fn basis(&self) -> Basis {

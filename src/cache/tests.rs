@@ -12,6 +12,7 @@ mod purging;
 mod replicas;
 mod same;
 mod spread;
+mod strict;
 mod warm;
 
 use std::sync::atomic::AtomicBool;

@@ -116,7 +116,9 @@ fn table(node: &str, stats: &Value) -> String {
     }
     let fleet = &stats["fleet"];
     if let Some(peers) = fleet["peers"].as_array().filter(|peers| !peers.is_empty()) {
-        let _ = writeln!(text, "\nring {}  {}", word(&fleet["ring"]), word(&fleet["ring_id"]));
+        let lease = &fleet["lease"]["state"];
+        let lease = if lease == "unneeded" { String::new() } else { format!("  lease {}", word(lease)) };
+        let _ = writeln!(text, "\nring {}  {}{lease}", word(&fleet["ring"]), word(&fleet["ring_id"]));
         let mut rows =
             vec![["peer", "state", "protocol", "version", "share", "requests", "errors"].map(str::to_owned).to_vec()];
         for peer in peers {

@@ -8,8 +8,8 @@ use super::Config;
 use super::units::{Amount, show_amount, show_duration, show_percent, show_size};
 use super::values::{
     AccessLog, Balance, Cookies, Eviction, Fleet, Group, GroupSource, HEADER_BYTES_MAX, HeaderEdit, HostPattern,
-    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Pass, PeerSource, Query, RequestDirectives,
-    RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
+    LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Partition, Pass, PeerSource, Query,
+    RequestDirectives, RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
 };
 use super::yaml::join;
 
@@ -233,6 +233,13 @@ impl Printer<'_> {
         } else {
             self.absent("go", "only for rings of Go nodes");
         }
+        self.leaf(
+            "partition",
+            match fleet.partition {
+                Partition::Serve => "serve",
+                Partition::Strict => "strict",
+            },
+        );
     }
 
     fn group(&mut self, group: &Group) {

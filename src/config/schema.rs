@@ -246,6 +246,11 @@ struct FleetKeys {
     timeouts: Option<FleetTimeoutKeys>,
     /// What only Go peers need.
     go: Option<GoKeys>,
+    /// When the network splits the fleet: `serve` keeps answering, and acknowledges purges only when every member confirmed;
+    /// `strict` acknowledges them with a majority, and who has no contact with one asks the origin before it answers from
+    /// memory. `strict` needs peers that are listed, here or in a file, and the ring `balanced`.
+    #[schemars(extend("default" = "serve", "enum" = ["serve", "strict"]))]
+    partition: Option<String>,
 }
 
 #[derive(JsonSchema)]

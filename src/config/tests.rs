@@ -45,6 +45,7 @@ fleet:
   tls: { ca: tls/ca.pem, cert: tls/cert.pem, key: tls/key.pem }
   timeouts: { connect: 100ms, silence: 2s }
   go: { allow: [10.1.0.0/16], replicas: 100, base_path: /_peers/ }
+  partition: serve
 defaults:
   name: inherited
   match: { path: /inherited/, host: inherited.example }
@@ -304,7 +305,6 @@ fn single_mistakes() {
         (with_group("trusted_proxies: []"), "1:1: trusted_proxies: unknown key"),
         (with_group("listen: [{ address: \"127.0.0.1:1\", proxy_protocol: false }]"), "proxy_protocol: unknown key"),
         (with_group("admin: { purge_allow: [x] }"), "admin.purge_allow[0]: found \"x\", expected an address"),
-        (with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: serve }"), "fleet.partition: unknown key"),
         (with_group("fleet: { peers: { dns: x } }"), "1:24: fleet.peers.dns: found \"x\", expected a URL"),
         (with_group("fleet: { peers: {} }"), "1:17: fleet.peers: found a map, expected a list of URLs"),
         (with_group("fleet: { peers: x }"), "1:17: fleet.peers: found \"x\", expected a list of URLs"),
@@ -436,6 +436,20 @@ fn single_mistakes() {
         (with_group(&format!("{go_ring}  go: {{ base_path: / }}")), "fleet.go.base_path: found \"/\""),
         (with_group(&format!("{go_ring}  go: {{ replicas: 0 }}")), "from 1 to 10000"),
         (with_group(&format!("{go_ring}  address: 127.0.0.1:8080")), "fleet.address: 127.0.0.1:8080 overlaps with"),
+        (
+            with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: split }"),
+            "fleet.partition: found \"split\", expected serve or strict",
+        ),
+        (
+            with_group(&format!("{go_ring}  address: 127.0.0.1:1\n  partition: strict")),
+            "fleet.partition: found \"strict\", expected serve: Go nodes know no leases",
+        ),
+        (
+            with_group(
+                "fleet: { secret: sixteen bytes or more, peers: { dns: \"http://a.example:1\" }, partition: strict }",
+            ),
+            "expected serve: a majority is one of members that are listed",
+        ),
         // Groups.
         (group_of("name: again"), "4:5: groups[0].name: appears twice"),
         (group_of("directory: pictures"), "groups[0].directory: found both directory and origin"),

@@ -177,6 +177,18 @@ pub struct Fleet {
     pub timeouts: FleetTimeouts,
     /// What only Go peers need.
     pub go: GoPeers,
+    /// What is more to be had when the network splits the fleet.
+    pub partition: Partition,
+}
+
+/// What counts when members cannot reach one another (`fleet.partition`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Partition {
+    /// Everybody goes on serving; a purge is acknowledged when every member has confirmed it.
+    #[default]
+    Serve,
+    /// A majority acknowledges purges; whoever is cut off from it serves nothing from memory unasked.
+    Strict,
 }
 
 /// Where the members of the fleet come from (`fleet.peers`).

@@ -1,11 +1,13 @@
 //! Purges to bytes and back (`proto/purge.proto`). What arrives is checked here, whole, as [`super::protocol`] does it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use crate::peer::protocol::{GROUP_BYTES_MAX, KEY_BYTES_MAX, ProtocolError};
+use crate::purge::lease::{Booked, LeaseAnswer, LeaseQuestion};
 use crate::purge::{Claim, Notice, Position, Record, Reply, Target, Vector};
 
 /// The generated messages of `proto/purge.proto`.
@@ -59,6 +61,7 @@ pub(super) fn encode_reply(reply: &Reply) -> Bytes {
         applied: positions_to_wire(&reply.applied),
         entries: entries.collect(),
         missing,
+        lease: reply.lease.as_ref().map(lease_to_wire),
     };
     reply.encode_to_vec().into()
 }
@@ -73,6 +76,7 @@ pub(super) fn decode_reply(bytes: Bytes) -> Result<Reply, ProtocolError> {
         applied: check_vector(reply.applied)?,
         entries: entries.collect::<Result<_, _>>()?,
         missing: reply.missing.map(check_notice).transpose()?.map(Box::new),
+        lease: reply.lease.map(check_lease).transpose()?,
     })
 }
 
@@ -89,7 +93,29 @@ fn notice_to_wire(notice: &Notice) -> wire::Notice {
         base: positions_to_wire(&notice.base),
         records: Vec::new(),
         claims: claims.collect(),
+        lease_life: notice.lease.map_or(0, |question| question.life),
+        wants_booked: notice.lease.is_some_and(|question| question.wants_booked),
     }
+}
+
+fn lease_to_wire(answer: &LeaseAnswer) -> wire::Lease {
+    let booked = answer.booked.iter().map(|booked| wire::Booked {
+        life: booked.life,
+        // Upwards: a lease must not seem to end sooner than it does.
+        remaining_milliseconds: u32::try_from(booked.remaining.as_micros().div_ceil(1000)).unwrap_or(u32::MAX),
+    });
+    wire::Lease { life: answer.life, settled: answer.settled, booked: booked.collect() }
+}
+
+fn check_lease(lease: wire::Lease) -> Result<LeaseAnswer, ProtocolError> {
+    if lease.life == 0 || lease.booked.len() > BOOKED_MAX {
+        return Err(ProtocolError::Malformed("lease"));
+    }
+    let booked = lease.booked.into_iter().map(|booked| Booked {
+        life: booked.life,
+        remaining: Duration::from_millis(booked.remaining_milliseconds.into()),
+    });
+    Ok(LeaseAnswer { life: lease.life, settled: lease.settled, booked: booked.collect() })
 }
 
 fn position_to_wire(position: Position) -> wire::Position {
@@ -142,6 +168,8 @@ fn check_notice(notice: wire::Notice) -> Result<Notice, ProtocolError> {
         base: check_vector(notice.base)?,
         records: records.collect::<Result<_, _>>()?,
         claims: claims.collect::<Result<_, _>>()?,
+        lease: (notice.lease_life > 0)
+            .then_some(LeaseQuestion { life: notice.lease_life, wants_booked: notice.wants_booked }),
     })
 }
 
@@ -210,6 +238,8 @@ const PIECE_BYTES_MAX: usize = 64 * 1024;
 const RECORD_BYTES_EXTRA: usize = 8;
 /// Nodes that accept purges, with their earlier lives of the last hours.
 const LIVES_MAX: usize = 4096;
+/// More leases than any node books.
+const BOOKED_MAX: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -241,6 +271,7 @@ mod tests {
             base: Vector::new([position(7, 1)]),
             records: (2..records + 2).map(record).collect(),
             claims: vec![Claim { position: position(7, records + 1), age_seconds: 9 }],
+            lease: Some(LeaseQuestion { life: 11, wants_booked: true }),
         }
     }
 
@@ -254,6 +285,11 @@ mod tests {
             applied: Vector::new([position(1, 2), position(3, 4)]),
             entries: vec![(position(1, 2), 5)],
             missing: Some(Box::new(said)),
+            lease: Some(LeaseAnswer {
+                life: 12,
+                settled: true,
+                booked: vec![Booked { life: 11, remaining: Duration::from_millis(1500) }],
+            }),
         };
         assert_eq!(decode_reply(encode_reply(&reply)), Ok(reply));
     }

@@ -17,8 +17,10 @@
 //! 6. Over the hop the stamp travels with the head. When the owner's stamp lacks a purge that this node had when it asked,
 //!    the flight closes and asks once more, while the owner is told. If the second answer lacks it too, this node loads
 //!    itself: whoever accepted the purge may not count the owner as a member, and then waited for this node alone.
-//! 7. The log is bounded in time, number and bytes. What it drops is remembered as a vector: who lacks that starts empty.
+//! 7. A fleet may let a majority decide instead of every member ([`lease`]).
+//! 8. The log is bounded in time, number and bytes. What it drops is remembered as a vector: who lacks that starts empty.
 
+pub mod lease;
 mod log;
 mod tags;
 mod vector;
@@ -26,6 +28,8 @@ mod vector;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+use self::lease::{LeaseAnswer, LeaseQuestion};
 
 pub use self::log::{Batch, Lacking, Log, Overtaking, RECORDS_MAX};
 pub use self::tags::Tags;
@@ -124,6 +128,8 @@ pub struct Notice {
     pub records: Vec<Record>,
     /// After the records, everything up to here is known.
     pub claims: Vec<Claim>,
+    /// The sender wants a lease.
+    pub lease: Option<LeaseQuestion>,
 }
 
 /// What the receiver of a [`Notice`] answers, once everything in it is applied.
@@ -137,6 +143,8 @@ pub struct Reply {
     pub entries: Vec<(Position, u64)>,
     /// What the asker lacks.
     pub missing: Option<Box<Notice>>,
+    /// Whether the asker may count on a lease; `None` where none was asked for, or none are kept.
+    pub lease: Option<LeaseAnswer>,
 }
 
 #[cfg(test)]

@@ -107,7 +107,8 @@ impl Members {
             false => |key| Some(Cow::Borrowed(key)),
         };
         let urls = self.list.iter().map(|member| member.url.clone()).collect();
-        fleet::Fleet::new(ring.clone(), peers, ring_key).named(urls)
+        let strict = self.config.as_ref().is_some_and(|config| config.partition == config::Partition::Strict);
+        fleet::Fleet::new(ring.clone(), peers, ring_key).named(urls).with_leases(strict)
     }
 
     /// What of the ring's identity peers tell one another; zero in a fleet of one.

@@ -28,6 +28,7 @@ mod purge;
 mod reload;
 mod sharing;
 mod shutdown;
+mod strict;
 mod thumbnails;
 mod tidy;
 mod tls;

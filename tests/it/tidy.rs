@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+hop+invalidate+purging+renewal+replicas+warm"),
+    ("decisions", "cache+fill+following+hop+invalidate+leasing+purging+renewal+replicas+warm"),
     ("what decisions stand on", "parts permits slot"),
     ("mechanism and data", "entry fences fleet flight group heat remembered store"),
     ("the seam", "source"),

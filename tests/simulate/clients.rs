@@ -112,6 +112,8 @@ fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: u64, g
     let frozen = faults.iter().any(|fault| fault.what == FaultKind::Pause(place));
     // Who waited for an answer that turned out to be another's asks once more.
     let answers = if Kind::of(key) == Kind::Private { 2 } else { 1 };
+    // Without a lease it lets the flight pass that began before it came, here and at the owner.
+    let answers = if world.strict { answers * 4 } else { answers };
     let mut limit = HEAD_MAX * answers + BODY_MAX + (PEER_MAX + HEAD_MAX) * faults.len() as u32;
     if let Some(turn) = world.node(place).and_then(|node| node.group.limit) {
         limit += turn.patience * answers;

@@ -62,6 +62,8 @@ pub struct Common {
     pub memory_bytes: usize,
     pub rules: Rules,
     pub limit: Option<Limit>,
+    /// Whether a majority decides about purges.
+    pub strict: bool,
     pub links: Links,
     pub hosts: Arc<Hosts>,
 }
@@ -108,6 +110,9 @@ impl Node {
         let server = PeerServer::new(local.clone(), owner, ServerSettings::default());
         let (shutdown, watching) = watch::channel(false);
         common.network.listen(place, server, watching);
+        if common.strict {
+            tokio::spawn(cache.clone().keep_lease());
+        }
         let outside_at_start = store.ledger().outside();
         Arc::new(Node {
             place,
@@ -150,7 +155,8 @@ impl Node {
         let ring = ring_of(view);
         self.local.set_ring_id(u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().expect("eight bytes")));
         let urls = view.iter().map(|peer| format!("http://node-{peer}:8082")).collect();
-        self.cache.set_fleet(Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls));
+        let fleet = Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls);
+        self.cache.set_fleet(fleet.with_leases(common.strict));
     }
 
     /// Whether this life has ended.

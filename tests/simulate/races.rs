@@ -31,6 +31,7 @@ pub async fn run(seed: u64, nodes: usize, count: u64, traced: bool) -> Option<Br
         },
         memory_bytes: 8 << 20,
         limit: None,
+        strict: false,
         links: Links::Turns,
         traced,
     });

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::group::Limit;
+use groupcache_proxy::purge::Target;
+use groupcache_proxy::purging::{PURGE_TIMEOUT_DEFAULT, PurgeRequest};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -78,6 +80,11 @@ impl Weather {
         limited.then(|| Limit { requests_max: 2 + seed as usize % 5, waiting_max: 10_000, patience: PATIENCE })
     }
 
+    /// Every fourth run of the others keeps leases; where views differ, a majority is nobody's.
+    fn strict(self, seed: u64) -> bool {
+        !self.has(Weather::Views) && seed / Weather::ALL.len() as u64 % 4 == 1
+    }
+
     fn manners(self, seed: u64) -> Manners {
         // Where nodes cannot reach one another, or take one another for dead, each side counts for itself; and where several
         // die and come back within seconds, those who count change faster than they can tell one another.
@@ -116,10 +123,15 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         manners: weather.manners(seed),
         memory_bytes: 32 << 20,
         limit: weather.limit(seed),
+        strict: weather.strict(seed),
         links: Links::Wire,
         traced: true,
     };
     let world = World::new(setting);
+    if world.strict {
+        // Until the first leases are there.
+        tokio::time::sleep(STARTED).await;
+    }
     let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0 };
     world.note_owners(&script.keys);
     for _ in 0..steps {
@@ -209,6 +221,17 @@ impl Script {
             let version = world.origin.version(&key);
             let number = world.journal.purge_begins(&key);
             event!(world.trace, "node {place} purges {} of version {version}", text(&key));
+            if world.strict {
+                let targets = vec![Target::Key(node.group.name.clone(), key.clone())];
+                let request = PurgeRequest { targets, timeout: PURGE_TIMEOUT_DEFAULT, ..PurgeRequest::default() };
+                let receipt = node.cache.purge_everywhere(request).await;
+                world.network.running(place).await;
+                // Whatever went wrong: what is acknowledged holds for everybody.
+                let acknowledged = receipt.complete && !node.is_dead();
+                event!(world.trace, "node {place} has {}purged {}", if acknowledged { "" } else { "not " }, text(&key));
+                world.journal.count(if acknowledged { "purged" } else { "purged in part" });
+                return world.journal.purge_acknowledged(number, acknowledged.then_some(version));
+            }
             node.cache.invalidate_everywhere(&node.group, vec![key.clone()]).await;
             world.network.running(place).await;
             // Who cannot be reached is not told: this kind of invalidation promises nothing then.
@@ -349,12 +372,17 @@ impl Script {
         world.origin.heal();
         invariants::healed(&world, &self.keys).await;
         invariants::quiescent(&world).await;
-        invariants::loads(&world, self.weather.loads());
+        if !world.strict {
+            // Without a lease each request asks anew.
+            invariants::loads(&world, self.weather.loads());
+        }
     }
 }
 
 /// After so long a node that was away is connected again, also one that came and went often and was watched for a while.
 const RECONNECTED: Duration = Duration::from_secs(13);
+/// How long a fleet that starts has no leases.
+const STARTED: Duration = Duration::from_secs(6);
 /// How long a request may wait for its turn at the origin.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;

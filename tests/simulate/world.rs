@@ -28,6 +28,8 @@ pub struct World {
     pub journal: Arc<Journal>,
     /// Whether the origin has a limit.
     pub limited: bool,
+    /// Whether a majority decides about purges.
+    pub strict: bool,
     common: Common,
     nodes: Mutex<Vec<Option<Arc<Node>>>>,
     views: Mutex<Vec<Vec<Place>>>,
@@ -92,6 +94,8 @@ pub struct Setting {
     pub memory_bytes: usize,
     /// How many requests may be at the origin at once.
     pub limit: Option<Limit>,
+    /// Whether a majority decides about purges.
+    pub strict: bool,
     pub links: Links,
     /// Write down what happens.
     pub traced: bool,
@@ -114,6 +118,7 @@ impl Setting {
             },
             memory_bytes: 16 << 20,
             limit: None,
+            strict: false,
             links: Links::Calls,
             traced: false,
         }
@@ -128,7 +133,7 @@ impl World {
 
     /// The same, where somebody else than the journal hears of the questions between nodes.
     pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes, limit, links, traced } = setting;
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, traced } = setting;
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
@@ -140,6 +145,7 @@ impl World {
             memory_bytes,
             rules: Rules::default(),
             limit,
+            strict,
             links,
             hosts: Arc::new(Hosts::new(seed, nodes)),
         };
@@ -151,6 +157,7 @@ impl World {
             random: Random::new(seed, "script"),
             journal,
             limited: common.limit.is_some(),
+            strict: common.strict,
             common,
             nodes: Mutex::new(vec![None; nodes]),
             views: Mutex::new(vec![everybody; nodes]),

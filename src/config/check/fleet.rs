@@ -9,13 +9,16 @@ use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
 use super::super::units::{Expected, duration_above_zero};
 use super::super::values::{
-    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, PeerSource, Ring, SelfPeer, TlsPair,
+    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Ring, SelfPeer,
+    TlsPair,
 };
 use super::super::yaml::{Node, Value};
 use super::{secrets, text, tls};
 
 const RINGS: &[(&str, Ring)] =
     &[("balanced", Ring::Balanced), ("groupcache", Ring::Groupcache), ("mailgun", Ring::Mailgun), ("v3", Ring::V3)];
+
+const PARTITIONS: &[(&str, Partition)] = &[("serve", Partition::Serve), ("strict", Partition::Strict)];
 
 /// Shorter secrets can be guessed from one recorded proof.
 const SECRET_BYTES_MIN: usize = 16;
@@ -44,6 +47,17 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         timeouts
     };
     let go = go(checker, &mut section, ring);
+    let partition_node = section.take("partition");
+    let partition = partition_node.and_then(|node| checker.read(node, text::word(PARTITIONS))).unwrap_or_default();
+    if let (Some(node), Partition::Strict) = (partition_node, partition) {
+        if ring.is_go() {
+            checker.unexpected(node, "serve: Go nodes know no leases");
+        }
+        // Found members are those that can be seen: two halves would each be a majority of themselves.
+        if !matches!(source, PeerSource::List | PeerSource::File(_)) {
+            checker.unexpected(node, "serve: a majority is one of members that are listed, in fleet.peers or a file");
+        }
+    }
 
     // Who finds its peers while it runs cannot know where they are.
     let all_loopback =
@@ -103,7 +117,18 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         }
     }
     section.finish(checker);
-    Fleet { address, self_peer, peers, source, ring, secrets: secrets.unwrap_or_default(), tls, timeouts, go }
+    Fleet {
+        address,
+        self_peer,
+        peers,
+        source,
+        ring,
+        secrets: secrets.unwrap_or_default(),
+        tls,
+        timeouts,
+        go,
+        partition,
+    }
 }
 
 fn self_peer(text: &str) -> Result<SelfPeer, Expected> {

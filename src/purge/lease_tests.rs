@@ -1,0 +1,384 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+const fn at(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// The leases of one of so many members, which began at zero.
+fn leases(members: usize) -> Leases {
+    let mut leases = Leases::default();
+    leases.follow(true, (1..members).map(|other| other.to_string()).collect(), true, at(0));
+    leases
+}
+
+fn yes(life: u64) -> LeaseAnswer {
+    LeaseAnswer { life, settled: true, booked: Vec::new() }
+}
+
+fn no(life: u64) -> LeaseAnswer {
+    LeaseAnswer { settled: false, ..yes(life) }
+}
+
+#[test]
+fn a_lease_lasts_from_the_question_to_the_slowest_of_a_majority() {
+    for (members, answers, expected) in [
+        (2, vec![], 0),
+        (2, vec![("1", 5000, yes(11))], 7000),
+        (3, vec![("1", 5000, yes(11))], 7000),
+        (3, vec![("1", 5000, yes(11)), ("2", 5500, yes(12))], 7500),
+        (3, vec![("1", 5000, no(11))], 0),
+        (5, vec![("1", 5000, yes(11))], 0),
+        (5, vec![("1", 5000, yes(11)), ("2", 5500, yes(12))], 7000),
+        (5, vec![("1", 5000, yes(11)), ("2", 5500, yes(12)), ("3", 6000, yes(13))], 7500),
+        // Late answers take nothing back, and the same member does not count twice.
+        (5, vec![("1", 6000, yes(11)), ("1", 5000, yes(11))], 0),
+        (3, vec![("1", 6000, yes(11)), ("1", 5000, yes(11))], 8000),
+        // Another life has said nothing yet.
+        (3, vec![("1", 6000, yes(11)), ("1", 6500, no(14))], 0),
+        // Nobody knows it.
+        (3, vec![("stranger", 6000, yes(11))], 0),
+    ] {
+        let mut leases = leases(members);
+        leases.settle();
+        answers.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        assert_eq!(leases.until(), Some(at(expected)), "{members} {answers:?}");
+        let standing = if expected > 7100 { Standing::Held(at(expected - 7100)) } else { Standing::Lost };
+        assert!(leases.standing(at(7100)) == standing, "{members} {answers:?}: {:?}", leases.standing(at(7100)));
+    }
+}
+
+#[test]
+fn who_is_alone_or_serves_needs_no_lease() {
+    let mut leases = leases(1);
+    assert_eq!((leases.until(), leases.standing(at(0))), (None, Standing::Free));
+    leases.follow(false, vec!["1".to_owned()], true, at(0));
+    assert_eq!((leases.until(), leases.answer(9, LeaseQuestion { life: 1, wants_booked: false }, at(0))), (None, None));
+    // From the moment on at which leases are kept, this node has no past.
+    leases.follow(true, vec!["1".to_owned()], true, at(100_000));
+    assert_eq!(leases.standing(at(100_000)), Standing::Unsettled);
+    assert_eq!(leases.settling(at(100_000)), Settling::Wait);
+}
+
+#[test]
+fn what_was_said_yes_to_is_booked_for_longer_than_it_is_held() {
+    let mut leases = leases(3);
+    let question = |life| LeaseQuestion { life, wants_booked: true };
+    assert_eq!(leases.answer(9, question(1), at(100)), Some(no(9)), "who is not settled books nothing");
+    let earlier = Booked { life: ANYBODY, remaining: SETTLE_AFTER - at(100) };
+    assert_eq!(leases.booked(at(100)), [earlier], "but does not know what its earlier life did");
+    leases.settle();
+    assert_eq!(leases.answer(9, question(1), at(5000)), Some(yes(9)));
+    assert_eq!(leases.answer(9, question(2), at(6000)), Some(yes(9)));
+    let booked = |life, milliseconds| Booked { life, remaining: at(milliseconds) };
+    assert_eq!(leases.booked(at(6000)), [booked(1, 1200), booked(2, 2200)]);
+    assert_eq!(leases.booked(at(7200)), [booked(2, 1000)]);
+    assert!(at(5000) + LEASE < at(7200));
+}
+
+#[test]
+fn a_node_that_starts_settles_by_those_who_remember() {
+    for (members, answers, now, expected) in [
+        (3, vec![("1", 2500, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Settled),
+        // Asked too early: what an earlier life confirmed may count elsewhere without having got there.
+        (3, vec![("1", 2100, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Wait),
+        (3, vec![("1", 2500, yes(11))], 2600, Settling::Wait),
+        (3, vec![("1", 9500, yes(11))], 10_100, Settling::Empty),
+        (3, vec![("1", 2500, yes(11))], 10_100, Settling::Wait),
+        (3, vec![("1", 2500, no(11)), ("2", 2500, no(12))], 2600, Settling::Empty),
+        (3, vec![("1", 2500, no(11)), ("2", 2500, no(12))], 2100, Settling::Wait),
+        (2, vec![("1", 2500, yes(11))], 2600, Settling::Settled),
+        (4, vec![("1", 2500, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Settled),
+        (5, vec![("1", 2500, yes(11)), ("2", 2500, yes(12))], 2600, Settling::Wait),
+        (5, vec![("1", 2500, yes(11)), ("2", 2500, yes(12)), ("3", 2500, yes(13))], 2600, Settling::Settled),
+    ] {
+        let mut leases = leases(members);
+        answers.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        assert_eq!(leases.settling(at(now)), expected, "{members} {answers:?} {now}");
+        assert_eq!(leases.until(), Some(at(0)), "not before it is settled");
+    }
+}
+
+#[test]
+fn a_majority_commits_when_no_lease_is_left_that_it_gave_to_others() {
+    let booked = |life, milliseconds| Booked { life, remaining: at(milliseconds) };
+    for (confirmed, heard, expected) in [
+        // Of three: itself and one more.
+        (vec![], vec![("1", 9000, yes(11))], Verdict::Lacking),
+        (vec![(11, vec![])], vec![("1", 9000, yes(11))], Verdict::Committed),
+        (vec![(11, vec![booked(12, 700)])], vec![("1", 9000, yes(11))], Verdict::Then(at(10_700))),
+        (vec![(11, vec![booked(ANYBODY, 700)])], vec![("1", 9000, yes(11))], Verdict::Then(at(10_700))),
+        // Whose lease is booked has confirmed.
+        (vec![(11, vec![booked(12, 700)]), (12, vec![])], vec![("1", 9000, yes(11))], Verdict::Committed),
+        // Who confirmed was not heard of for too long, or is dead.
+        (vec![(11, vec![])], vec![("1", 7900, yes(11))], Verdict::Lacking),
+        (vec![(11, vec![])], vec![("1", 9000, no(13))], Verdict::Lacking),
+    ] {
+        let mut leases = leases(3);
+        heard.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        let mut commit = Commit::new(10, &[], at(10_000));
+        confirmed.iter().for_each(|(life, booked)| commit.confirm(*life, booked, at(10_000)));
+        assert_eq!(commit.verdict(&leases, at(10_000)), expected, "{confirmed:?} {heard:?}");
+    }
+}
+
+/// Five nodes whose messages take as long as they like or get lost, whose clocks run unevenly, and which die and are frozen: no
+/// node with a lease lacks a purge that was committed.
+#[test]
+fn nobody_with_a_lease_lacks_a_committed_purge() {
+    let (mut committed, mut holding) = (0, 0);
+    for seed in 1..=60 {
+        let mut model = Model::new(seed, 3 + (seed as usize % 3));
+        for _ in 0..4000 {
+            model.step();
+            holding += model.check();
+        }
+        committed += model.purges.iter().filter(|purge| purge.committed).count();
+    }
+    assert!(committed > 100 && holding > 20_000, "{committed} committed, {holding} times held");
+}
+
+struct Model {
+    random: u64,
+    /// Microseconds of true time.
+    time: u64,
+    nodes: Vec<ModelNode>,
+    messages: Vec<Message>,
+    purges: Vec<ModelPurge>,
+    lives: u64,
+    /// Who is out of reach of whom for now: those of a side.
+    split: u64,
+}
+
+struct ModelNode {
+    life: u64,
+    began: u64,
+    /// Parts per thousand.
+    rate: u64,
+    leases: Leases,
+    /// Numbers of the purges that it has applied.
+    applied: BTreeSet<usize>,
+    /// When everything was last removed.
+    emptied: u64,
+    frozen_until: u64,
+}
+
+struct ModelPurge {
+    by: usize,
+    by_life: u64,
+    accepted: u64,
+    everything: bool,
+    commit: Option<Commit>,
+    committed: bool,
+}
+
+enum Message {
+    Purge {
+        to: usize,
+        number: usize,
+    },
+    Question {
+        from: usize,
+        life: u64,
+        to: usize,
+        asked_at: Duration,
+        purge: Option<usize>,
+    },
+    Answer {
+        from: usize,
+        to: usize,
+        life: u64,
+        asked_at: Duration,
+        answer: LeaseAnswer,
+        applied: BTreeSet<usize>,
+        purge: Option<usize>,
+    },
+}
+
+impl Model {
+    fn new(seed: u64, size: usize) -> Self {
+        let (nodes, messages, purges) = (Vec::new(), Vec::new(), Vec::new());
+        let mut model = Model {
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            time: 1_000_000,
+            nodes,
+            messages,
+            purges,
+            lives: 0,
+            split: 0,
+        };
+        for place in 0..size {
+            let node = model.born(place, size);
+            model.nodes.push(node);
+        }
+        model
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % end
+    }
+
+    fn born(&mut self, place: usize, size: usize) -> ModelNode {
+        self.lives += 1;
+        let mut leases = Leases::default();
+        let others = (0..size).filter(|other| *other != place).map(|other| other.to_string()).collect();
+        leases.follow(true, others, true, Duration::ZERO);
+        let rate = 980 + self.below(41);
+        let (life, began) = (self.lives, self.time);
+        ModelNode { life, began, rate, leases, applied: BTreeSet::new(), emptied: began, frozen_until: 0 }
+    }
+
+    fn now(&self, place: usize) -> Duration {
+        let node = &self.nodes[place];
+        Duration::from_micros((self.time - node.began) * node.rate / 1000)
+    }
+
+    fn apply(&mut self, place: usize, number: usize) {
+        let (time, everything) = (self.time, self.purges[number].everything);
+        let node = &mut self.nodes[place];
+        if node.applied.insert(number) && everything {
+            node.emptied = time;
+        }
+    }
+
+    fn accept(&mut self, by: usize, everything: bool) {
+        let number = self.purges.len();
+        let now = self.now(by);
+        let node = &self.nodes[by];
+        let commit = Some(Commit::new(node.life, &node.leases.booked(now), now));
+        let (by_life, accepted) = (node.life, self.time);
+        self.purges.push(ModelPurge { by, by_life, accepted, everything, commit, committed: false });
+        self.apply(by, number);
+        for to in (0..self.nodes.len()).filter(|to| *to != by) {
+            self.messages.push(Message::Purge { to, number });
+        }
+    }
+
+    fn ask(&mut self, from: usize, to: usize, purge: Option<usize>) {
+        let life = self.nodes[from].life;
+        self.messages.push(Message::Question { from, life, to, asked_at: self.now(from), purge });
+    }
+
+    fn step(&mut self) {
+        self.time += self.below(20_000);
+        let size = self.nodes.len() as u64;
+        let place = self.below(size) as usize;
+        match self.below(1000) {
+            0..3 => self.nodes[place] = self.born(place, size as usize),
+            3..6 => self.split = self.below(1 << size),
+            6..12 => self.split = 0,
+            12..15 => self.nodes[place].frozen_until = self.time + self.below(4_000_000),
+            15..30 => self.accept(place, false),
+            30..150 => {
+                let to = self.below(size) as usize;
+                if to != place && self.is_awake(place) {
+                    self.ask(place, to, None);
+                }
+            }
+            150..250 if self.is_awake(place) => match self.nodes[place].leases.settling(self.now(place)) {
+                Settling::Wait => {}
+                Settling::Settled => self.nodes[place].leases.settle(),
+                Settling::Empty => {
+                    self.accept(place, true);
+                    self.nodes[place].leases.settle();
+                }
+            },
+            _ if !self.messages.is_empty() => {
+                let at = self.below(self.messages.len() as u64) as usize;
+                let message = self.messages.swap_remove(at);
+                self.deliver(message);
+                // What is old is lost.
+                let surplus = self.messages.len().saturating_sub(IN_TRANSIT_MAX);
+                self.messages.drain(..surplus);
+            }
+            _ => {}
+        }
+    }
+
+    fn is_awake(&self, place: usize) -> bool {
+        self.nodes[place].frozen_until <= self.time
+    }
+
+    fn passes(&self, one: usize, other: usize) -> bool {
+        (self.split >> one) & 1 == (self.split >> other) & 1 && self.is_awake(one) && self.is_awake(other)
+    }
+
+    fn deliver(&mut self, message: Message) {
+        match message {
+            Message::Purge { to, number } => {
+                let by = self.purges[number].by;
+                if self.passes(by, to) {
+                    self.apply(to, number);
+                    // Its confirmation, upon which the acceptor asks for the book.
+                    if self.nodes[by].life == self.purges[number].by_life {
+                        self.ask(by, to, Some(number));
+                    }
+                }
+            }
+            Message::Question { from, life, to, asked_at, purge } => {
+                if !self.passes(from, to) {
+                    return;
+                }
+                let now = self.now(to);
+                let node = &mut self.nodes[to];
+                let question = LeaseQuestion { life, wants_booked: purge.is_some() };
+                let Some(mut answer) = node.leases.answer(node.life, question, now) else { return };
+                let own = node.applied.clone();
+                if purge.is_some() {
+                    answer.booked = node.leases.booked(now);
+                }
+                // What it lacks travels with the answer.
+                self.messages.push(Message::Answer { from: to, to: from, life, asked_at, answer, applied: own, purge });
+            }
+            Message::Answer { from, to, life, asked_at, answer, applied, purge } => {
+                if !self.passes(from, to) || self.nodes[to].life != life {
+                    return;
+                }
+                for &number in &applied {
+                    self.apply(to, number);
+                }
+                let now = self.now(to);
+                self.nodes[to].leases.heard(&from.to_string(), asked_at, &answer);
+                if let Some(number) = purge.filter(|number| applied.contains(number))
+                    && let Some(commit) = &mut self.purges[number].commit
+                {
+                    commit.confirm(answer.life, &answer.booked, now);
+                }
+            }
+        }
+    }
+
+    /// Commits what can be, and checks the promise; says how many nodes hold leases.
+    fn check(&mut self) -> usize {
+        for number in 0..self.purges.len() {
+            let purge = &self.purges[number];
+            let by = &self.nodes[purge.by];
+            if purge.committed || purge.by_life != by.life || !self.is_awake(purge.by) {
+                continue;
+            }
+            let verdict = purge.commit.as_ref().map(|commit| commit.verdict(&by.leases, self.now(purge.by)));
+            self.purges[number].committed = verdict == Some(Verdict::Committed);
+        }
+        let mut holding = 0;
+        for (place, node) in self.nodes.iter().enumerate() {
+            let until = node.leases.until().unwrap_or_default();
+            if until <= self.now(place) {
+                continue;
+            }
+            holding += 1;
+            for (number, purge) in self.purges.iter().enumerate().filter(|(_, purge)| purge.committed) {
+                // What it fetched later is not older than the purge.
+                let clean = node.emptied >= purge.accepted || node.applied.contains(&number);
+                assert!(clean, "node {place} answers although it lacks purge {number}");
+            }
+        }
+        holding
+    }
+}
+
+/// Messages of the model that are on their way.
+const IN_TRANSIT_MAX: usize = 100;
