@@ -684,12 +684,13 @@ impl Cache {
         stale: &Arc<Entry>,
         asked: &Stamp,
     ) {
-        // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
-        // nobody has asked for the whole.
+        // Authorization, ranges and directives of this one client have no part in what everybody gets; but where there are
+        // only parts, nobody has asked for the whole.
         let request = Request {
             method: Method::Get,
             range: request.range.clone().filter(|_| !stale.body.is_whole()),
             authorization: false,
+            directives: RequestDirectives::default(),
             forwarded: request.forwarded.without(|name| name.eq_ignore_ascii_case("authorization")),
             ..request.clone()
         };

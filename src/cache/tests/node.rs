@@ -241,6 +241,23 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
     assert_eq!(origin.asked("/a"), 2);
 }
 
+/// The answer to the client is not to be stored; the refresh is no answer to it.
+#[tokio::test]
+async fn a_refresh_behind_a_request_that_forbids_storing_is_stored() {
+    let origin = Scripted::new();
+    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
+    origin.on("/a", Script::status(200, fields, "old"));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(200, fields, "new"));
+    let directives = RequestDirectives { no_store: true, ..Default::default() };
+    assert_eq!(node.ask_with(&Request { directives, ..get("a", &[]) }).await, "stale 200 old");
+    node.settle().await;
+    assert_eq!(node.ask("a").await, "hit 200 new");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
 #[tokio::test]
 async fn our_own_failure_answers_for_a_moment() {
     let origin = Scripted::new();
