@@ -277,6 +277,9 @@ pub struct FlightKey {
     pub(crate) key: Bytes,
     pub(crate) route: Route,
     pub(crate) kind: FlightKind,
+    /// What the client said of caching, where a peer is told of it: its answer follows from that, and is not for those who
+    /// said something else. The origin's answer is news to all of them.
+    pub(crate) directives: Option<Box<RequestDirectives>>,
     /// The fence of the key when the flight was wanted: what began before an invalidation is joined by nobody after it.
     pub(crate) fence: u64,
 }
@@ -498,10 +501,12 @@ impl Cache {
             Lookup::Incomplete(entry) => Miss { incomplete: Some(entry), ..Miss::because("partial", asked) },
             Lookup::Absent(reason) => Miss::because(reason, asked),
         };
-        if request.directives.only_if_cached {
+        // The fleet is one cache (RFC 9111 section 5.2.1.7): who does not own the key asks the owner, which asks nobody.
+        let only_if_cached = request.directives.only_if_cached;
+        if only_if_cached && route == Route::Here {
             return Answer::failure(504, "not in this cache, and the request wants nothing else");
         }
-        match self.remembered.recall(key.hash(), now) {
+        match self.remembered.recall(key.hash(), now).filter(|_| !only_if_cached) {
             Some(Memory::Uncacheable) if route == Route::Fleet || self.fleet.load().owns(&request.key) => {
                 return Answer::pass("uncacheable");
             }
@@ -624,7 +629,9 @@ impl Cache {
             match landed {
                 Err(error) => {
                     let failure = || Answer::from_error(error, miss.forward);
-                    return miss.in_place_of_failure(None).unwrap_or_else(failure);
+                    // Nothing has failed for one that was to be asked for nothing.
+                    let stale = miss.in_place_of_failure(None).filter(|_| !request.directives.only_if_cached);
+                    return stale.unwrap_or_else(failure);
                 }
                 Ok(Landed::Entry(entry, outcome, owner, dating)) => {
                     // The entry of another variant than ours is somebody else's; ours has its own flight.
@@ -643,7 +650,10 @@ impl Cache {
                     variant = slot_variant;
                 }
                 Ok(Landed::Streaming(head)) => {
+                    // An owner that has a failure in memory has chosen it; one that failed just now might have had less than we.
+                    let chosen = head.owner.is_some_and(|owner| owner.hit);
                     if is_failure(head.status)
+                        && !chosen
                         && let Some(answer) = miss.in_place_of_failure(Some(head.status))
                     {
                         return answer;
@@ -674,12 +684,13 @@ impl Cache {
         stale: &Arc<Entry>,
         asked: &Stamp,
     ) {
-        // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
-        // nobody has asked for the whole.
+        // Authorization, ranges and directives of this one client have no part in what everybody gets; but where there are
+        // only parts, nobody has asked for the whole.
         let request = Request {
             method: Method::Get,
             range: request.range.clone().filter(|_| !stale.body.is_whole()),
             authorization: false,
+            directives: RequestDirectives::default(),
             forwarded: request.forwarded.without(|name| name.eq_ignore_ascii_case("authorization")),
             ..request.clone()
         };
@@ -704,14 +715,16 @@ impl Cache {
             (Method::Get, Some(range)) => FlightKind::Part(variant, range.clone()),
         };
         let fence = self.fences.of(KeyHash::of(group.id, &request.key));
-        FlightKey { group: group.id, key: request.key.clone(), route, kind, fence }
+        let told = route == Route::Fleet && request.directives != RequestDirectives::default();
+        let directives = told.then(|| Box::new(request.directives));
+        FlightKey { group: group.id, key: request.key.clone(), route, kind, directives, fence }
     }
 
     /// The identity of what is going to be stored under `key` without a flight.
     pub(crate) fn flight_of_key(&self, group: &Group, key: &Bytes) -> FlightKey {
         let fence = self.fences.of(KeyHash::of(group.id, key));
         let kind = FlightKind::Whole(VariantKey::default());
-        FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, fence }
+        FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, directives: None, fence }
     }
 
     /// Opens a flight that this request shares with nobody.

@@ -472,7 +472,7 @@ impl Filling {
     }
 
     /// The validators in `fields`, which were made from `received`.
-    pub(crate) fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
+    fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
         let validators = StoredValidators::of(fields, received_at.wall_seconds);
         // Also where the origin's own Date cannot be read and ours stands in its place.
         let weak = StoredValidators::of(received, received_at.wall_seconds).has_weak_date();

@@ -94,9 +94,14 @@ impl Alone {
         let request = Request { range: Some(range), ..self.request.clone() };
         let reader = self.cache.open_alone(&self.group, request, self.route);
         let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
-        let place = head.fields.get("content-range").and_then(ContentRange::parse);
-        let begins_here =
-            matches!(place, Some(ContentRange::Part { range: ByteRange { first, .. }, .. }) if first == offset);
-        (head.status == 206 && begins_here).then_some(reader)
+        // An origin may send less of a range than was asked for (RFC 9110 section 15.3.7): that has another end.
+        let place = head.fields.get("content-range").and_then(ContentRange::parse)?;
+        let ContentRange::Part { range: ByteRange { first, last }, length } = place else { return None };
+        // Somebody has to have said where the end is, or a rest that ends too early would look whole.
+        let whole = body_of.content_length.or(head.content_length.and_then(|rest| rest.checked_add(offset)))?;
+        let is_rest = first == offset && last.checked_add(1) == Some(whole);
+        let same_length = length.is_none_or(|length| length == whole);
+        let same_tag = head.fields.get("etag").is_none_or(|other| other == value);
+        (head.status == 206 && is_rest && same_length && same_tag).then_some(reader)
     }
 }

@@ -237,7 +237,10 @@ impl Filling {
             tags: head.tags,
             body: copy.body.clone(),
         });
-        self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);
+        // Of the answer to such a request nothing is kept, wherever the owner has it from (RFC 9111 section 5.2.1.5).
+        if !self.request.directives.no_store {
+            self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);
+        }
         Some((entry, owner))
     }
 
@@ -246,7 +249,8 @@ impl Filling {
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let deserved = !taken_over && self.cache.deserves_hot_copy(&key, self.cache.now());
+        let may_keep = !taken_over && !self.request.directives.no_store;
+        let deserved = may_keep && self.cache.deserves_hot_copy(&key, self.cache.now());
         self.receive_copy(fetched, hop, came, Copied::Hot, deserved.then_some(Role::Hot))
     }
 

@@ -237,7 +237,8 @@ impl Cache {
         let fields = freshness::fields_to_store(&group.rules, &judgement.directives, passed.fields, received_at);
         let fields = fields.without(stays_inside);
         let validators = StoredValidators::of(&fields, received_at.wall_seconds);
-        let dated = passed.fields.contains("date");
+        // Also where the origin's own Date cannot be read and ours stands in its place.
+        let weak_date = StoredValidators::of(passed.fields, received_at.wall_seconds).has_weak_date();
         let tags = Tags::of(passed.fields);
         let overtaken = self.purges.overtaken_but_by(invalidated, passed.stamp, &group.name, passed.key, &tags);
         if tags.are_too_many() || overtaken {
@@ -251,7 +252,7 @@ impl Cache {
             status: passed.status,
             fields,
             freshness: judgement.freshness,
-            validators: if dated { validators } else { validators.with_date_of_ours() },
+            validators: if weak_date { validators.with_date_of_ours() } else { validators },
             sent,
             tags,
             body: Body::default(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::cache::{FlightKey, Landed};
+use crate::clock::Now;
 use crate::entry::Entry;
 use crate::fields::Fields;
 use crate::fill::{Came, Filling, Shelf};
@@ -12,6 +13,7 @@ use crate::key::HashedKey;
 use crate::purge::Tags;
 use crate::purging::Dating;
 use crate::semantics::forward::stays_inside;
+use crate::semantics::validators::{StoredValidators, Validators};
 use crate::source::{Fetched, Method};
 use crate::store::Role;
 
@@ -37,7 +39,7 @@ impl Filling {
             }
             return None;
         }
-        Some(self.renew(fill, stale, &updated, self.role_of_origin_answers(), came))
+        Some(self.renew(fill, stale, (&fetched.fields, &updated), self.role_of_origin_answers(), came))
     }
 
     /// What the answer to a `HEAD` says of the entry that a `GET` would be answered with (RFC 9111 section 4.3.5). Only the
@@ -60,7 +62,7 @@ impl Filling {
         let (length, head) = (Some(stored.body.len()), head.finish());
         match freshness::updated_by_head(&group.rules, &stored.fields, length, fetched.status, &head, received_at) {
             HeadEffect::Update(updated) if fetched.hop.is_none() => {
-                self.renew(fill, stored, &updated, role, came);
+                self.renew(fill, stored, (&head, &updated), role, came);
             }
             HeadEffect::Nothing | HeadEffect::Update(_) => {}
             HeadEffect::Stale => {
@@ -75,13 +77,13 @@ impl Filling {
         }
     }
 
-    /// `stored` under the fields `updated`, judged anew; it takes the place of the old one in the store, unless something
-    /// else has taken it meanwhile.
+    /// `stored` under the fields `updated`, which `news` made of its own, judged anew; it takes the place of the old one in
+    /// the store, unless something else has taken it meanwhile.
     fn renew(
         &self,
         fill: &Fill<FlightKey, Landed>,
         stored: &Arc<Entry>,
-        updated: &Fields,
+        (news, updated): (&Fields, &Fields),
         role: Role,
         came: &Came,
     ) -> Arc<Entry> {
@@ -99,7 +101,7 @@ impl Filling {
             id: self.cache.next_entry_id(),
             body_id: stored.body_id,
             status: stored.status,
-            validators: self.validators(updated, &fields, received_at),
+            validators: renewed_validators(stored, news, &fields, received_at),
             freshness: judgement.freshness,
             charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &tags, &stored.body)),
             fields,
@@ -117,4 +119,16 @@ impl Filling {
         }
         entry
     }
+}
+
+/// The validators in `fields`, which `news` made of those of `stored`.
+///
+/// A `Last-Modified` that stays is as strong as it was when the body came: a second change within that second shows in no
+/// later `Date` (RFC 9110 section 8.8.2.2). One that is new is measured by the `Date` beside it, and never by ours.
+fn renewed_validators(stored: &Entry, news: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
+    let found = StoredValidators::of(fields, received_at.wall_seconds);
+    let (before, said) = (stored.validators.in_block(&stored.fields), Validators::of(news, received_at.wall_seconds));
+    let stays = found.in_block(fields).last_modified_seconds == before.last_modified_seconds;
+    let is_strong = if stays { before.last_modified_is_strong } else { said.last_modified_is_strong };
+    if is_strong { found } else { found.with_date_of_ours() }
 }

@@ -117,7 +117,11 @@ fn table(node: &str, stats: &Value) -> String {
     let fleet = &stats["fleet"];
     if let Some(peers) = fleet["peers"].as_array().filter(|peers| !peers.is_empty()) {
         let lease = &fleet["lease"]["state"];
-        let lease = if lease == "unneeded" { String::new() } else { format!("  lease {}", word(lease)) };
+        // An older node does not tell; where nobody keeps leases there is nothing to tell.
+        let lease = match lease.as_str() {
+            None | Some("unneeded") => String::new(),
+            Some(_) => format!("  lease {}", word(lease)),
+        };
         let _ = writeln!(text, "\nring {}  {}{lease}", word(&fleet["ring"]), word(&fleet["ring_id"]));
         let mut rows =
             vec![["peer", "state", "protocol", "version", "share", "requests", "errors"].map(str::to_owned).to_vec()];

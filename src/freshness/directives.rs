@@ -63,7 +63,7 @@ pub enum FoundIn {
 }
 
 /// What a client wants of a cache (RFC 9111 section 5.2.1). The default asks for nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RequestDirectives {
     /// `no-cache`, or `Pragma: no-cache` in a request without `Cache-Control` (section 5.4).
     pub no_cache: bool,
@@ -84,7 +84,7 @@ pub struct RequestDirectives {
 }
 
 /// How stale an answer a client accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MaxStale {
     /// However stale.
     Any,

@@ -241,7 +241,7 @@ pub(super) fn is_hop_by_hop(name: &[u8]) -> bool {
 /// Whether `Connection` names the field. Fields that protect the answer cannot be named away: without its `Cache-Control`,
 /// `Vary` or `Set-Cookie` a private response would look like one for everybody (RFC 9110 section 7.6.1 forbids to name them).
 fn is_nominated(name: &[u8], nominated: &[&[u8]]) -> bool {
-    const PROTECTED: [&str; 20] = [
+    const PROTECTED: [&str; 21] = [
         "age",
         "cache-control",
         "cdn-cache-control",
@@ -254,6 +254,7 @@ fn is_nominated(name: &[u8], nominated: &[&[u8]]) -> bool {
         "date",
         "etag",
         "expires",
+        "groupcache-proxy-cache-control",
         "last-modified",
         "location",
         "pragma",
@@ -362,6 +363,10 @@ mod tests {
                      Trailer: X-Sum\r\nProxy-Authenticate: Basic\r\nX-Kept: 1\r\nContent-Length: 0\r\n";
         let head = read(200, Wire::Http11, PLAIN, lines).unwrap();
         assert_eq!(shown(&head), "0 | Cache-Control: private; X-Kept: 1");
+        for name in &crate::freshness::Rules::default().targeted {
+            let lines = format!("Connection: {name}\r\n{name}: no-store\r\nContent-Length: 0\r\n");
+            assert_eq!(shown(&read(200, Wire::Http11, PLAIN, &lines).unwrap()), format!("0 | {name}: no-store"));
+        }
     }
 
     #[test]

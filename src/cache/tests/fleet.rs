@@ -139,3 +139,50 @@ async fn private_answers_cross_the_hop_to_their_causer_alone() {
     assert_eq!(fleet.nodes[others[1]].ask("a").await, "miss 200 mine", "a peer gets an answer of its own");
     assert_eq!(fleet.places("a"), "---");
 }
+
+/// RFC 9111 section 5.2.1.5: the owner may have had it before; whoever got it for this request has not.
+#[tokio::test]
+async fn a_request_that_forbids_storing_makes_no_copy() {
+    for no_store in [true, false] {
+        let fleet = TestFleet::new(3);
+        fleet.origin.on("/a", Script::status(200, &[FRESH], "body"));
+        let node = &fleet.nodes[fleet.others("a")[0]];
+        let directives = RequestDirectives { no_store, ..Default::default() };
+        for _ in 0..7 {
+            assert!(node.ask_with(&Request { directives, ..get("a", &[]) }).await.ends_with("200 body"));
+            node.settle().await;
+        }
+        assert_eq!(fleet.places("a").contains('H'), !no_store);
+    }
+}
+
+/// What an owner answers follows from what it is told; who would have told it something else asks for itself.
+#[tokio::test]
+async fn a_flight_to_the_owner_is_shared_by_those_who_ask_alike() {
+    let node = Node::new(&Scripted::new());
+    let plain = get("a", &[]);
+    let fresh = Request { directives: RequestDirectives { max_age: Some(5), ..Default::default() }, ..get("a", &[]) };
+    for (route, shared) in [(Route::Fleet, false), (Route::Here, true)] {
+        let key = |request| node.cache.flight_key(&node.group, request, route, VariantKey::default());
+        assert!(key(&fresh) == key(&fresh));
+        assert_eq!(key(&plain) == key(&fresh), shared, "{route:?}");
+    }
+}
+
+/// A failure that its origin calls fresh takes the place of what was stored, on one node; so it does in a fleet.
+#[tokio::test]
+async fn a_failure_in_the_owners_memory_is_the_answer_of_all_nodes() {
+    let fleet = TestFleet::new(3);
+    let (owner, other) = (&fleet.nodes[fleet.owner("a")], &fleet.nodes[fleet.others("a")[0]]);
+    fleet.origin.on("/a", Script::status(200, &[FRESH], "body"));
+    for _ in 0..7 {
+        other.ask("a").await;
+    }
+    assert_eq!(other.ask("a").await, "hit 200 body");
+    fleet.nodes.iter().for_each(|node| node.clock.advance(Duration::from_secs(61)));
+    fleet.origin.on("/a", Script::status(503, &[FRESH], "busy"));
+    assert_eq!(owner.ask("a").await, "stale 200 body", "it stands in for the failure that it causes to be stored");
+    owner.settle().await;
+    assert_eq!(owner.ask("a").await, "hit 503 busy");
+    assert!(other.ask("a").await.ends_with(" 503 busy"));
+}

@@ -336,3 +336,25 @@ async fn why_a_request_went_further_and_what_came_first() {
     assert_eq!(node.ask_fully(&get("a", &[])).await, "revalidated stale after 304: 200 body");
     assert_eq!(node.ask_fully(&get("a", &[])).await, "hit: 200 body");
 }
+
+/// RFC 9110 section 8.8.2.2: a `Date` that cannot be read is none, and ours in its place makes no date strong.
+#[tokio::test]
+async fn what_a_post_left_has_a_strong_date_only_by_its_own_date() {
+    let modified = ("Last-Modified", "Fri, 15 Jan 2027 07:00:00 GMT");
+    for (date, expected) in [
+        (("Date", "Fri, 15 Jan 2027 08:00:00 GMT"), "hit: 206 [bytes 0-1/4] ab"),
+        (("Date", "today"), "hit: 200 abcd"),
+        (("X-Date", "none"), "hit: 200 abcd"),
+    ] {
+        let node = Node::new(&Scripted::new());
+        let fields = Fields::from_pairs([FRESH, modified, date, ("Content-Location", "/a")]).unwrap();
+        let (key, stamp) = (Bytes::from("a"), node.cache.purges_known());
+        let passed = passed(&node, &key, "POST", 200, &fields, &stamp);
+        let (_, invalidated) =
+            node.cache.invalidate_everywhere(&node.group, passed.invalidated_keys(&node.group)).await;
+        let mut deposit = node.cache.deposit(&node.group, &passed, invalidated).expect("explicitly fresh");
+        assert!(deposit.push(b"abcd"));
+        deposit.finish();
+        assert_eq!(node.ask_fully(&get_range("a", "0-1", modified.1)).await, expected, "{date:?}");
+    }
+}

@@ -241,6 +241,23 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
     assert_eq!(origin.asked("/a"), 2);
 }
 
+/// The answer to the client is not to be stored; the refresh is no answer to it.
+#[tokio::test]
+async fn a_refresh_behind_a_request_that_forbids_storing_is_stored() {
+    let origin = Scripted::new();
+    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
+    origin.on("/a", Script::status(200, fields, "old"));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    origin.on("/a", Script::status(200, fields, "new"));
+    let directives = RequestDirectives { no_store: true, ..Default::default() };
+    assert_eq!(node.ask_with(&Request { directives, ..get("a", &[]) }).await, "stale 200 old");
+    node.settle().await;
+    assert_eq!(node.ask("a").await, "hit 200 new");
+    assert_eq!(origin.asked("/a"), 2);
+}
+
 #[tokio::test]
 async fn our_own_failure_answers_for_a_moment() {
     let origin = Scripted::new();
@@ -308,34 +325,42 @@ async fn only_if_cached_asks_nobody() {
     assert!(origin.asks().is_empty());
 }
 
+/// A reader of a body of 5 MiB that has taken the first one, and fell out of the window while another one took all.
+async fn left_behind(origin: &Scripted, tag: &str, content_length: Option<u64>) -> Following {
+    let gate = Gate::new();
+    let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", tag)], content_length);
+    for _ in 0..5 {
+        script = script.chunk(vec![b'x'; 1 << 20]);
+    }
+    origin.on("/a", script);
+    let node = Arc::new(Node::new(origin));
+    let ask = || {
+        let node = node.clone();
+        tokio::spawn(async move { node.get("a").await })
+    };
+    let fast = ask();
+    origin.arrived("/a", 1).await;
+    let slow = ask();
+    while node.group.stats.loads_collapsed.value() < 1 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+    assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+    assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+    slow
+}
+
+const REST: u64 = 4 << 20;
+
 #[tokio::test]
 async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
     for (tag, expected) in [("\"strong\"", Ok(5 << 20)), ("W/\"weak\"", Err(()))] {
-        let (origin, gate) = (Scripted::new(), Gate::new());
-        let fields = &[FRESH, ("ETag", tag)];
-        let mut script = Script::new().hold(&gate).then_head(200, fields, Some(5 << 20));
-        for _ in 0..5 {
-            script = script.chunk(vec![b'x'; 1 << 20]);
-        }
-        origin.on("/a", script);
-        let node = Arc::new(Node::new(&origin));
-        let ask = || {
-            let node = node.clone();
-            tokio::spawn(async move { node.get("a").await })
-        };
-        let fast = ask();
-        origin.arrived("/a", 1).await;
-        let slow = ask();
-        while node.group.stats.loads_collapsed.value() < 1 {
-            tokio::task::yield_now().await;
-        }
-        gate.open();
-        let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
-        assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
-        assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+        let origin = Scripted::new();
+        let slow = left_behind(&origin, tag, Some(5 << 20)).await;
         // The rest, as an origin answers a range.
         let part = &[FRESH, ("ETag", tag), ("Content-Range", "bytes 1048576-5242879/5242880")];
-        origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+        origin.on("/a", Script::status(206, part, vec![b'x'; REST as usize]));
         let read = read(slow).await.map(|rest| rest.len() + (1 << 20)).map_err(|_| ());
         assert_eq!(read, expected, "{tag}");
         if expected.is_ok() {
@@ -343,6 +368,53 @@ async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
             assert_eq!(asked.get("range"), Some(&b"bytes=1048576-"[..]));
             assert_eq!(asked.get("if-range"), Some(tag.as_bytes()));
         }
+    }
+}
+
+/// An origin may send less of a range than was asked for; whoever reads on must not take that for the end.
+#[tokio::test]
+async fn a_rest_that_ends_too_early_or_is_of_another_body_is_no_rest() {
+    for (what, tag, range, length, expected) in [
+        ("the rest", "\"a\"", "bytes 1048576-5242879/5242880", Some(REST), true),
+        ("the rest of who knows how much", "\"a\"", "bytes 1048576-5242879/*", Some(REST), true),
+        ("less than the rest", "\"a\"", "bytes 1048576-5242879/6291456", Some(REST), false),
+        ("less than it says", "\"a\"", "bytes 1048576-6291455/6291456", None, false),
+        ("the rest of another body", "\"b\"", "bytes 1048576-5242879/5242880", Some(REST), false),
+    ] {
+        let origin = Scripted::new();
+        // Nobody knows the length, so only the end says where the end is.
+        let slow = left_behind(&origin, "\"a\"", None).await;
+        let part = &[FRESH, ("ETag", tag), ("Content-Range", range)];
+        origin.on("/a", Script::head(206, part, length).chunk(vec![b'x'; REST as usize]));
+        assert_eq!(read(slow).await.is_ok(), expected, "{what}");
+    }
+}
+
+/// RFC 9110 section 8.8.2.2: a `Date` that comes later, or is ours, says nothing of the second in which the body came.
+#[tokio::test]
+async fn a_confirmation_makes_no_weak_date_strong() {
+    let modified = ("Last-Modified", "Fri, 15 Jan 2027 08:00:00 GMT");
+    let date = |seconds: &'static str| ("Date", seconds);
+    let later = date("Fri, 15 Jan 2027 08:01:10 GMT");
+    for (why, first, confirmation, expected) in [
+        ("no date at all", &[FRESH, modified][..], &[FRESH][..], "hit: 200 0123456789"),
+        ("the second of the change", &[FRESH, modified, ("Date", modified.1)], &[FRESH, later], "hit: 200 0123456789"),
+        (
+            "a later second",
+            &[FRESH, modified, date("Fri, 15 Jan 2027 08:00:01 GMT")],
+            &[FRESH],
+            "hit: 206 [bytes 0-3/10] 0123",
+        ),
+    ] {
+        let origin = Scripted::new();
+        origin.on("/a", Script::status(200, first, "0123456789"));
+        let node = Node::new(&origin);
+        node.ask("a").await;
+        node.settle().await;
+        node.clock.advance(Duration::from_secs(70));
+        origin.on("/a", Script::status(304, confirmation, ""));
+        assert_eq!(node.ask("a").await, "revalidated 200 0123456789", "{why}");
+        assert_eq!(node.ask_fully(&get_range("a", "0-3", modified.1)).await, expected, "{why}");
     }
 }
 

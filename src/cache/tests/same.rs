@@ -49,12 +49,13 @@ enum Behaviour {
 }
 
 /// What the keys are like: fields beside date and validators.
-const KEYS: [(&str, &[(&str, &str)], Validator); 8] = [
+const KEYS: [(&str, &[(&str, &str)], Validator); 9] = [
     ("tagged", &[("Cache-Control", "max-age=60")], Validator::Tag),
     ("dated", &[("Cache-Control", "max-age=30, stale-while-revalidate=20")], Validator::Date),
     ("varying", &[("Cache-Control", "max-age=60"), ("Vary", "Accept-Encoding")], Validator::Tag),
     ("bare", &[("Cache-Control", "max-age=20, stale-if-error=10")], Validator::None),
     ("unstored", &[("Cache-Control", "no-store")], Validator::Tag),
+    ("weak", &[("Cache-Control", "max-age=25")], Validator::WeakTag),
     ("strict", &[("Cache-Control", "max-age=10, must-revalidate")], Validator::Tag),
     ("checked", &[("Cache-Control", "no-cache")], Validator::Tag),
     (
@@ -68,6 +69,7 @@ const KEYS: [(&str, &[(&str, &str)], Validator); 8] = [
 enum Validator {
     None,
     Tag,
+    WeakTag,
     Date,
 }
 
@@ -81,7 +83,9 @@ struct Resources {
 
 impl Resources {
     fn tag(key: usize, version: u64, gzip: bool) -> String {
-        format!("\"{}-{version}-{gzip}\"", KEYS[key].0)
+        let (name, _, validator) = KEYS[key];
+        let weak = if let Validator::WeakTag = validator { "W/" } else { "" };
+        format!("{weak}\"{name}-{version}-{gzip}\"")
     }
 
     /// A second per version, so that a change always shows; long before the time of the test, so that dates are strong.
@@ -104,7 +108,7 @@ impl Resources {
         let (tag, changed) = (Self::tag(key, versions[key], gzip), Self::changed(versions[key]));
         match validator {
             Validator::None => {}
-            Validator::Tag => fields.push(("ETag".into(), tag.clone())),
+            Validator::Tag | Validator::WeakTag => fields.push(("ETag".into(), tag.clone())),
             Validator::Date => fields.push(("Last-Modified".into(), changed.clone())),
         }
         let body = Bytes::from(format!("{name} {} {gzip}: 0123456789", versions[key]));
@@ -117,14 +121,14 @@ impl Resources {
             _ => {
                 let validator = match validator {
                     Validator::None => None,
-                    Validator::Tag => Some(("if-none-match", tag)),
+                    Validator::Tag | Validator::WeakTag => Some(("if-none-match", tag)),
                     Validator::Date => Some(("if-modified-since", changed)),
                 };
                 let is = |name: &str, value: &str| ask.fields.get(name) == Some(value.as_bytes());
                 let confirmed = validator.as_ref().is_some_and(|(name, value)| is(name, value));
                 let range = ask.fields.get("range").and_then(RangeSet::parse_value);
                 let applies = !ask.fields.contains("if-range")
-                    || validator.as_ref().is_some_and(|(_, value)| is("if-range", value));
+                    || validator.as_ref().is_some_and(|(_, value)| is("if-range", value) && !value.starts_with("W/"));
                 let length = body.len() as u64;
                 match range.filter(|_| applies && ask.method == Method::Get).map(|range| range.resolve(length)) {
                     _ if confirmed && behaviour != Behaviour::IgnoresConditions => (304, Bytes::new(), 0),
@@ -264,7 +268,10 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => Just(RequestDirectives::default()),
         1 => Just(RequestDirectives { no_cache: true, ..Default::default() }),
         1 => Just(RequestDirectives { max_age: Some(15), ..Default::default() }),
+        1 => Just(RequestDirectives { stale_if_error: Some(30), ..Default::default() }),
         1 => Just(RequestDirectives { min_fresh: Some(25), ..Default::default() }),
+        1 => Just(RequestDirectives { only_if_cached: true, ..Default::default() }),
+        1 => Just(RequestDirectives { no_store: true, ..Default::default() }),
         1 => Just(RequestDirectives { max_stale: Some(crate::freshness::MaxStale::Seconds(15)), ..Default::default() }),
     ];
     let head = prop::bool::weighted(0.15);
@@ -375,4 +382,18 @@ async fn a_copy_ages_like_its_owner_whatever_the_clock() {
         side.step(&Step::Advance(11));
         assert!(asked.ask("tagged").await.starts_with("revalidated 200 "), "stale when the owner's is");
     }
+}
+
+/// RFC 9111 section 5.2.1.7: what the owner has is in the cache, whichever node is asked, and nothing else is fetched.
+#[tokio::test]
+async fn only_if_cached_is_about_the_fleet() {
+    let side = Side::new("other", 3, other);
+    let directives = RequestDirectives { only_if_cached: true, ..Default::default() };
+    let asked = Request { directives, ..get("tagged", &[]) };
+    assert_eq!(side.ask(&asked).await.status, 504, "nobody has it");
+    side.ask(&get("tagged", &[])).await;
+    side.step(&Step::Behave(Behaviour::Unreachable));
+    assert_eq!(side.ask(&asked).await.status, 200, "the owner has it");
+    side.step(&Step::Advance(61));
+    assert_eq!(side.ask(&asked).await.status, 504, "stale, and nothing has failed that it could stand in for");
 }
