@@ -19,6 +19,7 @@ mod large;
 mod network;
 mod node;
 mod origin;
+mod purges;
 mod races;
 mod random;
 mod script;
@@ -151,6 +152,13 @@ fn scenarios(options: &Options) -> ExitCode {
     let failed: Vec<&Report> = reports.values().filter(|report| report.broken.is_some()).collect();
     for report in failed.iter().take(SHOWN_MAX) {
         show(options, report);
+    }
+    for report in failed.iter().skip(SHOWN_MAX) {
+        let Some(broken) = &report.broken else { continue };
+        println!(
+            "---- seed {} ({:?}): broken promise: {}: {}",
+            report.seed, report.weather, broken.promise, broken.detail
+        );
     }
     if options.verbose {
         for report in reports.values() {
