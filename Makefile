@@ -5,7 +5,7 @@
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
 #   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
-#   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
+#   make history      reads and purges on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
@@ -45,7 +45,7 @@ simulate-fleet: build-tools
 	mkdir -p benches/results
 	$(CARGO) test --locked --profile simulate --test simulate -- --fleet $(or $(NODES),1000)
 
-# Reads, changes and invalidations on real processes, and the check of what was seen.
+# Reads, changes and purges on real processes, and the check of what was seen.
 history: test-tools
 	HISTORY_MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test it -- history --nocapture
 
