@@ -56,13 +56,13 @@ impl Aim {
     pub fn some(random: &Random, key: &Bytes, keys: &[Bytes]) -> Aim {
         let letter = Bytes::copy_from_slice(&key[..1]);
         let target = match random.number(0..100) {
-            0..40 => Target::Key(GROUP.into(), key.clone()),
-            40..50 => Target::Path(GROUP.into(), key.clone()),
-            50..64 => Target::Prefix(GROUP.into(), random.pick(&[&key[..1], &key[..2], &key[..]]).to_vec().into()),
-            64..74 => Target::Tag(Some(GROUP.into()), [b"kind-", &letter[..]].concat().into()),
-            74..84 => Target::Tag(None, [b"key-", &key[..]].concat().into()),
-            84..92 => Target::Tag(None, random.pick(&[&b"even"[..], b"odd"]).into()),
-            92..97 => Target::Group(GROUP.into()),
+            0..45 => Target::Key(GROUP.into(), key.clone()),
+            45..58 => Target::Path(GROUP.into(), key.clone()),
+            58..70 => Target::Prefix(GROUP.into(), random.pick(&[&key[..1], &key[..], &key[..]]).to_vec().into()),
+            70..76 => Target::Tag(Some(GROUP.into()), [b"kind-", &letter[..]].concat().into()),
+            76..92 => Target::Tag(None, [b"key-", &key[..]].concat().into()),
+            92..96 => Target::Tag(None, random.pick(&[&b"even"[..], b"odd"]).into()),
+            96..98 => Target::Group(GROUP.into()),
             _ => Target::Everything,
         };
         let parity = match target.value() {
@@ -87,7 +87,7 @@ impl Aim {
         Aim { targets, soft: random.percent(25), parity, keys }
     }
 
-    /// The number of targets, and the bytes of the longest.
+    /// What it names.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
