@@ -4,6 +4,7 @@
 #   make test         all tests
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
+#   make simulate-planted  plants known bugs, one at a time, and tells which seed finds each
 #   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
 #   make history      reads and purges on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
@@ -53,6 +54,10 @@ history: test-tools
 simulate-races: build-tools
 	$(CARGO) test --locked --profile simulate --test simulate -- --races $(or $(COUNT),1000000) $(call option,SEED)
 
+# In a copy of the tree, for which everything is built once more; see tests/simulate/README.md.
+simulate-planted: build-tools
+	tests/simulate/planted/run
+
 check: check-tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -94,5 +99,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet history check bench instructions compare fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-planted simulate-fleet history check bench instructions compare fuzz conformance release \
 	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

@@ -260,7 +260,8 @@ impl Source for OriginOf {
         if !back.is_zero() {
             tokio::time::sleep(back).await;
         }
-        random.jostle(3).await;
+        // Sometimes as long as a purge takes from its beginning to its acknowledgement.
+        random.jostle(if random.percent(20) { 80 } else { 3 }).await;
         network.running(self.node).await;
         if self.is_dead() {
             return Err(FetchError::unreachable("this node is dead"));

@@ -206,7 +206,7 @@ impl Script {
             }
         }
         // Somebody has it in a loop.
-        let times = if random.percent(3) { 40 } else { 1 };
+        let times = if random.percent(2) { 20 } else { 1 };
         let patience = Duration::from_millis(random.pick(&[300, 1000, 5000]));
         let world = self.world.clone();
         self.clients.spawn(async move {
