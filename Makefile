@@ -6,11 +6,13 @@
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
 #   make simulate-planted  plants known bugs, one at a time, and tells which seed finds each
 #   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
+#   make simulate-hot      one key with half of all requests, NODES=200
 #   make history      reads and purges on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
-#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= MEMORY_MIB=
+#   make compare      beside nginx, HAProxy, Varnish, Traffic Server and Go groupcache; CASES= ROUNDS= SECONDS= NAME=
+#   make fleet-figures  what is promised of a fleet, on five real nodes; CASES= ROUNDS= RATE= REQUESTS= CLIENTS=
 #   make fuzz         every fuzz target for SECONDS=60; TARGETS= chooses some
 #   make conformance  the public suite of HTTP caching tests; writes tests/conformance/README.md
 #   make release      the program as it is deployed: target/release/groupcache-proxy
@@ -46,6 +48,10 @@ simulate-fleet: build-tools
 	mkdir -p benches/results
 	$(CARGO) test --locked --profile simulate --test simulate -- --fleet $(or $(NODES),1000)
 
+# One key with half of all requests: who does how much of the work.
+simulate-hot: build-tools
+	$(CARGO) test --locked --profile simulate --test simulate -- --hot $(or $(NODES),200)
+
 # Reads, changes and purges on real processes, and the check of what was seen.
 history: test-tools
 	HISTORY_MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test it -- history --nocapture
@@ -72,8 +78,12 @@ instructions: instructions-tools
 
 # Variables that are given become options of the script, which installs the other servers itself.
 compare: compare-tools release
-	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS,$(call option,$(name)))
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS NAME,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
+
+# Writes benches/results/fleet.md when all cases were run.
+fleet-figures: compare-tools release
+	python3 benches/fleet $(foreach name,CASES ROUNDS RATE REQUESTS CLIENTS,$(call option,$(name)))
 
 # What a target finds stays in target/fuzz/corpus, what breaks one in target/fuzz/artifacts. No sanitizer: this crate has no
 # unsafe code, and without one no nightly compiler is needed. The versions are those of the product.
@@ -99,5 +109,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races simulate-planted simulate-fleet history check bench instructions compare fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-planted simulate-fleet simulate-hot history check bench instructions compare fleet-figures fuzz conformance release \
 	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

@@ -37,6 +37,7 @@ use crate::permits::{Permit, Permits};
 use crate::purge::{Log, Stamp, Tags};
 use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
+use crate::replicas::Replicas;
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -59,6 +60,8 @@ pub struct Cache {
     pub(crate) purges: Log,
     pub(crate) spread: Spread,
     pub(crate) popularity: Popularity,
+    /// What is known of hot keys.
+    pub replicas: Replicas,
     /// Counts the requests at limited origins.
     pub permits: Arc<Permits>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -216,12 +219,14 @@ pub struct OwnerReport {
 }
 
 /// The head of a response that is arriving.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Head {
     /// Final status code.
     pub status: u16,
     /// End-to-end fields as they go to clients, as in [`Entry::fields`].
     pub fields: Fields,
+    /// What stands in their place for the one whose request caused the fill, with the validators in it, if it may see more.
+    pub for_causer: Option<Box<(Fields, StoredValidators)>>,
     /// Length of the body where it is known.
     pub content_length: Option<u64>,
     /// Freshness facts.
@@ -311,6 +316,7 @@ impl Cache {
             popularity: Popularity::new(&ledger),
             purges: Log::new(incarnation, &ledger),
             spread: Spread::default(),
+            replicas: Replicas::default(),
             permits: Arc::default(),
             ledger,
             flights: Flights::new(WAITERS_PER_KEY_MAX),
@@ -344,18 +350,19 @@ impl Cache {
         directives: &RequestDirectives,
         now: Now,
     ) -> Option<Hit> {
-        let (slot, role) = self.store.find(key)?;
-        let entry = slot.select(forwarded)?;
-        if entry.freshness.verdict(&group.rules, directives, now) != Verdict::Fresh || !entry.body.is_whole() {
-            return None;
-        }
+        let (entry, role) = self.store.find_with(key, |slot, role| {
+            let entry = slot.select(forwarded)?;
+            let answers =
+                entry.freshness.verdict(&group.rules, directives, now) == Verdict::Fresh && entry.body.is_whole();
+            answers.then(|| (entry.clone(), role))
+        })??;
         if role == Role::Hot {
             // Else a wanted copy would look unwanted when it has to be renewed.
             self.popularity.observe(key.hash(), now);
         }
         group.stats.gets.increment();
         group.stats.cache_hits.increment();
-        Some(Hit { entry: entry.clone(), role })
+        Some(Hit { entry, role })
     }
 
     /// Answers a client of this node that hears no interim answers.
@@ -401,7 +408,11 @@ impl Cache {
     ) -> Result<Fetched, FetchError> {
         group.stats.gets.increment();
         group.stats.server_requests.increment();
-        self.answer_here(group, request, Account::of(&group.stats), aside).await
+        let mut fetched = self.answer_here(group, request, Account::of(&group.stats), aside).await?;
+        if let Some(hop) = &mut fetched.hop {
+            self.asked_by_peer(group, &request.key, hop, self.now());
+        }
+        Ok(fetched)
     }
 
     /// What [`Cache::get_as_owner`] does, for a fill that found no peer to answer it. Its question has been counted already.
@@ -639,7 +650,13 @@ impl Cache {
     }
 
     /// Refreshes a stale entry with nobody waiting; many askers open one flight.
-    fn refresh_behind(self: &Arc<Self>, group: &Arc<Group>, request: &Request, stale: &Arc<Entry>, asked: &Stamp) {
+    pub(crate) fn refresh_behind(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        stale: &Arc<Entry>,
+        asked: &Stamp,
+    ) {
         // Authorization and ranges of this one client have no part in what everybody gets; but where there are only parts,
         // nobody has asked for the whole.
         let request = Request {
@@ -794,7 +811,11 @@ impl Answer {
     }
 
     fn from_stream(reader: Following, forward: &'static str, collapsed: bool) -> Self {
-        let head = reader.head().clone();
+        let mut head = reader.head().clone();
+        if let Some(own) = head.for_causer.as_deref().filter(|_| !collapsed) {
+            let (fields, validators) = own.clone();
+            head = Arc::new(Head { fields, validators, for_causer: None, ..Head::clone(&head) });
+        }
         let report = Report {
             forward: Some(forward),
             forward_status: None,

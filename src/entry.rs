@@ -132,6 +132,17 @@ impl Body {
         Body { segments: Segments::of(segments), bytes, held: None }
     }
 
+    /// The same of chunks that own what they hold and nothing else. Those of a very large body stay as they are, if the allocator
+    /// gives little more for them: a second copy beside the first would be its peak, which allocators give back late.
+    pub fn of_owned(chunks: &[Bytes]) -> Body {
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        let taken: usize = chunks.iter().map(|chunk| shared_bytes(chunk.len()) + size_of::<Bytes>()).sum();
+        if bytes < KEPT_BYTES_LEAST || taken > bytes + bytes / KEPT_WASTE_SHARE {
+            return Body::gather(chunks);
+        }
+        Body { segments: Segments::of(chunks.to_vec()), bytes: bytes as u64, held: None }
+    }
+
     /// A body of which only ranges are here: ascending, apart from one another, `segments` being their bytes one behind
     /// the other. Ranges that make up the whole make a whole body.
     pub fn of_ranges(length: u64, held: Vec<ByteRange>, segments: Vec<Bytes>) -> Body {
@@ -228,6 +239,11 @@ impl Segments {
 /// rounds little away.
 pub const SEGMENT_BYTES: usize = 256 * 1024;
 
+/// A smaller body is gathered: its second copy is soon used again, and few segments are sent with few calls.
+const KEPT_BYTES_LEAST: usize = 8 << 20;
+/// Chunks are kept when they take at most one part in so many more than they hold. Those of 64 KiB take a thousandth more.
+const KEPT_WASTE_SHARE: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +260,24 @@ mod tests {
                 body.segments().len(),
                 if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize }
             );
+        }
+    }
+
+    #[test]
+    fn large_bodies_stay_in_large_chunks() {
+        for (chunk_bytes, bytes, stays) in [
+            (64 << 10, 9 << 20, true),
+            (64 << 10, 7 << 20, false),
+            (1 << 20, 9 << 20, true),
+            // The allocator would give an eighth more, and small chunks weigh less than their handles.
+            (66_000, 9 << 20, false),
+            (1000, 9 << 20, false),
+        ] {
+            let chunks: Vec<Bytes> = vec![Bytes::from(vec![1; chunk_bytes]); bytes / chunk_bytes];
+            let body = Body::of_owned(&chunks);
+            let same = body.segments().len() == chunks.len() && body.segments()[0].as_ptr() == chunks[0].as_ptr();
+            assert_eq!(same, stays, "{chunk_bytes}");
+            assert_eq!(body.segments().concat(), chunks.concat());
         }
     }
 

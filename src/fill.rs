@@ -388,11 +388,12 @@ impl Filling {
         }
     }
 
-    /// Stores what another node has for a key that this node owns.
-    pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now) {
+    /// Stores what another node has for a key, as this node's own or as a copy.
+    pub async fn take_over(&self, fill: Fill<FlightKey, Landed>, fetched: Fetched, asked_at: Now, role: Role) {
         let Some(hop) = fetched.hop.clone() else { return };
         let came = Came::with(&fetched, asked_at, self.asked.clone());
-        let received = self.receive_copy(fetched, hop, came, Copied::No, Some(Role::Main));
+        let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
+        let received = self.receive_copy(fetched, hop, came, copied, Some(role));
         self.stream(fill, received).await;
     }
 
@@ -436,6 +437,9 @@ impl Filling {
             false => fetched.fields.clone(),
         };
         let fields = fields.without(stays_inside);
+        let for_causer = (shareable || storable.is_ok())
+            .then(|| freshness::fields_for_causer(&group.rules, &judgement.directives, &fetched.fields, received_at))
+            .flatten();
         let id = self.cache.next_entry_id();
         let mut tags = Tags::of(&fetched.fields);
         if let Basis::Complete(entry) = &self.basis {
@@ -447,6 +451,10 @@ impl Filling {
             content_length: fetched.content_length,
             freshness: judgement.freshness,
             validators: self.validators(&fetched.fields, &fields, received_at),
+            for_causer: for_causer.map(|fields| {
+                let fields = fields.without(stays_inside);
+                Box::new((fields.clone(), self.validators(&fetched.fields, &fields, received_at)))
+            }),
             fields,
             id,
             body_id: id,
@@ -696,7 +704,11 @@ impl Filling {
 
     /// The entry of a response that has arrived; `None` when a part is not what it says.
     fn entry_of(&self, head: &Head, kept: &[Bytes], extent: Extent, reservation: Charge) -> Option<Entry> {
-        let content = Body::gather(kept);
+        let content = match head.owner {
+            // Pieces of what was read of the connection to the owner.
+            Some(_) => Body::gather(kept),
+            None => Body::of_owned(kept),
+        };
         let (status, fields, body) = match extent {
             Extent::Whole => (head.status, head.fields.clone(), content),
             Extent::Part(place) if place.range.length() != content.len() => return None,

@@ -43,6 +43,15 @@ pub trait Peer: Source + 'static {
     /// It was not taken.
     async fn offer(&self, ask: &Ask) -> Result<(), FetchError>;
 
+    /// Lets it take what this node, the owner of a hot key, has for `ask`, and answer peeks with it for a while.
+    ///
+    /// # Errors
+    /// It did not; or it is no node that could.
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        let _ = ask;
+        Err(FetchError::unreachable("this peer takes no replicas"))
+    }
+
     /// What it has in memory for `ask`.
     ///
     /// # Errors
@@ -208,11 +217,28 @@ impl Fleet {
         self.peers[self.owner_index(key)?].as_ref()
     }
 
+    /// The nodes after the key's owner, in the ring's order; `None` is this node itself.
+    pub fn after_owner(&self, key: &[u8]) -> impl Iterator<Item = Option<&Arc<dyn Peer>>> {
+        let ring_key = (self.ring_key)(key).unwrap_or(key.into()).into_owned();
+        let order = self.ring.iter().flat_map(move |ring| ring.preference(&ring_key));
+        order.skip(1).map(|index| self.peers[index].as_ref())
+    }
+
     /// The first peer on the ring that could have the key without this node, and is up.
     pub fn stand_in(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        self.first_peer(key, |health| health == Health::Up)
+    }
+
+    /// The first peer on the ring that has the key if it stood in for this node: as [`Fleet::stand_in`], but also one that is
+    /// leaving by now, because that one still says what it has.
+    pub fn stood_in(&self, key: &[u8]) -> Option<&Arc<dyn Peer>> {
+        self.first_peer(key, |health| health != Health::Down)
+    }
+
+    fn first_peer(&self, key: &[u8], counts: fn(Health) -> bool) -> Option<&Arc<dyn Peer>> {
         let ring_key = (self.ring_key)(key).unwrap_or(key.into());
-        let peers = self.ring.as_ref()?.preference(&ring_key).filter_map(|index| self.peers[index].as_ref());
-        peers.into_iter().find(|peer| peer.health() == Health::Up)
+        let mut peers = self.ring.as_ref()?.preference(&ring_key).filter_map(|index| self.peers[index].as_ref());
+        peers.find(|peer| counts(peer.health()))
     }
 
     /// Whether this node is the key's owner once the peer in its life `leaving` and those that are not up are left out.

@@ -13,10 +13,13 @@ use bytes::Bytes;
 use crate::cache::{Answer, Cache, FlightKey, Head, Landed, OwnerReport, Payload, Request};
 use crate::clock::Now;
 use crate::entry::Entry;
+use crate::fields::Fields;
 use crate::fill::{Basis, Came, Filling, Received, Shelf};
 use crate::flight::{Fill, ReadError};
 use crate::following::Following;
-use crate::freshness::{Copied, Freshness, RequestDirectives, Verdict};
+use crate::freshness::{
+    self, Copied, FoundIn, Freshness, LifetimeSource, RequestDirectives, ResponseDirectives, Verdict,
+};
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::parts;
@@ -32,7 +35,7 @@ impl Cache {
     /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
     /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
     /// nothing otherwise.
-    pub fn find_for_peer(&self, group: &Group, ask: &Ask, have: EntryId) -> Option<Whole> {
+    pub fn find_for_peer(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, have: EntryId) -> Option<Whole> {
         if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
             return None;
         }
@@ -50,7 +53,8 @@ impl Cache {
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
         let body = entry.body.segments().first().cloned().unwrap_or_default();
-        let hop = hop_of(&entry, Outcome::Hit, stamp, now);
+        let mut hop = hop_of(&entry, Outcome::Hit, stamp, now);
+        self.asked_by_peer(group, &ask.key, &mut hop, now);
         Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
     }
 
@@ -80,6 +84,7 @@ impl Cache {
                     not_modified: false,
                     tags: head.tags.clone(),
                     stamp: Some(head.dating.stamp.vector.clone()),
+                    ..Hop::default()
                 };
                 let mut fetched = Fetched {
                     status: head.status,
@@ -118,6 +123,7 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         not_modified: false,
         tags: entry.tags.clone(),
         stamp: Some(stamp),
+        ..Hop::default()
     }
 }
 
@@ -212,6 +218,7 @@ impl Filling {
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
             return None;
         }
+        self.hear_of_heat(hop, self.cache.now());
         let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
         let owner = head.owner;
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
@@ -232,6 +239,7 @@ impl Filling {
     }
 
     pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
+        self.hear_of_heat(&hop, self.cache.now());
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
@@ -261,18 +269,39 @@ impl Filling {
         self.admit(fetched, head, storable, role)
     }
 
+    /// What all may see of a head that came over the hop, where that is less: the owner sends the fields that are for the
+    /// causer of its own fill alone, because this node's question was that.
+    fn shared_of_copy(&self, fetched: &Fetched, hop: &Hop) -> Option<Fields> {
+        if !(hop.shareable || hop.storable) {
+            return None;
+        }
+        let (rules, now) = (&self.group.rules, self.cache.now());
+        let directives = ResponseDirectives::parse(rules, &fetched.fields);
+        // The owner went by a field that does not cross the hop, and whose directives name no fields.
+        let hidden = hop.freshness.source == LifetimeSource::Targeted && directives.found_in != FoundIn::Targeted;
+        let has_more = freshness::fields_for_causer(rules, &directives, &fetched.fields, now).is_some();
+        (has_more && !hidden).then(|| freshness::fields_to_store(rules, &directives, &fetched.fields, now))
+    }
+
     /// What came over the hop, as far as its head goes.
     fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied) -> Head {
         let rule = self.rule_of(&fetched.fields);
-        let validators = StoredValidators::of(&fetched.fields, self.cache.now().wall_seconds);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
+        let validators = |fields: &Fields| {
+            let validators = StoredValidators::of(fields, self.cache.now().wall_seconds);
+            if hop.weak_date { validators.with_date_of_ours() } else { validators }
+        };
+        let shared = self.shared_of_copy(fetched, hop);
+        let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), validators(&fetched.fields))));
+        let fields = shared.unwrap_or_else(|| fetched.fields.clone());
         Head {
             status: fetched.status,
             content_length: fetched.content_length,
             // Read before the question was sent, hence certainly not later than the owner's own reading.
             freshness: Freshness::from_hop(&hop.freshness, came.asked_at, copied),
-            validators: if hop.weak_date { validators.with_date_of_ours() } else { validators },
-            fields: fetched.fields.clone(),
+            validators: validators(&fields),
+            for_causer,
+            fields,
             id: hop.entry,
             body_id: hop.body,
             sent: hop.sent.clone(),

@@ -12,6 +12,7 @@ use crate::clock::Now;
 use crate::entry::{Body, Entry};
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling, Shelf};
+use crate::fleet::Peer;
 use crate::freshness::{self, Exchange, RequestDirectives, Target, Verdict};
 use crate::group::Group;
 use crate::hop::entry_for_peer;
@@ -110,6 +111,9 @@ impl Cache {
         let (slot, _) = self.store.peek(&HashedKey::new(group.id, &request.key))?;
         let entry = slot.select(|| request.forwarded.clone()).filter(|entry| request.is_answered_by(entry))?;
         let fresh = entry.freshness.verdict(&group.rules, &request.directives, now) == Verdict::Fresh;
+        if fresh {
+            self.note_peek(&HashedKey::new(group.id, &request.key), now);
+        }
         fresh.then(|| entry_for_peer(entry, request, Outcome::Hit, EntryId::default(), stamp, now))
     }
 
@@ -124,6 +128,21 @@ impl Cache {
         if !self.fleet.load().owns_without(&ask.key, from) || self.peek(group, &request).is_some() {
             return Ok(());
         }
+        self.copy(group, ask, request, &peer, Role::Main).await
+    }
+
+    /// Stores what a peer has in memory for a key, if it has something.
+    ///
+    /// # Errors
+    /// It did not answer.
+    pub(crate) async fn copy(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        ask: &Ask,
+        request: Request,
+        peer: &Arc<dyn Peer>,
+        role: Role,
+    ) -> Result<(), FetchError> {
         // Read before the question: a purge from now on keeps the answer out.
         self.spread.note_group(group);
         let asked = self.purges.known();
@@ -137,7 +156,7 @@ impl Cache {
                 while let Ok(Some(_)) = reader.chunk().await {}
             }
         };
-        tokio::join!(filling.take_over(fill, fetched, asked_at), reading);
+        tokio::join!(filling.take_over(fill, fetched, asked_at, role), reading);
         Ok(())
     }
 

@@ -44,6 +44,7 @@
 //! | *owner* | the first node in that order |
 //! | *main* | the memory of keys that this node owns or loaded in place of their owner |
 //! | *hot* | the memory of copies of foreign keys that are asked for often here |
+//! | *replica* | a hot copy that the owner of a very hot key gave to a further node, to answer for it |
 //! | *store* | both, under one budget in bytes |
 //! | *ledger* | the account of every byte that is alive, in the store or not |
 //! | *cache* | the decision over all of it |
@@ -93,9 +94,9 @@
 //! | [`cli`] | commands, arguments, exit codes |
 //! | [`server`] + [`admin`] | builds each part once, hands services to pingora; the endpoints that report it |
 //! | [`edge`], [`peer`], [`origin`] | the edges: towards clients, between nodes, towards origins |
-//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`renewal`] + [`warm`] | **read these first**: every decision about a request |
+//! | [`cache`] + [`fill`] + [`following`] + [`hop`] + [`invalidate`] + [`purging`] + [`renewal`] + [`replicas`] + [`warm`] | **read these first**: every decision about a request |
 //! | [`slot`], [`parts`], [`permits`] | the variants under one key; what is known of a response in pieces; how many requests are at an origin |
-//! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`remembered`], [`store`] | what the decision works with |
+//! | [`entry`], [`fences`], [`fleet`], [`flight`], [`group`], [`heat`], [`remembered`], [`store`] | what the decision works with |
 //! | [`source`] | the seam to whoever has the answer, and the three kinds of failure |
 //! | [`freshness`], [`purge`], [`semantics`], [`logging`] | the rules of HTTP as pure functions; which purges there are; the log |
 //! | [`clock`], [`config`], [`fields`], [`key`], [`membership`], [`memory`], [`ring`], [`samples`], [`stats`] | leaves: nothing of ours below them |
@@ -115,6 +116,7 @@ pub mod flight;
 pub mod following;
 pub mod freshness;
 pub mod group;
+pub mod heat;
 pub mod hop;
 pub mod invalidate;
 pub mod key;
@@ -129,6 +131,7 @@ pub mod purge;
 pub mod purging;
 pub mod remembered;
 pub mod renewal;
+pub mod replicas;
 pub mod ring;
 pub mod samples;
 pub mod semantics;

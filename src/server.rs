@@ -7,7 +7,8 @@
 //! **Runtimes.** pingora gives every service a runtime of its own. There is one service here, `Serving`, for all listeners;
 //! connections, fills, conversations with peers, probes and samples therefore share one runtime with `threads` threads, and
 //! a connection to an origin never outlives or changes the runtime that it belongs to. Threads steal work from one another:
-//! a fill that arrives in bursts must not wait behind the thread whose connection asked for it. Signals are taken on
+//! a fill that arrives in bursts must not wait behind the thread whose connection asked for it (`make compare CASES=threads`
+//! has a runtime for each thread beside it). Signals are taken on
 //! pingora's own runtime of one thread, so that they are heard whatever the others do.
 
 pub mod groups;
@@ -39,6 +40,7 @@ use pingora::services::listening::Service;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::admin::Admin;
 use crate::cache::Cache;
@@ -55,6 +57,7 @@ use crate::memory::Ledger;
 use crate::peer::LocalNode;
 use crate::peer::handshake::Secrets;
 use crate::peer::server::{PeerServer, ServerSettings};
+use crate::replicas::TEND_EVERY;
 use crate::server::groups::{GroupError, Registry};
 use crate::server::listeners::{Bound, ListenError};
 use crate::server::members::{FleetError, Members, Surroundings};
@@ -282,6 +285,19 @@ impl Serving {
                 node.cache.forget_previous_fleet();
             }
         });
+        let node = reloader.node.clone();
+        tokio::spawn(async move {
+            let mut turns = tokio::time::interval(TEND_EVERY);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                turns.tick().await;
+                let groups = node.groups.load_full();
+                node.cache.tend_replicas(|id| {
+                    let served = groups.list.iter().find(|served| served.group.id == id);
+                    served.map(|served| served.group.clone())
+                });
+            }
+        });
         if !self.parts.certificates.is_empty() {
             let certificates = self.parts.certificates.clone();
             tokio::spawn(async move {
@@ -396,7 +412,7 @@ fn end_with_input(told: mpsc::Sender<Told>) {
 fn server_conf(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.threads,
-        work_stealing: true,
+        work_stealing: cfg!(not(feature = "runtime-per-thread")),
         // Everything is over when the supervisor returns: there is nothing to wait for.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),

@@ -116,6 +116,10 @@ pub struct Hop {
     pub tags: Tags,
     /// Which purges the response is certainly not older than; `None` from a node that knows nothing of purges (Go's).
     pub stamp: Option<Vector>,
+    /// How often the key is asked for in a minute, as far as the owner sees; zero where it does not say.
+    pub minute_rate: u32,
+    /// How many nodes after the owner on the ring have the key as well ([`crate::replicas`]).
+    pub replicas: u32,
 }
 
 /// Names one stored response: which life of which node filled it, and the how-manieth fill of that life it was.

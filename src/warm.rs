@@ -84,6 +84,7 @@ impl Cache {
     pub fn set_fleet(&self, fleet: Fleet) {
         let fleet = Arc::new(fleet);
         let before = self.fleet.swap(fleet.clone());
+        self.replicas.fleet_changed();
         self.warmth.replaced(before, &fleet, self.now());
     }
 
@@ -138,7 +139,7 @@ impl Cache {
         {
             return Some(owner.clone());
         }
-        if self.warmth.has_just_started(now) { fleet.stand_in(key).cloned() } else { None }
+        if self.warmth.has_just_started(now) { fleet.stood_in(key).cloned() } else { None }
     }
 
     /// The peer in its life `incarnation`, of the present fleet or the one before.
@@ -177,7 +178,7 @@ impl Cache {
     }
 
     /// The question for each variant of the key that memory holds whole and fresh.
-    fn asks_for_fresh(&self, group: &Group, key: &Bytes) -> Vec<Ask> {
+    pub(crate) fn asks_for_fresh(&self, group: &Group, key: &Bytes) -> Vec<Ask> {
         let now = self.now();
         let Some((slot, _)) = self.store.peek(&HashedKey::new(group.id, key)) else { return Vec::new() };
         let fresh = slot.entries().filter(|entry| entry.body.is_whole() && entry.freshness.is_fresh(now));

@@ -7,6 +7,7 @@ reported. Everything listens on loopback, is limited in time, and ends with this
     make compare                                     all cases: half an hour
     make compare CASES=hit-4k,hop ROUNDS=3 SECONDS=2 a quick look
     make compare CASES=memory-4k MEMORY_MIB=1024     the figures at full size
+    make compare CASES=allocators,allocators-memory,threads,threads-64k   what this project was chosen from: builds it anew
 """
 
 import argparse
@@ -43,8 +44,7 @@ class Setting:
         self.binary = Path(options.binary).resolve()
         self.certificate = make_certificate(folder)
         # Files only of the cases that run: one of them is large.
-        chosen = [case for case in CASES if not options.cases or case.name in options.cases]
-        self.sizes = sorted({size for case in chosen for size in (case.size, *getattr(case, "sizes", ()))} - {0} | {100})
+        self.sizes = sorted({size for case in chosen(options) for size in (case.size, *getattr(case, "sizes", ()))} - {0} | {100})
         self.numbers = 0
         self.contestants = options.contestants
         self.origin = Origin(self)
@@ -64,7 +64,7 @@ class Setting:
 
 def main():
     options = parse_arguments()
-    cases = [case for case in CASES if not options.cases or case.name in options.cases]
+    cases = chosen(options)
     unknown = set(options.cases) - {case.name for case in CASES}
     if unknown:
         sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(case.name for case in CASES)}")
@@ -98,6 +98,11 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
     if results:
         report.write(results, machine(options), PROJECT / "benches" / "results", options.name)
+
+
+def chosen(options):
+    """The cases that are named; without names, all but those that have to be named."""
+    return [case for case in CASES if (case.name in options.cases if options.cases else not case.only_by_name)]
 
 
 def run_case(setting, case, shared):

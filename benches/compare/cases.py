@@ -8,7 +8,7 @@ from pathlib import Path
 
 import load
 from contestants import (
-    Contestant, GoGroupcache, HAProxy, Missing, NginxCache, NginxReturn, Ours, TrafficServer, Varnish, fetch, free_port,
+    PROJECT, Contestant, GoGroupcache, HAProxy, Missing, NginxCache, NginxReturn, Ours, TrafficServer, Varnish, fetch, free_port,
 )
 
 PEERS = [NginxReturn, NginxCache, HAProxy, Varnish, TrafficServer, GoGroupcache, Ours]
@@ -82,6 +82,8 @@ class Case:
         return result
 
     expects_origin = False
+    #: Not among all cases: it has to be asked for.
+    only_by_name = False
 
 
 class Miss(Case):
@@ -394,16 +396,20 @@ class Readers(Case):
 
 
 class Objects(Case):
-    """Hits per second among very many objects, as a share of those among a thousand."""
+    """Hits per second among very many objects, as a share of those among a thousand.
+
+    A million of them take 5 GiB in our process, and 9 GiB on nginx's memory disk; each server is filled in a minute or two.
+    """
 
     unit = "rate among many / among 1,000"
 
     def servers(self, shared):
         setting = shared[0].setting
         self.started = []
-        self.ordinary, setting.cache_bytes = setting.cache_bytes, setting.objects * 6144
-        self.setting = setting
-        for kind in (Ours, NginxCache):
+        self.ordinary, self.setting = setting.cache_bytes, setting
+        # nginx counts what the file system gives for a file: two pages, and room not to evict at the edge.
+        for kind, object_bytes in ((Ours, 6144), (NginxCache, 3 * 4096)):
+            setting.cache_bytes = setting.objects * object_bytes
             server = kind(setting, f"{kind.name} objects")
             try:
                 if setting.wants(server):
@@ -415,12 +421,14 @@ class Objects(Case):
 
     def prepare(self, server):
         setting, filled, deadline = server.setting, 0, time.monotonic() + 900
+        started = time.monotonic()
         while filled < setting.objects and time.monotonic() < deadline:
             result = load.wrk(setting, server.url("/"), 5, (), "unique", (server.path("/SIZE/k"), filled, self.size))
             if not result["requests"]:
                 raise Missing("answers nothing")
             # Those under way at the end of a run may have been cut off.
             filled += max(1, result["requests"] - 64)
+        setting.say(f"{self.name}: {server.label} has {filled} objects after {time.monotonic() - started:.0f} s")
 
     def round(self, setting, server):
         asked = setting.origin.requests()
@@ -439,6 +447,88 @@ class Objects(Case):
         for server in self.started:
             server.stop()
             shutil.rmtree(server.folder, ignore_errors=True)
+
+
+class Variants:
+    """Builds of this project that differ in one choice, side by side: `features` by the name of the variant.
+
+    Each variant is built first, which takes minutes, so these cases run only when they are named.
+    """
+
+    only_by_name = True
+
+    def variants(self, setting, **named):
+        servers = []
+        for name, features in self.features.items():
+            server = Ours(setting, f"groupcache-proxy, {name}", **named)
+            server.program = str(build(features, setting))
+            servers.append(server)
+        return servers
+
+    def start(self, servers):
+        self.started = []
+        for server in servers:
+            server.start()
+            self.started.append(server)
+        return servers
+
+    def close(self):
+        for server in self.started:
+            server.stop()
+
+
+def build(features, setting):
+    """A release build with these features, in a folder of its own so that it does not take the place of another."""
+    if not features:
+        return setting.binary
+    folder = PROJECT / "target" / "variants" / "-".join(features)
+    setting.say(f"building with {', '.join(features)}")
+    built = subprocess.run(
+        ["cargo", "build", "--locked", "--release", "--features", ",".join(features), "--bin", "groupcache-proxy", "--target-dir", str(folder)],
+        cwd=PROJECT, capture_output=True, text=True,
+    )
+    if built.returncode != 0:
+        raise Missing(f"cargo build: {built.stderr.strip().splitlines()[-1]}")
+    return folder / "release" / "groupcache-proxy"
+
+
+ALLOCATORS = {"mimalloc": [], "jemalloc": ["jemalloc"], "system": ["system-allocator"]}
+RUNTIMES = {"work stealing": [], "a runtime per thread": ["runtime-per-thread"]}
+
+
+class Allocators(Variants, Miss):
+    """Misses: each allocates a request, a fill, an entry and its body, and once the store is full frees as much."""
+
+    features = ALLOCATORS
+
+    def servers(self, shared):
+        return self.start(self.variants(shared[0].setting, memory="64MiB"))
+
+
+class AllocatorsMemory(Variants, Memory):
+    """What is resident after four times the budget."""
+
+    features = ALLOCATORS
+    close = Memory.close
+
+    def servers(self, shared):
+        setting = shared[0].setting
+        self.ordinary, self.setting = setting.cache_bytes, setting
+        return self.variants(setting, memory=str(setting.memory_bytes))
+
+
+class Threads(Variants, Case):
+    """Hits with two threads on both cores, which the load shares: the processor time of a request is what counts."""
+
+    features = RUNTIMES
+
+    def servers(self, shared):
+        setting = shared[0].setting
+        server_core, setting.server_core = setting.server_core, f"{setting.server_core},{setting.load_core}"
+        try:
+            return self.start(self.variants(setting, threads=2))
+        finally:
+            setting.server_core = server_core
 
 
 def mixed_sizes():
@@ -469,6 +559,10 @@ CASES = [
     Idle("idle", "memory of an idle connection", 4096),
     Readers("readers", "memory of 50 slow readers of 100 MiB through a hop", 100 << 20),
     Objects("objects", "very many objects of 4 KiB", 4096),
+    Allocators("allocators", "misses of 4 KiB, by allocator", 4096, contestants=[Ours]),
+    AllocatorsMemory("allocators-memory", "resident after 4 x the budget, 100 B to 1 MiB, by allocator", mixed_sizes()),
+    Threads("threads", "hit, 4 KiB, 2,000 random keys, two threads", 4096, keys=2000, contestants=[Ours]),
+    Threads("threads-64k", "hit, 64 KiB, two threads", 65536, contestants=[Ours]),
 ]
 
 __all__ = ["CASES", "PEERS", "Contestant", "Missing"]

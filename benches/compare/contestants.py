@@ -47,7 +47,7 @@ class Contestant:
     def __init__(self, setting, label=None):
         self.setting = setting
         self.label = label or self.name
-        self.folder = setting.folder / self.label.replace(" ", "-").replace("/", "-")
+        self.folder = setting.folder / self.label.replace(" ", "-").replace("/", "-").replace(",", "")
         self.port = free_port()
         self.tls_port = free_port() if self.tls else None
         self.process = None
@@ -399,8 +399,9 @@ class Ours(Contestant):
     name = "groupcache-proxy"
     tls = True
 
-    def __init__(self, setting, label=None, peers=None, max_object="32MiB", memory=None, owner=False):
+    def __init__(self, setting, label=None, peers=None, max_object="32MiB", memory=None, owner=False, threads=1):
         super().__init__(setting, label)
+        self.threads = threads
         self.program = str(setting.binary)
         self.package = "cargo build --release"
         self.admin_port = free_port()
@@ -421,7 +422,7 @@ listen:
     tls: {{ cert: {certificate}, key: {key} }}
 admin: {{ address: 127.0.0.1:{self.admin_port} }}
 memory: {self.memory or self.setting.cache_bytes}
-threads: 1
+threads: {self.threads}
 shutdown: {{ delay: 0s, timeout: 1s }}
 log: {{ level: warn, access: none }}
 {fleet}groups:

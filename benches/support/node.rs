@@ -64,6 +64,11 @@ impl Node {
         Node::storing_up_to(32 << 20, body_bytes)
     }
 
+    /// A node that asks its origin, which answers with so many bytes, for every request.
+    pub fn keeping_nothing(body_bytes: usize) -> Node {
+        Node::storing_up_to(1, body_bytes)
+    }
+
     /// A node that keeps nothing and asks `owner` for every key.
     pub fn asking(owner: &Node, runtime: &Runtime) -> Node {
         let node = Node::storing_up_to(1, 0);

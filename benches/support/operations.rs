@@ -41,7 +41,7 @@ pub struct Operation {
 }
 
 /// All of them, from the request inwards.
-pub const OPERATIONS: [Operation; 21] = [
+pub const OPERATIONS: [Operation; 22] = [
     Operation { name: "lane/bare", prepare: lane_bare },
     Operation { name: "lane/hit", prepare: || lane(GET, 4096) },
     Operation { name: "lane/hit with other fields each time", prepare: || lane_in_turn([GET, GET_OF_ANOTHER], 4096) },
@@ -49,6 +49,7 @@ pub const OPERATIONS: [Operation; 21] = [
     Operation { name: "lane/hit 1 MiB", prepare: || lane(GET, 1 << 20) },
     Operation { name: "lane/not modified", prepare: || lane(GET_CONDITIONAL, 4096) },
     Operation { name: "lane/range", prepare: || lane(GET_RANGE, 4096) },
+    Operation { name: "lane/miss", prepare: lane_miss },
     Operation { name: "hop/one client", prepare: || hop(1) },
     Operation { name: "hop/64 clients", prepare: || hop(64) },
     Operation { name: "request head", prepare: request_head },
@@ -109,6 +110,15 @@ fn lane_in_turn(requests: [&'static [u8]; 2], body_bytes: usize) -> Run {
     assert_eq!(node.group.stats.cache_hits.value(), 1);
     Box::new(move |count| {
         black_box(node.serve_in_turn(&runtime, requests, count));
+    })
+}
+
+/// The origin is a constant of this process, so that its side costs next to nothing.
+fn lane_miss() -> Run {
+    let (runtime, node) = (runtime(), Node::keeping_nothing(4096));
+    Box::new(move |count| {
+        black_box(node.serve(&runtime, GET, count));
+        assert_eq!(node.group.stats.cache_hits.value(), 0);
     })
 }
 

@@ -9,7 +9,7 @@ use crate::config::{PeerSource, Ring};
 use crate::origin::UpstreamSnapshot;
 use crate::peer::{self, Peer as _};
 use crate::permits::GateState;
-use crate::server::groups::Served;
+use crate::server::groups::{Groups, Served};
 use crate::server::members::is_slow;
 use crate::server::node::Node;
 use crate::stats::GroupStats;
@@ -31,6 +31,7 @@ pub(super) struct Stats {
     flights_oldest_seconds: u64,
     purge: Purge,
     fleet: FleetState,
+    replicas: Replicas,
     groups: BTreeMap<String, Group>,
 }
 
@@ -93,6 +94,28 @@ struct PeerState {
     hit_milliseconds: Option<f64>,
     /// Whether it is up, and far slower than the others.
     slow: bool,
+}
+
+/// Replicas of hot keys: what this node gave to others, took, has, and dropped.
+#[derive(Serialize)]
+struct Replicas {
+    pushed: u64,
+    taken: u64,
+    held: usize,
+    dropped: u64,
+    /// Questions answered from one, and questions of this node that one elsewhere answered.
+    answered: u64,
+    used: u64,
+    /// The keys of this node that peers ask for most.
+    hottest: Vec<HotKey>,
+}
+
+#[derive(Serialize)]
+struct HotKey {
+    group: String,
+    key: String,
+    per_second: u32,
+    replicas: usize,
 }
 
 #[derive(Serialize)]
@@ -179,6 +202,7 @@ pub(super) fn of(node: &Node) -> Stats {
         flights_oldest_seconds: flights.oldest().as_secs(),
         purge: Purge { sequence, unconfirmed },
         fleet: fleet(node),
+        replicas: replicas(node, &groups),
         groups: groups.list.iter().map(|served| (served.group.name.to_string(), group(node, served))).collect(),
     }
 }
@@ -225,6 +249,28 @@ fn fleet(node: &Node) -> FleetState {
     };
     let ring_id = members.ring.is_some().then(|| ring_id(members.ring_id()));
     FleetState { ring, members: found, ring_id, peers: peers.collect() }
+}
+
+fn replicas(node: &Node, groups: &Groups) -> Replicas {
+    let replicas = &node.cache.replicas;
+    let name_of = |id| groups.list.iter().find(|served| served.group.id == id).map(|served| &served.group.name);
+    let hottest = replicas.hottest(HOTTEST, node.cache.now()).into_iter().filter_map(|hottest| {
+        Some(HotKey {
+            group: name_of(hottest.group)?.to_string(),
+            key: String::from_utf8_lossy(&hottest.key).into_owned(),
+            per_second: hottest.rate,
+            replicas: hottest.replicas,
+        })
+    });
+    Replicas {
+        pushed: replicas.pushed.value(),
+        taken: replicas.taken.value(),
+        held: replicas.held(),
+        dropped: replicas.dropped.value(),
+        answered: replicas.answered.value(),
+        used: replicas.used.value(),
+        hottest: hottest.collect(),
+    }
 }
 
 fn reason_of(state: &peer::PeerState) -> Option<String> {
@@ -283,6 +329,9 @@ fn usage(usage: RoleUsage) -> Usage {
     let RoleUsage { bytes, items, gets, hits, evictions } = usage;
     Usage { bytes, items, gets, hits, evictions }
 }
+
+/// How many of the hottest keys are shown.
+const HOTTEST: usize = 10;
 
 /// Memory of this process that is really there, in bytes (proc(5), `VmRSS`).
 fn resident_bytes() -> Option<u64> {

@@ -7,7 +7,9 @@ mod invalidation;
 mod node;
 mod parts;
 mod permits;
+mod personal;
 mod purging;
+mod replicas;
 mod same;
 mod spread;
 mod warm;
@@ -19,7 +21,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::fleet::{Begun, PurgeFailure, Purpose, Then, Unasked};
+use crate::fleet::{Begun, Health, PurgeFailure, Purpose, Then, Unasked};
 use crate::flight::ReadError;
 use crate::group::KeyRule;
 use crate::purge::{Notice, Reply};
@@ -242,6 +244,8 @@ struct Link {
     from: u64,
     to: Arc<Node>,
     cut: Arc<AtomicBool>,
+    /// Whether the node at the other end is leaving.
+    leaving: Arc<AtomicBool>,
     /// It hears of no purge.
     deaf: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
@@ -303,6 +307,13 @@ impl crate::fleet::Peer for Link {
         self.to.cache.take_over(&self.to.group, ask, self.from).await
     }
 
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(FetchError::unreachable("cut"));
+        }
+        self.to.cache.take_replica(&self.to.group, ask, self.from).await
+    }
+
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut"));
@@ -322,6 +333,10 @@ impl crate::fleet::Peer for Link {
 
     fn incarnation(&self) -> Option<u64> {
         Some(self.to.cache.incarnation())
+    }
+
+    fn health(&self) -> Health {
+        if self.leaving.load(Ordering::SeqCst) { Health::Draining } else { Health::Up }
     }
 }
 
@@ -350,6 +365,7 @@ impl BodyStream for Cuttable {
 struct TestFleet {
     nodes: Vec<Arc<Node>>,
     down: Vec<Arc<AtomicBool>>,
+    leaving: Vec<Arc<AtomicBool>>,
     deaf: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
@@ -372,9 +388,9 @@ impl TestFleet {
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
         let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
-        let (down, deaf) = (flags(), flags());
+        let (down, leaving, deaf) = (flags(), flags(), flags());
         let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, deaf, carried, origin };
+        let fleet = TestFleet { nodes, down, leaving, deaf, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -389,6 +405,7 @@ impl TestFleet {
                 from: cache.incarnation(),
                 to: self.nodes[peer].clone(),
                 cut: self.down[peer].clone(),
+                leaving: self.leaving[peer].clone(),
                 deaf: self.deaf[peer].clone(),
                 carried: self.carried[peer].clone(),
             };

@@ -4,7 +4,7 @@
 //! to do. Nor for memory: who waits for a request lends its buffers to the next connection of the thread. After
 //! [`BUSY_WAIT`] or a little more without a byte the connection counts as idle and listens for the end of the process.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -105,9 +105,26 @@ impl Drain {
     }
 }
 
+/// What only a connection needs that has something to do.
+struct Buffers {
+    /// What is read goes here.
+    read: Vec<u8>,
+    /// The head of the answer.
+    head: Vec<u8>,
+    /// While these are spare: those that were given back before, and how many they are.
+    before: Option<Box<Buffers>>,
+    count_before: usize,
+}
+
+impl Buffers {
+    fn new(bytes: usize) -> Box<Self> {
+        Box::new(Buffers { read: vec![0; bytes], head: Vec::new(), before: None, count_before: 0 })
+    }
+}
+
 thread_local! {
-    /// For reading, and for the head of an answer.
-    static SPARE_BUFFERS: RefCell<Vec<(Vec<u8>, Vec<u8>)>> = const { RefCell::new(Vec::new()) };
+    /// The buffers that were given back last, which are the likeliest to be in the processor's cache.
+    static SPARE: Cell<Option<Box<Buffers>>> = const { Cell::new(None) };
 }
 
 /// What came in.
@@ -129,14 +146,15 @@ pub struct Gone;
 /// A connection and what has been read from it.
 pub struct Connection {
     stream: Stream,
-    buffer: Vec<u8>,
-    /// `buffer[start..end]` has been read and not been used.
+    /// `None` while a request is waited for.
+    buffers: Option<Box<Buffers>>,
+    /// `buffers.read[start..end]` has been read and not been used.
     start: usize,
     end: usize,
-    /// The head of the answer; kept for the next one.
-    pub head: Vec<u8>,
     known: KnownSection,
     timer: Timer,
+    /// How long one tick of the short wait takes.
+    tick: Duration,
     limits: Limits,
     served: bool,
 }
@@ -144,15 +162,16 @@ pub struct Connection {
 impl Connection {
     /// A connection of which `read` has been read already.
     pub fn new(stream: Stream, read: &[u8], limits: Limits) -> Self {
+        let limits = limits.without_zeros();
         let mut connection = Connection {
             stream,
-            buffer: Vec::new(),
+            buffers: None,
             start: 0,
             end: 0,
-            head: Vec::new(),
             known: KnownSection::default(),
             timer: Timer::default(),
-            limits: limits.without_zeros(),
+            tick: BUSY_WAIT.min(limits.idle_timeout) / BUSY_TICKS,
+            limits,
             served: false,
         };
         connection.give_back(read);
@@ -172,7 +191,13 @@ impl Connection {
     /// What has been read and not been used.
     #[inline]
     pub fn unread(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
+        self.buffers.as_ref().map_or(&[], |buffers| &buffers.read[self.start..self.end])
+    }
+
+    /// Where the head of the next answer is written; [`Connection::send`] sends it.
+    #[inline]
+    pub fn head(&mut self) -> &mut Vec<u8> {
+        &mut self.buffers.get_or_insert_with(spare_buffers).head
     }
 
     /// Declares the first `bytes` of [`Connection::unread`] used.
@@ -200,8 +225,9 @@ impl Connection {
 
     fn give_back(&mut self, read: &[u8]) {
         if !read.is_empty() {
-            self.buffer = vec![0; read.len().max(BUFFER_BYTES)];
-            self.buffer[..read.len()].copy_from_slice(read);
+            let mut buffers = Buffers::new(read.len().max(BUFFER_BYTES));
+            buffers.read[..read.len()].copy_from_slice(read);
+            self.buffers = Some(buffers);
             self.end = read.len();
         }
     }
@@ -217,8 +243,9 @@ impl Connection {
         bytes: usize,
         lines: &'a mut Lines<'a>,
     ) -> (Result<RequestHead<'a>, Refusal>, &'a mut Vec<u8>) {
-        let Connection { buffer, start, known, head, .. } = self;
-        (known.read(&buffer[*start..*start + bytes], lines), head)
+        let Connection { buffers, start, known, .. } = self;
+        let Buffers { read, head, .. } = &mut **buffers.get_or_insert_with(spare_buffers);
+        (known.read(&read[*start..*start + bytes], lines), head)
     }
 
     /// Waits for the next whole head.
@@ -227,10 +254,10 @@ impl Connection {
         // A connection that never sent a byte has as long as for a head.
         let mut deadline = (!self.served).then(|| Instant::now() + self.limits.header_timeout);
         loop {
-            if self.end > self.start {
+            if let (Some(buffers), true) = (&self.buffers, self.end > self.start) {
                 // Only of the first read: what came in pieces has been looked at already.
                 if deadline.is_none()
-                    && let Some(bytes) = self.known.find(&self.buffer[self.start..self.end], self.limits.header_bytes)
+                    && let Some(bytes) = self.known.find(&buffers.read[self.start..self.end], self.limits.header_bytes)
                 {
                     return Received::Head(bytes);
                 }
@@ -279,7 +306,7 @@ impl Connection {
             }
             // What the client sends meanwhile is its next request; when there is no room for more, it has to wait, and
             // its leaving shows when the answer is written.
-            while self.end < self.buffer.len() {
+            while self.has_room() {
                 match self.poll_read(context) {
                     Poll::Ready(Read::Bytes) => {}
                     Poll::Ready(_) => return Poll::Ready(Err(Gone)),
@@ -309,7 +336,8 @@ impl Connection {
     #[inline]
     pub async fn send(&mut self, pace: &mut Pace, segments: &[Bytes], tail: &'static [u8]) -> io::Result<()> {
         let mut cursor = Cursor { index: 0, offset: 0 };
-        let Connection { stream, head, timer, limits, .. } = self;
+        let Connection { stream, buffers, timer, limits, .. } = self;
+        let head = &buffers.get_or_insert_with(spare_buffers).head;
         poll_fn(|context| {
             // The usual answer: one write takes all of it.
             if let (0, [] | [_], b"") = (cursor.index + cursor.offset, segments, tail)
@@ -393,27 +421,34 @@ impl Connection {
         .await;
     }
 
-    /// Room for at least one byte behind what is unread. A head that does not fit makes the buffer grow up to the limit.
+    /// Whether something can be read.
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| self.end < buffers.read.len())
+    }
+
+    /// Room for at least one byte behind what is unread.
+    #[inline]
     fn make_room(&mut self) {
-        if self.buffer.is_empty() {
-            let (buffer, head) = SPARE_BUFFERS
-                .with_borrow_mut(|spare| spare.pop())
-                .unwrap_or_else(|| (vec![0; BUFFER_BYTES], Vec::new()));
-            self.buffer = buffer;
-            if self.head.is_empty() {
-                self.head = head;
+        if !self.has_room() {
+            match self.buffers {
+                None => self.buffers = Some(spare_buffers()),
+                Some(_) => self.make_more_room(),
             }
         }
-        if self.end < self.buffer.len() {
-            return;
-        }
+    }
+
+    /// A head that does not fit makes the buffer grow up to the limit.
+    #[cold]
+    fn make_more_room(&mut self) {
+        let read = &mut self.buffers.get_or_insert_with(spare_buffers).read;
         if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
+            read.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         } else {
-            let grown = (self.buffer.len() * 2).min(self.limits.header_bytes.max(BUFFER_BYTES) + 1);
-            self.buffer.resize(grown.max(self.end + 1), 0);
+            let grown = (read.len() * 2).min(self.limits.header_bytes.max(BUFFER_BYTES) + 1);
+            read.resize(grown.max(self.end + 1), 0);
         }
     }
 
@@ -432,25 +467,17 @@ impl Connection {
     }
 
     /// Gives the buffers to whichever connection of this thread needs some next, if nothing is in them: who waits has none.
+    #[inline]
     fn lend_buffers(&mut self) {
-        if self.end > 0 {
-            return;
-        }
-        let (buffer, mut head) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.head));
-        head.clear();
-        // One that had to grow is not kept.
-        if buffer.len() == BUFFER_BYTES && head.capacity() <= BUFFER_BYTES {
-            SPARE_BUFFERS.with_borrow_mut(|spare| {
-                if spare.len() < SPARE_MAX {
-                    spare.push((buffer, head));
-                }
-            });
+        if self.end == 0
+            && let Some(buffers) = self.buffers.take()
+        {
+            lend(buffers);
         }
     }
 
     /// The short wait between two requests: for [`BUSY_WAIT`], or a tick longer.
     async fn read_busy(&mut self) -> Read {
-        let tick = BUSY_WAIT.min(self.limits.idle_timeout) / BUSY_TICKS;
         // The first of those that go on from an earlier wait began before this one.
         let ticks_needed = BUSY_TICKS + u32::from(self.timer.ticking.is_some());
         let mut ticks = 0;
@@ -459,7 +486,7 @@ impl Connection {
             match self.poll_read(context) {
                 Poll::Pending => {
                     self.lend_buffers();
-                    while self.timer.poll_tick(tick, context).is_ready() {
+                    while self.timer.poll_tick(self.tick, context).is_ready() {
                         ticks += 1;
                         if ticks >= ticks_needed {
                             return Poll::Ready(Read::TimedOut);
@@ -502,8 +529,8 @@ impl Connection {
     /// There must be room.
     #[inline]
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Read> {
-        debug_assert!(self.end < self.buffer.len());
-        let mut space = ReadBuf::new(&mut self.buffer[self.end..]);
+        debug_assert!(self.has_room());
+        let mut space = ReadBuf::new(&mut self.buffers.get_or_insert_with(spare_buffers).read[self.end..]);
         match Pin::new(&mut self.stream).poll_read(context, &mut space) {
             Poll::Ready(Ok(())) if !space.filled().is_empty() => {
                 self.end += space.filled().len();
@@ -513,6 +540,35 @@ impl Connection {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Buffers with nothing in them.
+#[inline]
+fn spare_buffers() -> Box<Buffers> {
+    let spare = SPARE.with(|spare| {
+        let mut buffers = spare.take()?;
+        spare.set(buffers.before.take());
+        Some(buffers)
+    });
+    spare.unwrap_or_else(|| Buffers::new(BUFFER_BYTES))
+}
+
+/// Keeps buffers with nothing in them for the next connection. Those that had to grow are not kept.
+#[inline]
+fn lend(mut buffers: Box<Buffers>) {
+    if buffers.read.len() != BUFFER_BYTES || buffers.head.capacity() > BUFFER_BYTES {
+        return;
+    }
+    SPARE.with(|spare| {
+        let before = spare.take();
+        let count_before = before.as_ref().map_or(0, |before| before.count_before + 1);
+        if count_before == SPARE_MAX {
+            return spare.set(before);
+        }
+        buffers.head.clear();
+        (buffers.before, buffers.count_before) = (before, count_before);
+        spare.set(Some(buffers));
+    });
 }
 
 /// Ready when the process shuts down; never when nobody can say so any more.

@@ -48,40 +48,38 @@ pub(super) fn end_of_head(http_11: bool, keep_alive: bool) -> &'static [u8] {
     }
 }
 
-/// Appends a number; those of up to eight digits, which are nearly all, without a loop.
+/// Appends a number; those of up to eight digits, which are nearly all, without a loop or a branch.
 #[inline]
 pub(super) fn put_decimal(number: u64, out: &mut Vec<u8>) {
-    match number {
-        0..10 => out.push(b'0' + number as u8),
-        10..10_000 => put_up_to_four_digits(number as u32, out),
-        10_000..100_000_000 => {
-            let (high, low) = ((number / 10_000) as u32, (number % 10_000) as u32);
-            put_up_to_four_digits(high, out);
-            out.extend_from_slice(&four_digits(low));
-        }
-        _ => out.extend_from_slice(Decimal::of(number).as_bytes()),
+    if number >= 100_000_000 {
+        return put_long_decimal(number, out);
     }
+    let digits = eight_digits(number);
+    // The last digit stays, also of a zero.
+    let leading_zeros = (digits.trailing_zeros() / 8).min(7);
+    let end = out.len() + 8 - leading_zeros as usize;
+    out.extend_from_slice(&((digits | 0x3030_3030_3030_3030) >> (8 * leading_zeros)).to_le_bytes());
+    out.truncate(end);
 }
 
-#[inline]
-fn put_up_to_four_digits(number: u32, out: &mut Vec<u8>) {
-    let digits = four_digits(number);
-    match number {
-        0..10 => out.extend_from_slice(&digits[3..]),
-        10..100 => out.extend_from_slice(&digits[2..]),
-        100..1000 => out.extend_from_slice(&digits[1..]),
-        _ => out.extend_from_slice(&digits),
-    }
+#[cold]
+fn put_long_decimal(number: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(Decimal::of(number).as_bytes());
 }
 
+/// The digits of a number below 100,000,000, a byte each, the first in the lowest byte. Each step divides all parts at once:
+/// by 10,000, by 100, by 10; the division is a multiplication with a rounded reciprocal, exact for parts of this size.
 #[inline]
-fn four_digits(number: u32) -> [u8; 4] {
-    let digit = |place: u32| b'0' + (number / place % 10) as u8;
-    [digit(1000), digit(100), digit(10), digit(1)]
+fn eight_digits(number: u64) -> u64 {
+    let fours = (number / 10_000) | ((number % 10_000) << 32);
+    let hundreds = (fours.wrapping_mul(10_486) >> 20) & 0x0000_007f_0000_007f;
+    let pairs = hundreds | (fours.wrapping_sub(hundreds.wrapping_mul(100)) << 16);
+    let tens = (pairs.wrapping_mul(103) >> 10) & 0x000f_000f_000f_000f;
+    tens | (pairs.wrapping_sub(tens.wrapping_mul(10)) << 8)
 }
 
 /// Longer lifetimes are for the general form, which knows the largest integer of a structured field.
-pub(super) const CENTURY_MILLISECONDS: u64 = 100 * 366 * 86_400 * 1000;
+pub(super) const CENTURY_SECONDS: u64 = 100 * 366 * 86_400;
 
 /// More than status line and our own fields of a hit take.
 pub(super) const HEAD_BYTES_BESIDE_FIELDS: usize = 320;
@@ -90,17 +88,11 @@ impl HeadWriter for Http1Head<'_> {
     #[inline]
     fn status(&mut self, status: u16) {
         match status {
-            200 => return self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
-            206 => return self.0.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n"),
-            304 => return self.0.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
-            _ => {}
+            200 => self.0.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+            206 => self.0.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n"),
+            304 => self.0.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
+            _ => write_unusual_status(status, self.0),
         }
-        self.0.extend_from_slice(b"HTTP/1.1 ");
-        self.0.extend_from_slice(Decimal::of(status.into()).as_bytes());
-        self.0.push(b' ');
-        let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-        self.0.extend_from_slice(reason.unwrap_or_default().as_bytes());
-        self.0.extend_from_slice(b"\r\n");
     }
 
     #[inline]
@@ -120,6 +112,16 @@ impl HeadWriter for Http1Head<'_> {
         value(self.0);
         self.0.extend_from_slice(b"\r\n");
     }
+}
+
+#[cold]
+fn write_unusual_status(status: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(Decimal::of(status.into()).as_bytes());
+    out.push(b' ');
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    out.extend_from_slice(reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Collects a head for HTTP/2.
@@ -207,5 +209,21 @@ impl Decimal {
     #[inline]
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.digits[self.start..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_they_are_read() {
+        let edges = (0..9).map(|power| 10u64.pow(power)).flat_map(|number| [number - 1, number, number + 1]);
+        let ends = [99_999_998, 99_999_999, 100_000_000, u64::MAX - 1, u64::MAX];
+        for number in (0..20_000).chain((0..100_000_000).step_by(9973)).chain(edges).chain(ends) {
+            let mut out = b"before ".to_vec();
+            put_decimal(number, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("before {number}"));
+        }
     }
 }

@@ -99,8 +99,9 @@ struct Turn<'s> {
     decision: Decision<'s>,
     exit: Exit,
     framing: BodyFraming,
-    /// The request in the one form that goes further; empty where it cannot pass.
+    /// The request in the one form that goes further; empty where it does not pass.
     canonical: Vec<u8>,
+    /// Of a request that is refused.
     log: LogFacts,
 }
 
@@ -142,7 +143,7 @@ impl Lane {
             };
             let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut key) {
                 Ready::Hit(response, site, exit) => {
-                    let head_length = connection.head.len() as u64;
+                    let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
                     let segments = response.segments().unwrap_or(Segments::Shared(&[]));
                     let sent = connection.send(&mut pace, &segments, b"").await;
@@ -167,10 +168,7 @@ impl Lane {
                         Ok(()) => Next::Close(connection),
                     }
                 }
-                Ready::Unusual(turn) => {
-                    connection.consume(head_bytes);
-                    Box::pin(self.unusual(connection, *turn, &client, shutdown)).await
-                }
+                Ready::Unusual(turn) => Box::pin(self.unusual(connection, head_bytes, *turn, &client, shutdown)).await,
             };
             match next {
                 Next::Keep(kept) => connection = kept,
@@ -220,16 +218,17 @@ impl Lane {
     async fn unusual(
         &self,
         mut connection: Connection,
+        head_bytes: usize,
         turn: Turn<'_>,
         client: &ClientFacts,
         shutdown: &ShutdownWatch,
     ) -> Next {
         let Turn { decision, exit, framing, canonical, log } = turn;
+        if let Decision::Load(load) = decision {
+            return self.answer_load(connection, head_bytes, *load, exit, client, shutdown).await;
+        }
+        connection.consume(head_bytes);
         match decision {
-            Decision::Load(load) => {
-                let passing = Passing { canonical, framing, keep_alive: exit.keep_alive };
-                self.answer_load(connection, *load, passing, exit, &log, client, shutdown).await
-            }
             Decision::Pass(facts) => {
                 let passing = Passing { canonical, framing, keep_alive: exit.keep_alive };
                 self.answer_pass(connection, passing, *facts, shutdown).await
@@ -239,18 +238,18 @@ impl Lane {
                 let sent = self.refuse(&mut connection, client, refusal, fields, site.as_deref(), &log, exit).await;
                 next(connection, sent.broken.is_none(), exit.keep_alive && !self.edge.drain.has_begun())
             }
-            Decision::Hit(..) => Next::Close(connection),
+            Decision::Hit(..) | Decision::Load(_) => Next::Close(connection),
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// The head stays unread in the connection until there is an answer: it is wanted again for the log, and where the
+    /// request passes after all.
     async fn answer_load(
         &self,
         mut connection: Connection,
+        head_bytes: usize,
         load: Load,
-        passing: Passing,
         exit: Exit,
-        log: &LogFacts,
         client: &ClientFacts,
         shutdown: &ShutdownWatch,
     ) -> Next {
@@ -258,7 +257,8 @@ impl Lane {
         let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
         let Ok(answer) = self.wait_for_answer(&mut connection, &site, &request, exit.http_11).await else {
             site.group.stats.client.count(Outcome::Error, 0);
-            self.edge.log(log, Finished { detail: "the client left".into(), broken: true, ..finished });
+            let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
+            self.log_unread(&connection, head_bytes, finished);
             return Next::Gone;
         };
         let now = self.edge.cache.now();
@@ -266,6 +266,8 @@ impl Lane {
             (Ok(response), _) => response,
             (Err(reason), Some(facts)) => {
                 let facts = PassFacts { detail: Some(reason), ..facts };
+                let Some(passing) = passing_of(&connection.unread()[..head_bytes], exit) else { return Next::Gone };
+                connection.consume(head_bytes);
                 return self.answer_pass(connection, passing, facts, shutdown).await;
             }
             (Err(reason), None) => Response::own(502, reason, Fields::empty(), exit.head_only, now),
@@ -281,7 +283,8 @@ impl Lane {
             broken: !sound,
             ..finished
         };
-        self.edge.log(log, finished);
+        self.log_unread(&connection, head_bytes, finished);
+        connection.consume(head_bytes);
         drop(response);
         next(connection, sound, keep_alive)
     }
@@ -299,8 +302,8 @@ impl Lane {
         loop {
             let (interims, answer) = connection.wait_for(heard.next(asking.as_mut())).await?;
             if http_11 && !interims.is_empty() {
-                connection.head.clear();
-                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, &mut connection.head));
+                connection.head().clear();
+                interims.iter().for_each(|interim| interim::write(interim, &site.to_client, connection.head()));
                 connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
             }
             if let Some(answer) = answer {
@@ -321,8 +324,8 @@ impl Lane {
         // HTTP/1.0 knows no chunks: the end of the body is the end of the connection.
         let may_stay = exit.http_11 || framing != Framing::Unknown;
         let keep_alive = exit.keep_alive && may_stay && !self.edge.drain.has_begun();
-        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, &mut connection.head);
-        let head_length = connection.head.len() as u64;
+        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, connection.head());
+        let head_length = connection.head().len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
             Body::None => connection.send(&mut pace, &[], b"").await,
@@ -400,10 +403,10 @@ impl Lane {
                 self.finish_endpoint(connection, response, exit).await
             }
             EndpointAnswer::Upgrade(fields, protocol) => {
-                connection.head.clear();
-                connection.head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
-                connection.head.extend_from_slice(fields.as_bytes());
-                connection.head.extend_from_slice(b"\r\n");
+                connection.head().clear();
+                connection.head().extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
+                connection.head().extend_from_slice(fields.as_bytes());
+                connection.head().extend_from_slice(b"\r\n");
                 // Without fields of ours, the protocol answers the upgrade itself.
                 if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
@@ -434,8 +437,8 @@ impl Lane {
             return Err(Some(TOO_LARGE));
         }
         if !reader.is_done() && exit.http_11 && fields.contains("expect") {
-            connection.head.clear();
-            connection.head.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            connection.head().clear();
+            connection.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
             connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
@@ -505,11 +508,13 @@ impl Lane {
         }
     }
 
-    /// Logs a request whose head still lies in the buffer.
+    /// Logs a request whose head is still unread, if such requests are logged.
     #[cold]
     fn log_unread(&self, connection: &Connection, head_bytes: usize, finished: Finished<'_>) {
         let mut lines: Lines<'_> = lines();
-        if let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) {
+        if self.edge.log.wants(finished.is_error())
+            && let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines)
+        {
             self.edge.record(&LogFacts::of(&head), finished);
         }
     }
@@ -518,14 +523,22 @@ impl Lane {
 impl<'s> Turn<'s> {
     #[cold]
     fn of(decision: Decision<'s>, exit: Exit, head: &RequestHead<'_>) -> Self {
-        let passes = match &decision {
-            Decision::Pass(_) => true,
-            Decision::Load(load) => load.pass.is_some(),
-            _ => false,
+        let (canonical, log) = match &decision {
+            Decision::Pass(_) => (canonical_head(head, exit.keep_alive), LogFacts::default()),
+            Decision::Refuse(..) => (Vec::new(), LogFacts::of(head)),
+            _ => (Vec::new(), LogFacts::default()),
         };
-        let canonical = if passes { canonical_head(head, exit.keep_alive) } else { Vec::new() };
-        Turn { decision, exit, framing: head.body, canonical, log: LogFacts::of(head) }
+        Turn { decision, exit, framing: head.body, canonical, log }
     }
+}
+
+/// What a full session needs of a request whose head was read before.
+#[cold]
+fn passing_of(head: &[u8], exit: Exit) -> Option<Passing> {
+    let mut lines: Lines<'_> = lines();
+    let head = RequestHead::parse(head, &mut lines).ok()?;
+    let canonical = canonical_head(&head, exit.keep_alive);
+    Some(Passing { canonical, framing: head.body, keep_alive: exit.keep_alive })
 }
 
 fn next(connection: Connection, sound: bool, keep_alive: bool) -> Next {
@@ -633,9 +646,9 @@ impl Streamed {
                 }
             }
             if !first {
-                connection.head.clear();
+                connection.head().clear();
             }
-            let tail = self.chunk(bytes, done, &mut connection.head);
+            let tail = self.chunk(bytes, done, connection.head());
             if let Err(error) = connection.send(pace, &out, tail).await {
                 return broken(body_bytes, broken_by(&error));
             }

@@ -92,7 +92,7 @@ impl Edge {
 
     /// Logs a request that has ended, if such requests are logged.
     fn log(&self, facts: &LogFacts, finished: Finished<'_>) {
-        if self.log.wants(finished.broken || finished.outcome == Outcome::Error) {
+        if self.log.wants(finished.is_error()) {
             self.record(facts, finished);
         }
     }
@@ -179,6 +179,12 @@ struct Finished<'a> {
 }
 
 impl Finished<'_> {
+    /// Whether the log of errors has it.
+    #[inline]
+    fn is_error(&self) -> bool {
+        self.broken || self.outcome == Outcome::Error
+    }
+
     /// Without an answer so far.
     fn of(client: &ClientFacts, exit: Exit) -> Self {
         Finished {

@@ -246,6 +246,22 @@ impl ProxyHttp for Pass {
         }
     }
 
+    /// A request that may go no further ends here.
+    async fn request_filter(&self, session: &mut Session, passing: &mut Passing) -> Result<bool> {
+        let request = session.req_header();
+        if forwards_left(request) != Some(0) {
+            return Ok(false);
+        }
+        let facts = passing.facts()?;
+        let allow = Fields::from_pairs([("Allow", facts.site.allow())]).unwrap_or_default();
+        let response = Response::small(200, allow, Bytes::new(), false);
+        let mut head = Http2Head::default();
+        response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
+        let head = ResponseHeader::from(head.finish(response.framing()).into_parts().0);
+        session.as_downstream_mut().write_error_response(head, Bytes::new()).await?;
+        Ok(true)
+    }
+
     async fn upstream_peer(&self, _session: &mut Session, passing: &mut Passing) -> Result<Box<HttpPeer>> {
         let facts = passing.facts()?;
         let target = facts.site.target.clone().or_err(ErrorType::HTTPStatus(502), "the group has no origin")?;
@@ -550,6 +566,9 @@ fn rewrite_request(
         _ => "1.1 groupcache-proxy",
     };
     append_to_list(upstream, "Via", received)?;
+    if let Some(left) = forwards_left(upstream) {
+        upstream.insert_header("Max-Forwards", left.saturating_sub(1))?;
+    }
     upstream.insert_header("Surrogate-Capability", SURROGATE_CAPABILITY)?;
     let rules = &facts.site.to_origin;
     for name in rules.removed.iter().map(String::as_str).chain(rules.set.iter().map(|(name, _)| name)) {
@@ -611,6 +630,14 @@ fn append_to_list(upstream: &mut RequestHeader, name: &'static str, member: &str
     }
     list.extend_from_slice(member.as_bytes());
     upstream.insert_header(name, &list[..])
+}
+
+/// Over how many nodes an `OPTIONS` may still go (RFC 9110 section 7.6.2); `None` is no limit. (`TRACE` goes nowhere.)
+fn forwards_left(request: &RequestHeader) -> Option<u64> {
+    let limited = request.method == http::Method::OPTIONS;
+    let value = request.headers.get("max-forwards").filter(|_| limited)?.as_bytes();
+    let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok()
 }
 
 /// The client's `Host`, which HTTP/2 calls `:authority`.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::head_writer::{
-    CENTURY_MILLISECONDS, Decimal, HEAD_BYTES_BESIDE_FIELDS, HeadWriter, Http1Head, end_of_head, put_decimal,
+    CENTURY_SECONDS, Decimal, HEAD_BYTES_BESIDE_FIELDS, HeadWriter, Http1Head, end_of_head, put_decimal,
 };
 use super::request_head::{Method, RequestHead, Seen};
 use crate::cache::{Answer, Head, OwnerReport, Payload, Report};
@@ -22,8 +22,9 @@ use crate::following::Following;
 use crate::freshness::{Freshness, format_http_date};
 use crate::semantics::cache_status::{Cache as StatusOf, CacheStatus, ForwardReason, Handling};
 use crate::semantics::multipart::Multipart;
+use crate::semantics::not_modified::fields_of_304;
 use crate::semantics::preconditions::{self, Preconditions, is_conditional_name};
-use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, Resolved};
+use crate::semantics::ranges::{ByteRange, ContentRange, IfRange, RangeSet, RangeSpec, Resolved};
 use crate::semantics::validators::StoredValidators;
 use crate::stats::Outcome;
 
@@ -316,15 +317,12 @@ impl Response {
     #[inline]
     pub fn write_http_1(&self, to_client: &FieldRules, now: Now, http_11: bool, keep_alive: bool, out: &mut Vec<u8>) {
         out.clear();
-        if let (Content::Entry(entry), None, Outcome::Hit, framing @ (Framing::None | Framing::Length(_))) =
-            (&self.content, &self.report, self.outcome, self.framing())
+        if let (Content::Entry(entry), None, Outcome::Hit) = (&self.content, &self.report, self.outcome)
             && matches!(self.selection, Selection::Whole | Selection::Part(..) | Selection::NotModified)
             && to_client.is_empty()
-            && let Ok(remaining_milliseconds) = u64::try_from(entry.freshness.remaining(now))
-            && remaining_milliseconds <= CENTURY_MILLISECONDS
+            && let Some((age, ttl @ ..=CENTURY_SECONDS)) = entry.freshness.seconds_while_fresh(now)
         {
-            let seconds = (entry.freshness.age(now).as_secs(), remaining_milliseconds / 1000);
-            self.write_hit(entry, framing, seconds, out);
+            self.write_hit(entry, age, ttl, out);
             return out.extend_from_slice(end_of_head(http_11, keep_alive));
         }
         self.write_head(to_client, now, &mut Http1Head(out));
@@ -333,11 +331,11 @@ impl Response {
 
     /// The same bytes for the usual hit, in as few pieces as can be.
     #[inline]
-    fn write_hit(&self, entry: &Entry, framing: Framing, (age, ttl): (u64, u64), out: &mut Vec<u8>) {
+    fn write_hit(&self, entry: &Entry, age: u64, ttl: u64, out: &mut Vec<u8>) {
         out.reserve(entry.fields.len() + HEAD_BYTES_BESIDE_FIELDS);
         Http1Head(out).status(self.status);
         match &self.selection {
-            Selection::NotModified => preconditions::write_fields_of_304(&entry.fields, out),
+            Selection::NotModified => entry.validators.write_fields_of_304(&entry.fields, out),
             _ => out.extend_from_slice(entry.fields.as_bytes()),
         }
         if let Selection::Part(range, length) = &self.selection {
@@ -356,11 +354,14 @@ impl Response {
         if self.hot {
             out.extend_from_slice(b"; detail=hot");
         }
-        out.extend_from_slice(b"\r\nVia: 1.1 groupcache-proxy\r\n");
-        if let Framing::Length(bytes) = framing {
-            out.extend_from_slice(b"Content-Length: ");
-            put_decimal(bytes, out);
-            out.extend_from_slice(b"\r\n");
+        match self.framing() {
+            Framing::Length(bytes) => {
+                out.extend_from_slice(b"\r\nVia: 1.1 groupcache-proxy\r\nContent-Length: ");
+                put_decimal(bytes, out);
+                out.extend_from_slice(b"\r\n");
+            }
+            // Of an entry: the status has no body.
+            Framing::None | Framing::Unknown => out.extend_from_slice(b"\r\nVia: 1.1 groupcache-proxy\r\n"),
         }
     }
 
@@ -392,7 +393,7 @@ impl Response {
         let mut fields = fields;
         match &self.selection {
             Selection::NotModified => {
-                of_304 = preconditions::fields_of_304(fields);
+                of_304 = fields_of_304(fields);
                 fields = &of_304;
             }
             Selection::Unsatisfiable(_) | Selection::PreconditionFailed => {
@@ -494,6 +495,17 @@ impl Response {
     /// The body of an answer that is in memory; `None` when there is none to send, or when it streams.
     #[inline]
     pub fn segments(&self) -> Option<Segments<'_>> {
+        match (&self.selection, &self.content) {
+            (Selection::Whole, Content::Entry(entry))
+                if !self.head_only && !matches!(self.status, ..200 | 204 | 304) =>
+            {
+                Some(Segments::Shared(entry.body.segments()))
+            }
+            _ => self.segments_of_others(),
+        }
+    }
+
+    fn segments_of_others(&self) -> Option<Segments<'_>> {
         if self.head_only || matches!(self.framing(), Framing::None | Framing::Length(0)) {
             return None;
         }
@@ -540,8 +552,12 @@ impl Selection {
 
 /// What [`select`] says of the same request, without a copy of its fields where one range or conditions are all there is.
 fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
-    let validators = entry.validators.in_block(&entry.fields);
     if head.seen.any(Seen::CONDITION) {
+        let tag = entry.validators.entity_tag_in(&entry.fields);
+        if matches!(entry.status, 200..300) && preconditions::name_only(tag, head.lines()) {
+            return Selection::NotModified;
+        }
+        let validators = entry.validators.in_block(&entry.fields);
         match preconditions::evaluate_lines(|| head.lines(), entry.status, &validators) {
             preconditions::Outcome::NotModified => return Selection::NotModified,
             preconditions::Outcome::PreconditionFailed => return Selection::PreconditionFailed,
@@ -551,13 +567,25 @@ fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     if !head.seen.any(Seen::RANGE) || entry.status != 200 || head.method == Method::Head {
         return Selection::Whole;
     }
-    let mut ranges = head.get_all(b"range");
-    if let (Some(value), None, None) = (ranges.next(), ranges.next(), head.get_all(b"if-range").next())
-        && let Some(range) = RangeSet::parse_single(value).and_then(|spec| spec.resolve(entry.body.len()))
+    if let Some(spec) = only_range(head)
+        && let Some(range) = spec.resolve(entry.body.len())
     {
         return Selection::Part(range, entry.body.len());
     }
     select(&Wanted::of(head), entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
+}
+
+/// The one range that a request asks for without a condition.
+fn only_range(head: &RequestHead<'_>) -> Option<RangeSpec> {
+    let mut range = None;
+    for (name, value) in head.lines() {
+        match name.len() {
+            5 if name.eq_ignore_ascii_case(b"range") && range.replace(value).is_some() => return None,
+            8 if name.eq_ignore_ascii_case(b"if-range") => return None,
+            _ => {}
+        }
+    }
+    RangeSet::parse_single(range?)
 }
 
 /// Conditions first, then ranges (RFC 9110 section 13.2.2).
@@ -1076,6 +1104,7 @@ mod tests {
         let head = Arc::new(Head {
             status: 200,
             fields: stored(),
+            for_causer: None,
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
             validators: StoredValidators::of(&stored(), NOW.wall_seconds),

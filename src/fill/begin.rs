@@ -42,10 +42,23 @@ impl Filling {
         if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
+        if let Some(replica) = self.replica_to_ask(&fleet) {
+            tokio::spawn(self.run_by_replica(fill, replica, fleet));
+            return;
+        }
         let known = self.before_asking();
         let asked_at = self.cache.now();
         let (peer, have) = (owner.clone(), self.have());
         owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, known, peer, fleet)));
+    }
+
+    async fn run_by_replica(mut self, fill: Fill<FlightKey, Landed>, replica: Arc<dyn Peer>, fleet: Arc<Fleet>) {
+        let known = self.before_asking();
+        let asked_at = self.cache.now();
+        let fetched = self.peek_at_replica(&replica).await;
+        let answer = |fetched| Box::new(Answered(fetched));
+        let first = fetched.map(|fetched| First { answer: answer(fetched), asked_at, known, peer: replica, fleet });
+        self.run(fill, first).await;
     }
 
     fn proceed(

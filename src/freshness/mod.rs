@@ -27,8 +27,8 @@ pub use invalidation::{Target, content_location_is_target, invalidated_by, is_sa
 pub use lifetime::LifetimeSource;
 pub use rules::{Rules, SetCookie};
 pub use storable::{
-    Exchange, Judgement, WhyNotStored, fields_to_store, is_failure, is_for_one_connection, is_heuristically_cacheable,
-    judge, nominated_by_connection, storable,
+    Exchange, Judgement, WhyNotStored, fields_for_causer, fields_to_store, is_failure, is_for_one_connection,
+    is_heuristically_cacheable, judge, nominated_by_connection, storable,
 };
 pub use targeted::{SURROGATE_CAPABILITY, SURROGATE_DEVICE};
 pub use update::{HeadEffect, selected_by_304, updated_by_304, updated_by_head};
@@ -244,6 +244,15 @@ impl Freshness {
         let (lifetime, age) = (self.lifetime_milliseconds, self.age_milliseconds(now));
         let bounded = |milliseconds: u64| i64::try_from(milliseconds).unwrap_or(i64::MAX);
         if age <= lifetime { bounded(lifetime - age) } else { -bounded(age - lifetime) }
+    }
+
+    /// Age and time until it is stale in whole seconds, as [`Freshness::age`] and [`Freshness::remaining`] have them; `None` of
+    /// what is stale.
+    #[inline]
+    pub fn seconds_while_fresh(&self, now: Now) -> Option<(u64, u64)> {
+        let age = self.age_milliseconds(now);
+        let remaining = self.lifetime_milliseconds.checked_sub(age)?;
+        Some((age / 1000, remaining / 1000))
     }
 
     /// Whether it is fresh, whatever a client may want (section 4.2).

@@ -198,7 +198,7 @@ pub fn storable(
 ///
 /// Left out are the fields of this connection (RFC 9110 section 7.6.1), those that concern authentication at a proxy,
 /// those named by `no-cache` and `private`, and cookies where the rules say so. The other readers of a flight get these
-/// fields too; only the request that caused the fill may see the received ones.
+/// fields too; the request that caused the fill gets [`fields_for_causer`].
 pub fn fields_to_store(rules: &Rules, directives: &ResponseDirectives, received: &Fields, received_at: Now) -> Fields {
     let nominated = nominated_by_connection(received);
     let has_date = has_date(received, received_at);
@@ -212,6 +212,30 @@ pub fn fields_to_store(rules: &Rules, directives: &ResponseDirectives, received:
             || (rules.set_cookie != SetCookie::Share && is_cookie(&name))
     });
     if has_date { kept } else { with_date(&kept, received_at) }
+}
+
+/// The fields for the request that caused the fill, where they are more than [`fields_to_store`] leaves: those that
+/// `no-cache` and `private` name are in its own answer, which needs no validation and is for nobody else (sections 5.2.2.4
+/// and 5.2.2.7), and fields are forwarded where nothing says otherwise (RFC 9110 section 5.1). `None`: there are none.
+pub fn fields_for_causer(
+    rules: &Rules,
+    directives: &ResponseDirectives,
+    received: &Fields,
+    received_at: Now,
+) -> Option<Fields> {
+    let named = |name: &str| {
+        let mut names = directives.no_cache_fields.iter().chain(&directives.private_fields);
+        names.any(|named| named.eq_ignore_ascii_case(name))
+    };
+    if !received.iter().any(|(name, _)| named(name)) {
+        return None;
+    }
+    let unnamed = ResponseDirectives { no_cache_fields: Vec::new(), private_fields: Vec::new(), ..directives.clone() };
+    let set_cookie = match rules.set_cookie {
+        SetCookie::Strip => SetCookie::Strip,
+        SetCookie::Private | SetCookie::Share => SetCookie::Share,
+    };
+    Some(fields_to_store(&Rules { set_cookie, ..rules.clone() }, &unnamed, received, received_at))
 }
 
 /// Statuses that RFC 9110 section 15.1 allows to be cached without explicit freshness.

@@ -753,6 +753,27 @@ fn which_fields_are_stored() {
 }
 
 #[test]
+fn which_fields_are_for_the_causer_alone() {
+    let with = |set_cookie| Rules { set_cookie, ..Rules::default() };
+    let (share, private, strip) = (with(SetCookie::Share), with(SetCookie::Private), with(SetCookie::Strip));
+    let date = "Date: @0";
+    let named = "Cache-Control: max-age=9, no-cache=\"Set-Cookie, a\", private=b";
+    for (why, rules, received, expected) in [
+        ("nothing is named", &share, &["A: 1", "Set-Cookie: x", date][..], None),
+        ("what is named is not there", &share, &[named, "C: 1", date], None),
+        ("all is named", &private, &["Cache-Control: private", "A: 1"], None),
+        ("5.2.2.4 and 5.2.2.7", &share, &[named, "A: 1", "B: 2", "TE: 3"], Some(&[named, "A: 1", "B: 2", date][..])),
+        ("a named cookie", &private, &[named, "Set-Cookie: x", date], Some(&[named, "Set-Cookie: x", date])),
+        ("interface: strip", &strip, &[named, "Set-Cookie: x", "A: 1", date], Some(&[named, "A: 1", date])),
+    ] {
+        let received = fields(received);
+        let directives = ResponseDirectives::parse(rules, &received);
+        let found = fields_for_causer(rules, &directives, &received, RECEIVED);
+        assert_eq!(found, expected.map(fields), "{why}");
+    }
+}
+
+#[test]
 fn a_304_makes_an_entry_fresh_again() {
     // Sections 3.2 and 4.3.4: a second after it went stale, with and without a Date in the 304.
     let rules = plain();

@@ -192,6 +192,14 @@ impl NativePeer {
         self.ask(QuestionKind::Offer, ask, Aside::default()).await.map(drop)
     }
 
+    /// Tells the peer to take a replica of what this node owns, and waits until it has.
+    ///
+    /// # Errors
+    /// It has not.
+    pub async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        self.ask(QuestionKind::Replicate, ask, Aside::default()).await.map(drop)
+    }
+
     /// Asks for a permit for a request at the origin of `group`; it lasts as long as the body of the answer.
     ///
     /// # Errors

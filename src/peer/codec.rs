@@ -68,10 +68,10 @@ pub(in crate::peer) fn encode_head(
         length_piece.byte(0x18);
         length_piece.varint(length);
     }
-    let hop = hop.map(|hop| (hop_front(hop), hop_back(hop), Purging::of(hop), hop.sent.as_bytes()));
-    let hop_length = hop
-        .as_ref()
-        .map(|(front, back, purging, sent)| front.length + text_bytes(sent) + back.length + purging.encoded_bytes());
+    let hop = hop.map(|hop| (hop_front(hop), hop_back(hop), Purging::of(hop), hop_heat(hop), hop.sent.as_bytes()));
+    let hop_length = hop.as_ref().map(|(front, back, purging, heat, sent)| {
+        front.length + text_bytes(sent) + back.length + purging.encoded_bytes() + heat.length
+    });
     let body = status_piece.length
         + text_bytes(fields)
         + length_piece.length
@@ -79,7 +79,7 @@ pub(in crate::peer) fn encode_head(
     begin(request, HEAD, body, out);
     out.put_slice(status_piece.as_bytes());
     put_text(0x12, fields, out);
-    if let (Some((front, back, purging, sent)), Some(length)) = (hop, hop_length) {
+    if let (Some((front, back, purging, heat, sent)), Some(length)) = (hop, hop_length) {
         length_piece.byte(0x22);
         length_piece.varint(length as u64);
         out.put_slice(length_piece.as_bytes());
@@ -87,6 +87,7 @@ pub(in crate::peer) fn encode_head(
         put_text(0x5a, sent, out);
         out.put_slice(back.as_bytes());
         purging.put(out);
+        out.put_slice(heat.as_bytes());
     } else {
         out.put_slice(length_piece.as_bytes());
     }
@@ -126,6 +127,16 @@ fn hop_back(hop: &Hop) -> Piece {
     for (key, flag) in [(0x90, hop.stale), (0x98, hop.weak_date), (0xa0, hop.revalidated)] {
         piece.far(key, flag);
         piece.varint_value(u64::from(flag));
+    }
+    piece
+}
+
+/// What is said of a hot key, behind all else.
+fn hop_heat(hop: &Hop) -> Piece {
+    let mut piece = Piece::new();
+    for (key, number) in [(0xe0, hop.minute_rate), (0xe8, hop.replicas)] {
+        piece.far(key, number != 0);
+        piece.varint_value(u64::from(number));
     }
     piece
 }
@@ -423,6 +434,8 @@ fn read_hop(cursor: &mut Cursor<'_>) -> Option<(wire::Hop, [Range<usize>; 2])> {
                     hop.stamp.push(numbers.varint()?);
                 }
             }
+            0xe0 if cursor.byte()? == 1 => hop.minute_rate = cursor.varint()? as u32,
+            0xe8 if cursor.byte()? == 1 => hop.replicas = cursor.varint()? as u32,
             _ => return None,
         }
     }

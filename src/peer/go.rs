@@ -167,7 +167,8 @@ pub async fn answer_go(
             Ok((value, fields, hop)) => {
                 let response = wire::GetResponse {
                     value: Some(value),
-                    minute_qps: None,
+                    // Of the last seconds, but no other unit is known here.
+                    minute_qps: Some(f64::from(hop.minute_rate) / 60.0).filter(|rate| *rate > 0.0),
                     expire: dialect.is_fork().then(|| expire_nanoseconds(now, hop.freshness.remaining_milliseconds)),
                     metadata: Some(wire::Metadata {
                         fields: Some(described(&fields).as_bytes().clone()),
@@ -251,6 +252,7 @@ impl GoValue {
                 shareable: true,
                 storable: true,
                 hit: true,
+                minute_rate: response.minute_qps.map_or(0, |rate| (rate * 60.0) as u32),
                 ..Hop::default()
             }
         });

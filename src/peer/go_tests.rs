@@ -340,3 +340,21 @@ async fn golang_peers_know_no_not_found() {
     let link = link(address, Some(Dialect::Golang));
     assert!(matches!(link.fetch(&ask("missing")).await, Err(FetchError::Unreachable(_))));
 }
+
+/// How often a key is asked for, in the unit of Go: questions a second.
+#[tokio::test]
+async fn the_rate_of_a_key_is_told_and_heard() {
+    let hot = || answer(200, &[], Some(Hop { minute_rate: 90, ..storable().unwrap() }));
+    for dialect in [Dialect::Golang, Dialect::Mailgun, Dialect::V3] {
+        let owner = Fixed(hot, Mutex::new(None));
+        let answer = answer_go(&owner, dialect, "/_groupcache/", b"/_groupcache/g/a", NOW, 100).await;
+        assert_eq!(wire::GetResponse::decode(answer.body.clone()).unwrap().minute_qps, Some(1.5));
+        let heard = GoValue::decode(answer.body, NOW).unwrap().hop.map(|hop| hop.minute_rate);
+        assert_eq!(heard, dialect.is_fork().then_some(90), "without an expiry everything is kept anyway");
+    }
+    for (rate, heard) in [(f64::NAN, 0), (-1.0, 0), (f64::INFINITY, u32::MAX), (1e300, u32::MAX)] {
+        let response = wire::GetResponse { minute_qps: Some(rate), expire: Some(1), ..wire::GetResponse::default() };
+        let value = GoValue::decode(response.encode_to_vec().into(), NOW).unwrap();
+        assert_eq!(value.hop.unwrap().minute_rate, heard, "{rate}");
+    }
+}

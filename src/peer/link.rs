@@ -110,6 +110,13 @@ impl fleet::Peer for PeerLink {
         }
     }
 
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        match self.go_peer() {
+            Some(_) => Err(FetchError::unreachable("Go's protocol cannot say it")),
+            None => self.native.replicate(ask).await,
+        }
+    }
+
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
         Peer::peek(self, ask, EntryId::default()).await
     }

@@ -3,7 +3,8 @@
 //! **Who asks, who answers.** The ring gives every key one owner. A node that misses asks the owner ([`Peer::load`]); the
 //! owner answers from memory or from the origin and never asks a third node, so a question crosses at most one hop whatever
 //! the two rings look like. A *peek* ([`Peer::peek`]) is answered from memory alone. Beside questions a node tells others of
-//! *purges*, and can *offer* an owner what it was given for the owner's key, which the owner then takes by a peek.
+//! *purges*, and can *offer* an owner what it was given for the owner's key, which the owner then takes by a peek; an owner can let
+//! a further node take a *replica* in the same way.
 //! The cache is on both ends: it asks through [`Peer`], and it answers as [`Owner`].
 //!
 //! **How they talk.** One connection (or a configured few) leads from each node to each other node, opened with the first
@@ -109,6 +110,15 @@ pub trait Owner: Send + Sync {
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
         let _ = (ask, context);
         Ok(())
+    }
+
+    /// The asker owns a hot key, and gives a replica of what it has to a peek.
+    ///
+    /// # Errors
+    /// [`FetchError::Unreachable`]: there is none here now.
+    async fn replicate(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        let _ = (ask, context);
+        Err(FetchError::unreachable("this node takes no replicas"))
     }
 
     /// Grants the asker a permit for a request at the origin of `group`, for as long as the body of the answer goes on.

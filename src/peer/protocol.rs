@@ -168,6 +168,8 @@ pub enum QuestionKind {
     Permit,
     /// The same for a request that is at the origin already: it is counted at once.
     HoldPermit,
+    /// Take a replica of what the asker owns, with a peek, and keep it for a while; answered with 204.
+    Replicate,
 }
 
 impl QuestionKind {
@@ -457,6 +459,7 @@ fn kind_to_wire(kind: QuestionKind) -> wire::ask::Kind {
         QuestionKind::Offer => wire::ask::Kind::Offer,
         QuestionKind::Permit => wire::ask::Kind::Permit,
         QuestionKind::HoldPermit => wire::ask::Kind::HoldPermit,
+        QuestionKind::Replicate => wire::ask::Kind::Replicate,
     }
 }
 
@@ -486,6 +489,8 @@ fn hop_to_wire(hop: &Hop) -> wire::Hop {
         tags: Bytes::copy_from_slice(hop.tags.text()),
         tags_too_many: hop.tags.are_too_many(),
         stamp: hop.stamp.as_ref().map(stamp_to_wire).unwrap_or_default(),
+        minute_rate: hop.minute_rate,
+        replicas: hop.replicas,
     }
 }
 
@@ -564,6 +569,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         Ok(wire::ask::Kind::Offer) => QuestionKind::Offer,
         Ok(wire::ask::Kind::Permit) => QuestionKind::Permit,
         Ok(wire::ask::Kind::HoldPermit) => QuestionKind::HoldPermit,
+        Ok(wire::ask::Kind::Replicate) => QuestionKind::Replicate,
         Err(_) => return Err(ProtocolError::Malformed("kind of question")),
     };
     let method = match wire::ask::Method::try_from(ask.method) {
@@ -638,6 +644,8 @@ fn check_head(head: wire::Head) -> Result<Head, ProtocolError> {
                 false => Tags::new(hop.tags.split(|&byte| byte == b'\n')),
             },
             stamp: Some(stamp_of_wire(&hop.stamp)?),
+            minute_rate: hop.minute_rate,
+            replicas: hop.replicas,
         }),
     };
     Ok(Head {

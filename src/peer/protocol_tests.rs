@@ -462,3 +462,18 @@ proptest! {
         prop_assert_eq!(&said, &[Envelope { request: u64::MAX, message }]);
     }
 }
+
+/// What an owner says of a hot key, in the form that both readers take.
+#[test]
+fn the_heat_of_a_key_goes_with_a_head() {
+    let entry = EntryId { incarnation: u64::MAX, fill: u64::MAX };
+    for (minute_rate, replicas) in [(0, 0), (1, 0), (0, 16), (u32::MAX, u32::MAX)] {
+        let hop = Hop { minute_rate, replicas, body: entry, entry, weak_date: true, ..head().hop.unwrap() };
+        let message = Message::Head(Box::new(Head { hop: Some(hop), ..head() }));
+        let bytes = encoded(300, &message);
+        assert_eq!(frames(&bytes).unwrap(), [Envelope { request: 300, message: message.clone() }]);
+        let mut generated = BytesMut::new();
+        encode_generated(300, &message, &mut generated);
+        assert_eq!(bytes, generated);
+    }
+}

@@ -432,6 +432,7 @@ impl Answering {
                     owner.purge(notice).await.map(|reply| Some(with_body(encode_reply(&reply))))
                 }
                 QuestionKind::Offer => owner.offered(question.ask, context).await.map(|()| Some(done())),
+                QuestionKind::Replicate => owner.replicate(question.ask, context).await.map(|()| Some(done())),
                 QuestionKind::Permit => owner.permit(&question.ask.group, Purpose::Begin, context).await.map(Some),
                 QuestionKind::HoldPermit => {
                     owner.permit(&question.ask.group, Purpose::Continue, context).await.map(Some)

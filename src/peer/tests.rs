@@ -80,6 +80,8 @@ fn hop() -> Hop {
         hit: true,
         stale: true,
         revalidated: true,
+        minute_rate: 90_000,
+        replicas: 3,
         not_modified: false,
         tags: Tags::new([&b"t"[..]]),
         stamp: Some(Vector::new([Position { incarnation: 1, sequence: 2 }])),

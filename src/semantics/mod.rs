@@ -8,6 +8,7 @@
 //! - [`forward`]: which header fields of the client the origin gets;
 //! - [`variant`]: which of them the answer depends on (`Vary`);
 //! - [`validators`] and [`preconditions`]: `ETag`, `Last-Modified`, `If-None-Match` and the other conditions;
+//! - [`not_modified`]: what of a stored header a 304 has;
 //! - [`ranges`] and [`multipart`]: parts of a body;
 //! - [`cache_status`]: what is said about all this in the answer.
 //!
@@ -19,6 +20,7 @@ pub mod forward;
 pub mod go_key;
 pub mod key;
 pub mod multipart;
+pub mod not_modified;
 pub mod preconditions;
 pub mod query;
 pub mod ranges;
@@ -59,6 +61,9 @@ fn split_outside_quotes(text: &[u8], delimiter: u8) -> impl Iterator<Item = &[u8
 fn parse_digits_saturating(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
+    }
+    if digits.len() < 20 {
+        return Some(digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')));
     }
     Some(digits.iter().fold(0u64, |number, digit| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'))))
 }

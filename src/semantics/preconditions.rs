@@ -37,7 +37,7 @@ enum TagCondition {
 pub enum Outcome {
     /// Answer as if there were no condition; `Range` and `If-Range` come next.
     Proceed,
-    /// Answer 304 with [`fields_of_304`].
+    /// Answer 304 with [`super::not_modified::fields_of_304`].
     NotModified,
     /// Answer 412.
     PreconditionFailed,
@@ -158,6 +158,28 @@ pub fn evaluate_lines<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     evaluate_conditions(&Conditions::of(lines()), lines, status, response)
 }
 
+/// Whether the only condition among `lines` is an `If-None-Match` with exactly `tag`, which is one well-formed tag: the usual
+/// question of a client that has a copy. The answer is 304 then, if the response is a 2xx; whatever else is for [`evaluate`].
+pub fn name_only<'a>(tag: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> bool {
+    let mut named = 0;
+    for (name, value) in lines {
+        let is_condition = match name.len() {
+            13 if name.eq_ignore_ascii_case(b"if-none-match") => {
+                named += 1;
+                value != tag
+            }
+            8 => name.eq_ignore_ascii_case(b"if-match"),
+            // Their other conditions do not count beside an If-None-Match, but those that come with If-Match do.
+            19 => name.eq_ignore_ascii_case(b"if-unmodified-since"),
+            _ => false,
+        };
+        if is_condition {
+            return false;
+        }
+    }
+    named == 1 && !tag.is_empty()
+}
+
 fn evaluate_conditions<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
     request: &Conditions,
     lines: impl Fn() -> I,
@@ -192,71 +214,6 @@ fn evaluate_conditions<'a, I: Iterator<Item = (&'a [u8], &'a [u8])>>(
             .is_some_and(|since| response.last_modified_seconds.unwrap_or(response.date_seconds) <= since),
     };
     if known_to_client { Outcome::NotModified } else { Outcome::Proceed }
-}
-
-/// The fields of a 304 made from a stored response (RFC 9110 section 15.4.5).
-///
-/// It must carry `Cache-Control`, `Content-Location`, `Date`, `ETag`, `Expires` and `Vary`. What describes the body
-/// that is not sent is left out, `Last-Modified` too if there is an `ETag`; the rest may update the client's copy and
-/// stays.
-pub fn fields_of_304(stored: &Fields) -> Fields {
-    let has_entity_tag = stored.contains("etag");
-    stored.without(|name| is_left_out_of_304(name.as_bytes(), has_entity_tag))
-}
-
-/// Appends the block of the same fields to `out`.
-pub fn write_fields_of_304(stored: &Fields, out: &mut Vec<u8>) {
-    let block: &[u8] = stored.as_bytes();
-    let begin = out.len();
-    // What has been looked at and is kept, but not yet copied.
-    let mut kept_from = 0;
-    let mut line_start = 0;
-    let mut has_entity_tag = false;
-    // Where `Last-Modified` was copied to before it was known whether there is an `ETag`.
-    let mut doubtful: Option<std::ops::Range<usize>> = None;
-    while let Some(end) = memchr::memchr(b'\n', &block[line_start..]) {
-        let line = &block[line_start..=line_start + end];
-        let name = line.iter().position(|&byte| byte == b':').map_or(&[][..], |colon| &line[..colon]);
-        has_entity_tag |= name.eq_ignore_ascii_case(b"etag");
-        let is_doubtful = name.eq_ignore_ascii_case(b"last-modified") && !has_entity_tag;
-        if is_doubtful || is_left_out_of_304(name, has_entity_tag) {
-            out.extend_from_slice(&block[kept_from..line_start]);
-            kept_from = line_start + line.len();
-        }
-        if is_doubtful {
-            if doubtful.is_some() {
-                // Twice: no origin means that.
-                out.truncate(begin);
-                return out.extend_from_slice(fields_of_304(stored).as_bytes());
-            }
-            doubtful = Some(out.len()..out.len() + line.len());
-            out.extend_from_slice(line);
-        }
-        line_start += line.len();
-    }
-    out.extend_from_slice(&block[kept_from..]);
-    if let Some(last_modified) = doubtful.filter(|_| has_entity_tag) {
-        out.drain(last_modified);
-    }
-}
-
-#[inline]
-fn is_left_out_of_304(name: &[u8], has_entity_tag: bool) -> bool {
-    let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
-    match name.len() {
-        6 => is("digest"),
-        7 => is("trailer"),
-        11 if is("repr-digest") => true,
-        13 if is("last-modified") => has_entity_tag,
-        13 if is("accept-ranges") => true,
-        17 if is("transfer-encoding") => true,
-        // Policies are about the page as a whole, and a location is asked for by the RFC.
-        16 if is("content-location") => false,
-        23 if is("content-security-policy") => false,
-        35 if is("content-security-policy-report-only") => false,
-        9.. => name[..8].eq_ignore_ascii_case(b"content-"),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
@@ -363,38 +320,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_304_describes_no_body() {
-        let stored = Fields::from_pairs([
-            ("Cache-Control", "max-age=5"),
-            ("Content-Length", "4"),
-            ("content-type", "text/plain"),
-            ("Content-Encoding", "gzip"),
-            ("Content-Language", "de"),
-            ("Content-Range", "bytes 0-3/4"),
-            ("Content-Location", "/a.de"),
-            ("Content-Security-Policy", "default-src 'self'"),
-            ("Accept-Ranges", "bytes"),
-            ("Date", DATE),
-            ("ETag", "\"a\""),
-            ("Expires", AFTER),
-            ("Last-Modified", MODIFIED),
-            ("Vary", "Accept-Encoding"),
-            ("X-Other", "1"),
-        ])
-        .unwrap();
-        let names = |fields: &Fields| fields.iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>().join(" ");
-        assert_eq!(
-            names(&fields_of_304(&stored)),
-            "Cache-Control Content-Location Content-Security-Policy Date ETag Expires Vary X-Other"
-        );
-        let mut written = Vec::new();
-        write_fields_of_304(&stored, &mut written);
-        assert_eq!(written, fields_of_304(&stored).as_bytes()[..]);
-        let untagged = stored.without(|name| name == "ETag");
-        assert!(fields_of_304(&untagged).contains("last-modified"), "the only validator of the client's copy");
-    }
-
     proptest! {
         #[test]
         fn a_condition_is_noticed_whatever_its_case(upper in any::<u32>(), which in 0usize..4) {
@@ -404,22 +329,6 @@ mod tests {
             prop_assert!(is_conditional_name(&name));
             let request = Fields::from_pairs([("Accept", "*/*"), (name.as_str(), DATE)]).unwrap();
             prop_assert!(!Preconditions::parse(&request).is_empty());
-        }
-
-        /// Both ways to the fields of a 304 lead to the same bytes.
-        #[test]
-        fn a_304_is_written_as_it_is_made(
-            names in prop::collection::vec(prop::sample::select(&[
-                "content-", "Content-X", "content-type", "Content-Location", "content-security-policy", "ETag", "Trailer",
-                "Content-Security-Policy-Report-Only", "last-modified", "accept-ranges", "Date", "digest", "repr-digest",
-                "transfer-encoding", "a", "Last_Modified",
-            ][..]), 0..8),
-        ) {
-            let stored = Fields::from_pairs(names.iter().map(|name| (name, "a: b"))).unwrap();
-            let mut written = Vec::new();
-            write_fields_of_304(&stored, &mut written);
-            let made = fields_of_304(&stored);
-            prop_assert_eq!(&written[..], &made.as_bytes()[..]);
         }
 
         /// The tag decides alone: a listed tag of the response is a 304 to `If-None-Match`, whatever stands around it.

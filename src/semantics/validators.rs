@@ -1,5 +1,6 @@
 //! Validators of a response: entity tags and dates of last change (RFC 9110 section 8.8).
 
+use super::not_modified::LinesOf304;
 use crate::fields::Fields;
 
 /// An entity tag as it stands in a header (RFC 9110 section 8.8.3).
@@ -135,7 +136,8 @@ impl<'a> Validators<'a> {
     }
 }
 
-/// The validators of a stored response in 32 bytes, so that a hit compares them without reading its header again.
+/// The validators of a stored response in 40 bytes, so that a hit compares them without reading its header again; and which
+/// of its lines the answer has when they are equal.
 ///
 /// The entity tag is a place in the header block from which they were made; fields may be added behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +149,10 @@ pub struct StoredValidators {
     /// 0: there is none. A tag longer than 65,535 bytes counts as none.
     entity_tag_length: u16,
     last_modified_is_strong: bool,
+    lines_of_304: LinesOf304,
 }
+
+const _: () = assert!(size_of::<StoredValidators>() == 40, "every entry has this");
 
 impl StoredValidators {
     /// Prepares the validators of a response when its entry is made; see [`Validators::of`].
@@ -168,6 +173,7 @@ impl StoredValidators {
             entity_tag_start,
             entity_tag_length,
             last_modified_is_strong: validators.last_modified_is_strong,
+            lines_of_304: LinesOf304::of(response),
         }
     }
 
@@ -183,14 +189,25 @@ impl StoredValidators {
 
     /// The validators, with the entity tag looked up in `response`, the block they were made from.
     pub fn in_block<'a>(&self, response: &'a Fields) -> Validators<'a> {
-        let start = self.entity_tag_start as usize;
-        let entity_tag = response.as_bytes().get(start..start.saturating_add(usize::from(self.entity_tag_length)));
         Validators {
-            entity_tag: entity_tag.and_then(EntityTag::parse),
+            entity_tag: EntityTag::parse(self.entity_tag_in(response)),
             last_modified_seconds: (self.last_modified_seconds != i64::MIN).then_some(self.last_modified_seconds),
             last_modified_is_strong: self.last_modified_is_strong,
             date_seconds: self.date_seconds,
         }
+    }
+
+    /// The entity tag as it stands in `response`, the block they were made from; empty when there is none that can be read.
+    #[inline]
+    pub fn entity_tag_in<'a>(&self, response: &'a Fields) -> &'a [u8] {
+        let start = self.entity_tag_start as usize;
+        response.as_bytes().get(start..start.saturating_add(usize::from(self.entity_tag_length))).unwrap_or_default()
+    }
+
+    /// Appends the header of a 304 that is made from `response`, the block they were made from.
+    #[inline]
+    pub fn write_fields_of_304(&self, response: &Fields, out: &mut Vec<u8>) {
+        self.lines_of_304.write(response, out);
     }
 }
 
@@ -348,7 +365,7 @@ mod tests {
 
     #[test]
     fn prepared_validators_are_small_and_survive_fields_behind_them() {
-        assert!(size_of::<StoredValidators>() <= 32);
+        assert!(size_of::<StoredValidators>() <= 40);
         let fields = Fields::from_pairs([("X", "y"), ("ETag", "W/\"a\"")]).unwrap();
         let stored = StoredValidators::of(&fields, 7);
         let mut builder = fields.to_builder();

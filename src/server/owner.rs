@@ -85,6 +85,16 @@ impl Owner for CacheOwner {
         self.cache.take_over(&group, &ask, context.asker).await
     }
 
+    async fn replicate(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        let Some(group) = self.groups.load().find(&ask.group).cloned() else {
+            return Err(FetchError::unreachable("this node has no such group"));
+        };
+        if group.keys.target_of(&ask.key).is_none() {
+            return Err(FetchError::unreachable("not a key of this group"));
+        }
+        self.cache.take_replica(&group, &ask, context.asker).await
+    }
+
     async fn permit(&self, group: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
         let Some(group) = self.groups.load().find(group).cloned() else {
             return Err(FetchError::unreachable("this node has no such group"));

@@ -272,21 +272,28 @@ impl<V: Stored> Store<V> {
     /// Freshness is the caller's: a stale entry is found too.
     #[inline]
     pub fn find(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
+        self.find_with(key, |value, role| (Arc::clone(value), role))
+    }
+
+    /// As [`find`](Self::find), with what `look` makes of the value, so that a part of it can be had without the whole. A lock
+    /// is held meanwhile.
+    #[inline]
+    pub fn find_with<T>(&self, key: &HashedKey<'_>, look: impl FnOnce(&Arc<V>, Role) -> T) -> Option<T> {
         let shard = self.index.read(key.hash());
-        let found = shard.find(key).map(|slot| {
-            slot.touch();
-            (Arc::clone(&slot.value), slot.role, slot.node)
-        });
-        drop(shard);
-        let Some((value, role, node)) = found else {
+        let Some(slot) = shard.find(key) else {
+            drop(shard);
             self.lookups.count(key, LOOKUP_MISS);
             return None;
         };
+        slot.touch();
+        let (role, node) = (slot.role, slot.node);
+        let seen = look(&slot.value, role);
+        drop(shard);
         self.lookups.count(key, role as usize);
         if self.lru.load(Ordering::Relaxed) {
             self.touch_in_order(key, node);
         }
-        Some((value, role))
+        Some(seen)
     }
 
     /// As [`find`](Self::find), if `wanted` makes something of the value; otherwise nobody notices, as with

@@ -91,7 +91,7 @@ async fn statistics_have_the_documented_names_and_add_up() {
     let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(
         names(&stats),
-        "config connections fleet flights flights_oldest_seconds groups memory purge rejects self state uptime_seconds version"
+        "config connections fleet flights flights_oldest_seconds groups memory purge rejects replicas self state uptime_seconds version"
     );
     assert_eq!(names(&stats["config"]), "last_error loaded_at sha256");
     assert_eq!(names(&stats["memory"]), "limit_bytes resident_bytes used_bytes");

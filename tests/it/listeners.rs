@@ -331,3 +331,23 @@ async fn a_client_that_does_not_read_gets_each_answer_once() {
     assert_eq!(client.answer().await.status(), 404);
     assert!(client.is_closed().await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_counts_its_hops_goes_as_far_as_it_may() {
+    let origin = Origin::start().await;
+    origin.on("/x", Reply::ok("far"));
+    let node = Setup::group(&format!("origin: '{}'", origin.url())).start();
+    let ask = async |left: &str| {
+        let mut client = node.connect().await;
+        client.send(format!("OPTIONS /x HTTP/1.1\r\nHost: h\r\nMax-Forwards: {left}\r\n\r\n")).await;
+        client.answer().await
+    };
+    for (left, then) in [("3", "2"), ("1", "0"), ("x", "x"), ("+1", "+1")] {
+        assert_eq!(ask(left).await.text(), "far");
+        assert_eq!(origin.last("/x").field("max-forwards"), Some(then));
+    }
+    let answer = ask("0").await;
+    assert_eq!((answer.status(), answer.text().as_str()), (200, ""));
+    assert!(answer.head.field("allow").is_some_and(|methods| methods.contains("GET")));
+    assert_eq!(origin.requests("/x"), 4);
+}

@@ -18,6 +18,7 @@ mod fleet;
 mod fuzz_corpus;
 mod go;
 mod history;
+mod hot;
 mod interim;
 mod limits;
 mod listeners;

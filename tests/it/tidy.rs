@@ -13,9 +13,9 @@ const LAYERS: &[(&str, &str)] = &[
     // The endpoints report what the composition holds, and the composition puts them on the listeners.
     ("composition", "server+admin"),
     ("edges, in and out", "edge peer origin"),
-    ("decisions", "cache+fill+following+hop+invalidate+purging+renewal+warm"),
+    ("decisions", "cache+fill+following+hop+invalidate+purging+renewal+replicas+warm"),
     ("what decisions stand on", "parts permits slot"),
-    ("mechanism and data", "entry fences fleet flight group remembered store"),
+    ("mechanism and data", "entry fences fleet flight group heat remembered store"),
     ("the seam", "source"),
     ("rules of HTTP", "freshness purge semantics logging"),
     ("leaves", "clock config fields key membership memory ring samples stats"),
@@ -169,7 +169,8 @@ fn the_readme_names_what_there_is() {
     let makefile = read(&root().join("Makefile"));
     for (at, _) in readme.match_indices("make ") {
         let in_code = readme[..at].ends_with(['`', '\n']) || readme[..at].ends_with("    ");
-        let target: String = readme[at + 5..].chars().take_while(char::is_ascii_lowercase).collect();
+        let is_in_name = |letter: &char| letter.is_ascii_lowercase() || *letter == '-';
+        let target: String = readme[at + 5..].chars().take_while(is_in_name).collect();
         assert!(!in_code || makefile.contains(&format!("\n{target}: ")), "README.md: make {target} is no target");
     }
 }

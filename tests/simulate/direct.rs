@@ -130,6 +130,12 @@ impl fleet::Peer for DirectPeer {
         self.back(&host, answer).await
     }
 
+    async fn replicate(&self, ask: &Ask) -> Result<(), FetchError> {
+        let host = self.there().await?;
+        let answer = host.owner.replicate(ask.clone(), self.context()).await;
+        self.back(&host, answer).await
+    }
+
     async fn peek(&self, ask: &Ask) -> Result<Option<Fetched>, FetchError> {
         let host = self.there().await?;
         let context = AskContext { have: EntryId::default(), ..self.context() };

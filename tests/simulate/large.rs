@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::chart::{Panel, Phase, svg};
 use crate::clients::{Got, get};
-use crate::network::{Delays, Place};
-use crate::node::{Asked, Links};
-use crate::origin::{Kind, Manners, version_in};
+use crate::network::Place;
+use crate::node::Asked;
+use crate::origin::{Kind, version_in};
 use crate::world::{Setting, World};
 
 /// What is counted, second by second.
@@ -42,23 +42,7 @@ impl Asked for Counts {
 /// Runs a fleet of `nodes` and returns a report in words and the chart.
 pub async fn run(seed: u64, nodes: usize) -> (String, String) {
     let counts = Arc::new(Counts::default());
-    let setting = Setting {
-        seed,
-        nodes,
-        delays: Delays { usual: 200..1500, late_percent: 0, late: 0..1 },
-        manners: Manners {
-            head_milliseconds: 80..120,
-            slow_percent: 0,
-            fail_percent: 0,
-            break_percent: 0,
-            records: false,
-            at_once_max: None,
-        },
-        memory_bytes: 16 << 20,
-        limit: None,
-        links: Links::Calls,
-        traced: false,
-    };
+    let setting = Setting::calm(seed, nodes, 80..120);
     let world = World::heard_by(setting, Some(counts.clone()));
     let phases = [
         Phase { name: "warming up", from: 0, to: WARM },

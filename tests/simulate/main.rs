@@ -14,6 +14,7 @@
 mod chart;
 mod clients;
 mod direct;
+mod hot;
 mod invariants;
 mod large;
 mod network;
@@ -35,6 +36,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::origin::Kind;
 use crate::script::Report;
 
 fn main() -> ExitCode {
@@ -52,10 +54,14 @@ fn main() -> ExitCode {
         PANICS.with(|panics| panics.set(panics.get() + 1));
         usual(panic);
     }));
-    match (options.races, options.fleet) {
-        (Some(count), _) => races(&options, count),
-        (None, Some(nodes)) => large_fleet(&options, nodes),
-        (None, None) => scenarios(&options),
+    match (options.races, options.fleet, options.hot) {
+        (Some(count), ..) => races(&options, count),
+        (None, Some(nodes), _) => large_fleet(&options, nodes),
+        (None, None, Some(nodes)) if hot_key(&options, nodes) => ExitCode::SUCCESS,
+        (None, None, Some(_)) => ExitCode::FAILURE,
+        // A single seed is wanted for itself.
+        (None, None, None) if !options.verbose && !hot_key(&options, options.nodes) => ExitCode::FAILURE,
+        (None, None, None) => scenarios(&options),
     }
 }
 
@@ -78,6 +84,8 @@ struct Options {
     fleet: Option<usize>,
     /// Nothing more is run once a promise was broken.
     first_broken: bool,
+    /// A fleet of so many nodes of which half of all requests want one key instead.
+    hot: Option<usize>,
     /// Show what happened, broken or not.
     verbose: bool,
 }
@@ -94,6 +102,7 @@ impl Options {
             races: None,
             fleet: None,
             first_broken: false,
+            hot: None,
             verbose: false,
         };
         let mut arguments = arguments.peekable();
@@ -109,6 +118,7 @@ impl Options {
                 "--nodes" => options.nodes = number()?.clamp(1, 16) as usize,
                 "--steps" => options.steps = number()? as usize,
                 "--fleet" => options.fleet = Some(number()? as usize),
+                "--hot" => options.hot = Some(number()? as usize),
                 "--races" => options.races = Some(number()?),
                 "--show" => trace::SHOWN.store(true, Ordering::Relaxed),
                 "--first-broken" => options.first_broken = true,
@@ -250,6 +260,21 @@ fn large_fleet(options: &Options, nodes: usize) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// One key with half of all traffic, which never expires or does so every two seconds.
+fn hot_key(options: &Options, nodes: usize) -> bool {
+    let mut kept = true;
+    for kind in [Kind::Long, Kind::Short] {
+        let outcome = runtime().block_on(hot::run(options.first, nodes, kind));
+        println!("{}", outcome.report);
+        // In larger fleets it is other keys, of which a node owns a few more than another, that make one busy.
+        kept &= outcome.failed == 0 && (nodes > SMALL_FLEET || outcome.busiest <= BUSIEST_MAX);
+    }
+    if !kept {
+        println!("a node works more than {BUSIEST_MAX} times the mean, or requests failed");
+    }
+    kept
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
 }
@@ -290,6 +315,9 @@ fn show(options: &Options, report: &Report) {
     println!("     again: {}", options.command(report.seed));
 }
 
+/// Of the mean work of all nodes.
+const BUSIEST_MAX: f64 = 1.25;
+const SMALL_FLEET: usize = 16;
 /// So many broken seeds are shown in full.
 const SHOWN_MAX: usize = 3;
 const RACES_PER_SEED: u64 = 1000;

@@ -246,6 +246,10 @@ impl Owner for NodeOwner {
         self.cache.take_over(&self.group, &ask, context.asker).await
     }
 
+    async fn replicate(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        self.cache.take_replica(&self.group, &ask, context.asker).await
+    }
+
     async fn permit(&self, _: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
         self.cache.grant_permit(&self.group, purpose, context.asker).await
     }

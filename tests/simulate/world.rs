@@ -1,6 +1,7 @@
 //! All that one run consists of: nodes, network, origin, and the journal by which the promises are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -114,6 +115,29 @@ pub struct Setting {
     pub links: Links,
     /// Write down what happens.
     pub traced: bool,
+}
+
+impl Setting {
+    /// Many nodes where nothing goes wrong by itself, and an origin that takes so long for a head.
+    pub fn calm(seed: u64, nodes: usize, head_milliseconds: Range<u64>) -> Self {
+        Setting {
+            seed,
+            nodes,
+            delays: Delays { usual: 200..1500, late_percent: 0, late: 0..1 },
+            manners: Manners {
+                head_milliseconds,
+                slow_percent: 0,
+                fail_percent: 0,
+                break_percent: 0,
+                records: false,
+                at_once_max: None,
+            },
+            memory_bytes: 16 << 20,
+            limit: None,
+            links: Links::Calls,
+            traced: false,
+        }
+    }
 }
 
 impl World {

@@ -123,7 +123,8 @@ async fn a_confirmation_of_another_body_is_no_answer() {
     let peers: Vec<_> = (0..3).map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
     let links = (0..3).map(|peer| {
         let (to, cut, carried) = (fleet.nodes[peer].clone(), Arc::default(), Arc::default());
-        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, deaf: Arc::default(), carried };
+        let (leaving, deaf) = (Arc::default(), Arc::default());
+        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, leaving, deaf, carried };
         (peer != other).then(|| Arc::new(Liar(Arc::new(link))) as Arc<dyn crate::fleet::Peer>)
     });
     let ring = Ring::new(RingKind::Groupcache, 50, &peers);
@@ -189,4 +190,36 @@ async fn a_weak_date_stays_weak_over_the_hop() {
             assert_eq!(validators.last_modified_is_strong, strong, "node {node}, dated {dated}");
         }
     }
+}
+
+/// A herd at every node: the readers have the stale copy at once, and one refresh goes to the origin behind them.
+#[tokio::test]
+async fn a_stale_popular_key_is_refreshed_once_in_the_fleet_while_all_read_the_copy() {
+    let fleet = TestFleet::new(3);
+    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60"), ("ETag", "\"1\"")];
+    fleet.origin.on("/a", Script::status(200, fields, "old"));
+    for node in &fleet.nodes {
+        for _ in 0..6 {
+            node.ask("a").await;
+        }
+        assert_eq!(node.ask("a").await, "hit 200 old", "each has it in memory");
+    }
+    fleet.advance(61);
+    let gate = Gate::new();
+    fleet.origin.on("/a", Script::new().hold(&gate).then_head(200, fields, Some(3)).chunk("new"));
+    // No answer waits for the gate.
+    let herd = fleet.nodes.iter().flat_map(|node| (0..20).map(move |_| node.ask("a")));
+    for answer in futures_join(herd).await {
+        assert_eq!(answer, "stale 200 old");
+    }
+    fleet.origin.arrived("/a", 2).await;
+    gate.open();
+    for node in &fleet.nodes {
+        node.settle().await;
+    }
+    for node in &fleet.nodes {
+        let answer = node.ask("a").await;
+        assert!(answer.ends_with(" 200 new") && !answer.starts_with("stale"), "{answer}");
+    }
+    assert_eq!(fleet.origin.asked("/a"), 2);
 }

@@ -49,7 +49,7 @@ enum Behaviour {
 }
 
 /// What the keys are like: fields beside date and validators.
-const KEYS: [(&str, &[(&str, &str)], Validator); 7] = [
+const KEYS: [(&str, &[(&str, &str)], Validator); 8] = [
     ("tagged", &[("Cache-Control", "max-age=60")], Validator::Tag),
     ("dated", &[("Cache-Control", "max-age=30, stale-while-revalidate=20")], Validator::Date),
     ("varying", &[("Cache-Control", "max-age=60"), ("Vary", "Accept-Encoding")], Validator::Tag),
@@ -57,6 +57,11 @@ const KEYS: [(&str, &[(&str, &str)], Validator); 7] = [
     ("unstored", &[("Cache-Control", "no-store")], Validator::Tag),
     ("strict", &[("Cache-Control", "max-age=10, must-revalidate")], Validator::Tag),
     ("checked", &[("Cache-Control", "no-cache")], Validator::Tag),
+    (
+        "named",
+        &[("Cache-Control", "max-age=20, no-cache=\"X-Version\", private=x-own"), ("X-Own", "1")],
+        Validator::Tag,
+    ),
 ];
 
 #[derive(Clone, Copy)]
@@ -192,6 +197,7 @@ impl Side {
                     from: node.cache.incarnation(),
                     to: to.clone(),
                     cut: Arc::default(),
+                    leaving: Arc::default(),
                     deaf: Arc::default(),
                     carried: Arc::default(),
                 };

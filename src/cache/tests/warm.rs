@@ -95,6 +95,24 @@ async fn a_node_that_leaves_hands_over_and_takes_back_when_it_returns() {
     }
 }
 
+/// The second step of a rolling restart.
+#[tokio::test]
+async fn a_node_that_has_started_asks_who_stood_in_for_it_even_when_that_one_is_leaving() {
+    let fleet = loaded(3, 3).await;
+    let group = fleet.nodes[2].group.clone();
+    fleet.nodes[2].cache.hand_over(|_| Some(group.clone())).await;
+    fleet.nodes[2].cache.store.clear(GroupId(0));
+    fleet.nodes[2].cache.warm_up();
+    fleet.leaving[1].store(true, Ordering::SeqCst);
+    let owned = (0..KEYS).filter(|key| fleet.owner(&key.to_string()) == 2);
+    let stood_in: Vec<_> = owned.filter(|key| fleet.places(&key.to_string()).starts_with("-M")).collect();
+    assert!(!stood_in.is_empty());
+    for key in stood_in {
+        assert!(fleet.nodes[2].ask(&key.to_string()).await.ends_with(&format!("200 body {key}")));
+    }
+    assert_eq!(fleet.origin.asks().len(), KEYS);
+}
+
 #[tokio::test]
 async fn nobody_takes_over_what_another_one_owns() {
     let fleet = loaded(3, 3).await;

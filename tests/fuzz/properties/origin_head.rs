@@ -73,6 +73,10 @@ fn line_ends_do_not_count(head: &Head, block: &[u8], wire: Wire, asked: Asked) {
         text.push(b'\n');
         text
     });
+    // What is left of two carriage returns would become a line end itself.
+    if bare.contains(&b'\r') {
+        return;
+    }
     assert_eq!(from_block(&bare, head.status, wire, asked).as_ref(), Ok(head));
 }
 
