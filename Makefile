@@ -4,9 +4,10 @@
 #   make test         all tests
 #   make simulate     a fleet under a simulated network and clock: SEEDS=n runs, or SEED=s again; NODES= STEPS=
 #   make simulate-nightly  the same with 10,000 seeds; make simulate-races: a million small races of purges
+#   make simulate-planted  plants known bugs, one at a time, and tells which seed finds each
 #   make simulate-fleet    a thousand nodes through churn and a rolling restart, with a chart
 #   make simulate-hot      one key with half of all requests, NODES=200
-#   make history      reads and invalidations on real nodes for MINUTES, and the check of their history
+#   make history      reads and purges on real nodes for MINUTES, and the check of their history
 #   make check        formatting, lints, documentation; warnings are errors
 #   make bench        the figures of benches/README.md
 #   make instructions compares instruction counts with the recorded ones
@@ -51,13 +52,17 @@ simulate-fleet: build-tools
 simulate-hot: build-tools
 	$(CARGO) test --locked --profile simulate --test simulate -- --hot $(or $(NODES),200)
 
-# Reads, changes and invalidations on real processes, and the check of what was seen.
+# Reads, changes and purges on real processes, and the check of what was seen.
 history: test-tools
 	HISTORY_MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test it -- history --nocapture
 
 # Small interleavings of purges with fills and hot copies, without time; a thousand for each seed.
 simulate-races: build-tools
 	$(CARGO) test --locked --profile simulate --test simulate -- --races $(or $(COUNT),1000000) $(call option,SEED)
+
+# In a copy of the tree, for which everything is built once more; see tests/simulate/README.md.
+simulate-planted: build-tools
+	tests/simulate/planted/run
 
 check: check-tools
 	$(CARGO) fmt --check
@@ -104,5 +109,5 @@ release: build-tools
 build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools:
 	@.ci/tools $(@:-tools=)
 
-.PHONY: help demo test simulate simulate-nightly simulate-races simulate-fleet simulate-hot history check bench instructions compare fleet-figures fuzz conformance release \
+.PHONY: help demo test simulate simulate-nightly simulate-races simulate-planted simulate-fleet simulate-hot history check bench instructions compare fleet-figures fuzz conformance release \
 	build-tools check-tools test-tools bench-tools instructions-tools compare-tools fuzz-tools conformance-tools

@@ -228,6 +228,8 @@ impl Cache {
             }
             own = self.receive_purges(Notice::clone(&notice)).await.entries.iter().map(|(_, entries)| entries).sum();
         } else {
+            // Who has left is not waited for; should it come back, it hears of everything when it is connected.
+            self.spread.couriers.lock().retain(|url, _| fleet.peer(url).is_some());
             let targets = request.targets.into_iter().map(Arc::new).collect();
             let position = self.purges.accept(targets, request.soft, self.now().monotonic);
             sequence = position.sequence;

@@ -4,9 +4,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use groupcache_proxy::cache::Cache;
 use groupcache_proxy::clock::{Clock, Now, SystemClock};
 use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
 use groupcache_proxy::edge::response::{FieldRules, Response};
+use groupcache_proxy::entry::{Body, Entry};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
 use groupcache_proxy::freshness::{
@@ -15,7 +17,12 @@ use groupcache_proxy::freshness::{
 use groupcache_proxy::key::{GroupId, HashedKey};
 use groupcache_proxy::memory::{Charge, Ledger};
 use groupcache_proxy::peer::protocol::{self, FRAME_BYTES_MAX, FrameReader, Head, Message, Question, QuestionKind};
+use groupcache_proxy::purge::{Tags, Target as PurgeTarget};
+use groupcache_proxy::purging::PurgeRequest;
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
+use groupcache_proxy::semantics::validators::StoredValidators;
+use groupcache_proxy::semantics::variant::{VariantKey, VaryRule};
+use groupcache_proxy::slot::Slot;
 use groupcache_proxy::source::{Ask, EntryId, Hop, Method};
 use groupcache_proxy::store::{Role, Settings, Store, Stored};
 use tokio::runtime::{Builder, Runtime};
@@ -50,8 +57,8 @@ pub const OPERATIONS: [Operation; 22] = [
     Operation { name: "ring/owner of a hash", prepare: ring_owner_of_hash },
     Operation { name: "store/find", prepare: store_find },
     Operation { name: "store/insert while another gives way", prepare: store_insert },
-    Operation { name: "purge/tag of 1000, a 200th, among 12000", prepare: || purge_by_tag(12) },
-    Operation { name: "purge/tag of 1000, a 200th, among 1000000", prepare: || purge_by_tag(1000) },
+    Operation { name: "purge/tag of 1000, a 2000th, among 10000", prepare: || purge_by_tag(10) },
+    Operation { name: "purge/tag of 1000, a 2000th, among 1000000", prepare: || purge_by_tag(1000) },
     Operation { name: "freshness/verdict", prepare: freshness_verdict },
     Operation { name: "freshness/verdict, parsing the stored fields", prepare: freshness_verdict_parsing },
     Operation { name: "entry to wire", prepare: entry_to_wire },
@@ -214,41 +221,53 @@ fn freshness() -> (Freshness, Now) {
     (Freshness::of_ours(std::time::Duration::from_secs(3600), now), now)
 }
 
-/// Objects of 1,000 each with one tag of `tags`; what is purged does not come back, so that only purging counts.
+/// A purge by tag of 1,000 of the objects in a cache that holds 1,000 for each of `tags` tags. What is purged does not come back,
+/// so that only purging counts: a short run purges nothing, and a long one purges one tag.
 fn purge_by_tag(tags: u64) -> Run {
-    struct Tagged(u64, Charge);
-    impl Stored for Tagged {
-        fn charged_bytes(&self) -> usize {
-            self.1.bytes()
-        }
-        fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
-            give(&self.0.to_le_bytes());
-        }
-    }
-    let store = Store::new(Ledger::new(1 << 30), &Settings::default(), None);
+    let store = Store::new(Ledger::new(4 << 30), &Settings::default(), None);
+    let cache = Cache::new(store.clone(), Arc::new(SystemClock), 1);
+    let (freshness, fields) = (freshness().0, Fields::from_pairs([("ETag", "\"1\"")]).expect("well-formed"));
     for number in 0..tags * 1000 {
-        let object = Arc::new(Tagged(number % tags, store.ledger().charge(100)));
+        let entry = Arc::new(Entry {
+            id: EntryId { incarnation: 1, fill: number },
+            body_id: EntryId { incarnation: 1, fill: number },
+            status: 200,
+            fields: fields.clone(),
+            freshness,
+            validators: StoredValidators::of(&fields, 0),
+            sent: Fields::empty(),
+            tags: Tags::new([&tag(number % tags)[..]]),
+            body: Body::gather(&[Bytes::from_static(b"x")]),
+            charge: store.ledger().charge(400),
+        });
+        let slot = Arc::new(Slot::with(None, VaryRule::None, VariantKey::default(), entry, 4));
         let key = format!("thumbnails/{number:08x}.jpg");
-        store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), object);
+        store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), slot);
     }
+    let runtime = runtime();
+    // The first purge of all sets up what the later ones find; no object has this tag.
+    runtime.block_on(cache.purge_everywhere(purge_of(b"nothing")));
     let mut next = 0;
     Box::new(move |count| {
-        for _ in 0..count / 200 {
-            let (tag, mut place) = (next % tags, None);
+        for _ in 0..count / PURGE_SHARE {
+            let receipt = runtime.block_on(cache.purge_everywhere(purge_of(&tag(next % tags))));
+            assert_eq!(receipt.entries, 1000);
             next += 1;
-            loop {
-                let (keys, after) = store.keys_with_tag(None, &tag.to_le_bytes(), place);
-                for (group, key) in keys {
-                    black_box(store.remove(&HashedKey::new(group, &key)));
-                }
-                match after {
-                    Some(_) => place = after,
-                    None => break,
-                }
-            }
         }
     })
 }
+
+fn tag(number: u64) -> Vec<u8> {
+    format!("article-{number}").into_bytes()
+}
+
+fn purge_of(tag: &[u8]) -> PurgeRequest {
+    let targets = vec![PurgeTarget::Tag(None, Bytes::copy_from_slice(tag))];
+    PurgeRequest { targets, timeout: std::time::Duration::from_secs(5), ..PurgeRequest::default() }
+}
+
+/// Of so many operations one purges: of 200 none, of 2,200 one.
+const PURGE_SHARE: u64 = 2000;
 
 fn freshness_verdict() -> Run {
     let (freshness, now) = freshness();

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::network::Place;
 use crate::node::Node;
 use crate::origin::{HEAD_MAX, Kind, SHORT_LIFETIME, text, version_in};
+use crate::purges::Floor;
 use crate::trace::event;
 use crate::world::{FaultKind, PEER_MAX, World};
 
@@ -34,7 +35,7 @@ pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
     if node.is_dead() {
         return false;
     }
-    let (begun, floor) = (Instant::now(), world.journal.floor(&key));
+    let (begun, floor) = (Instant::now(), world.journal.floor(node.incarnation, &key));
     world.journal.client_asks(node.incarnation, &key);
     event!(world.trace, "client asks node {place} for {}", text(&key));
     let got = tokio::time::timeout(HANG, get(&node, &key)).await;
@@ -104,7 +105,7 @@ async fn read(mut fetched: Fetched, outcome: &'static str) -> Got {
     }
 }
 
-fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: u64, got: Got) -> bool {
+fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: Floor, got: Got) -> bool {
     let (trace, journal) = (&world.trace, &world.journal);
     let ended = Instant::now();
     let faults = journal.faults_between(begun, ended);
@@ -149,8 +150,8 @@ fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: u64, g
         return false;
     };
     event!(trace, "node {place} answers {} with version {version} ({outcome})", text(key));
-    if version < floor {
-        let detail = format!("{} at node {place}: version {version} after a purge of {floor}", text(key));
+    if !floor.allows(version, troubled) {
+        let detail = format!("{} at node {place}: version {version} after purges of {floor:?}", text(key));
         trace.broken("nothing older than a purge", detail);
     }
     if Kind::of(key) == Kind::Short && !troubled {

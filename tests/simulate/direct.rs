@@ -9,7 +9,7 @@ use groupcache_proxy::fleet::{self, PurgeFailure, Purpose};
 use groupcache_proxy::peer::client::Timeouts;
 use groupcache_proxy::peer::{AskContext, Owner};
 use groupcache_proxy::purge::{Notice, Reply};
-use groupcache_proxy::source::{Ask, BodyStream, Deaf, EntryId, FetchError, Fetched, Source};
+use groupcache_proxy::source::{Aside, Ask, BodyStream, Deaf, EntryId, FetchError, Fetched, ReadyBody, Source, Whole};
 use parking_lot::Mutex;
 
 use crate::network::{Network, Place};
@@ -92,8 +92,24 @@ impl DirectPeer {
 #[async_trait]
 impl Source for DirectPeer {
     async fn fetch(&self, ask: &Ask) -> Result<Fetched, FetchError> {
+        self.fetch_with(ask, Aside::default()).await
+    }
+
+    async fn fetch_with(&self, ask: &Ask, aside: Aside<'_>) -> Result<Fetched, FetchError> {
         let host = self.there().await?;
-        let answer = host.owner.get_as_owner(ask.clone(), self.context(), &Deaf).await;
+        let context = AskContext { have: aside.have, ..self.context() };
+        // As the server does it: what memory has whole needs no future.
+        let answer = match host.owner.at_once(ask, &context) {
+            Some(Whole { status, fields, hop, body }) => Ok(Fetched {
+                status,
+                fields,
+                content_length: Some(body.len() as u64),
+                close_delimited: false,
+                hop: Some(hop),
+                body: Box::new(ReadyBody::new([body])),
+            }),
+            None => host.owner.get_as_owner(ask.clone(), context, &Deaf).await,
+        };
         let mut fetched = self.back(&host, answer).await?;
         fetched.body = Box::new(DirectBody { body: fetched.body, alive: host.alive });
         Ok(fetched)

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::clients;
 use crate::node::Node;
 use crate::origin::{Ended, Fetch, Kind, SHORT_LIFETIME, text};
-use crate::script::PATIENCE;
+use crate::script::{PATIENCE, RECONNECTED};
 use crate::trace::event;
 use crate::world::{Fault, FaultKind, Purge, World};
 
@@ -67,6 +67,40 @@ pub async fn quiescent(world: &World) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Connections that begin anew: every purge that some living node knows, all of them know then, whoever accepted it. And what
+/// is purged again and again is kept once.
+pub async fn purges_known(world: &World) {
+    for node in 0..world.size() {
+        (0..node).for_each(|other| world.network.cut(node, other));
+    }
+    let deadline = Instant::now() + RECONNECTED;
+    let unknown = || {
+        let known: Vec<_> = world.living().iter().map(|node| (node.place, node.cache.purges_known().vector)).collect();
+        let lacking = known.iter().find_map(|(place, vector)| {
+            let (other, lacks) = known.iter().find(|(_, other)| !vector.contains_all(other))?;
+            Some(format!("node {place} knows {vector:?}, and node {other} {lacks:?}"))
+        });
+        lacking.or_else(|| {
+            let waiting = world.living().into_iter().find(|node| node.cache.purges_accepted().1 > 0)?;
+            Some(format!("node {} waits for somebody to confirm", waiting.place))
+        })
+    };
+    while let Some(detail) = unknown() {
+        if Instant::now() > deadline {
+            return world.trace.broken("who is connected again knows all purges", detail);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (targets, bytes) = world.journal.targets();
+    for node in world.living() {
+        let charged = node.cache.purges_charged_bytes();
+        if charged > targets * RECORD_BYTES_MAX + bytes {
+            let detail = format!("node {} keeps {charged} bytes of {targets} targets", node.place);
+            world.trace.broken("purges do not pile up", detail);
         }
     }
 }
@@ -129,7 +163,7 @@ fn by_each_node(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge])
 fn by_the_fleet(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge], faults: &[Fault], allowed: Loads) {
     let good = |fetch: &&Fetch| !matches!(fetch.ended, Some((_, Ended::Failed | Ended::Abandoned)));
     let loads = fetches.iter().filter(good).count();
-    let purged = purges.iter().filter(|purge| purge.key == *key).count();
+    let purged = purges.iter().filter(|purge| purge.is_of(key)).count();
     let lives: usize = faults
         .iter()
         .map(|fault| match fault.what {
@@ -155,12 +189,14 @@ fn by_the_fleet(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge],
 fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, limited: bool) -> bool {
     purges.iter().any(|purge| {
         let lag = PURGE_LAG + if limited { PATIENCE } else { Duration::ZERO };
-        purge.key == *key && purge.begun <= to && purge.acknowledged.is_none_or(|at| at + lag >= from)
+        purge.is_of(key) && purge.begun <= to && purge.acknowledged.is_none_or(|at| at + lag >= from)
     })
 }
 
 /// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
 const PURGE_LAG: Duration = Duration::from_secs(15);
+/// What remembering a target may take beside its value.
+const RECORD_BYTES_MAX: usize = 400;
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// Fills that nobody reads end after a second; a few may follow one another.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);

@@ -20,6 +20,8 @@ mod large;
 mod network;
 mod node;
 mod origin;
+mod planted;
+mod purges;
 mod races;
 mod random;
 mod script;
@@ -29,7 +31,7 @@ mod world;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -80,6 +82,8 @@ struct Options {
     races: Option<u64>,
     /// One large fleet of so many nodes instead.
     fleet: Option<usize>,
+    /// Nothing more is run once a promise was broken.
+    first_broken: bool,
     /// A fleet of so many nodes of which half of all requests want one key instead.
     hot: Option<usize>,
     /// Show what happened, broken or not.
@@ -97,6 +101,7 @@ impl Options {
             twice: false,
             races: None,
             fleet: None,
+            first_broken: false,
             hot: None,
             verbose: false,
         };
@@ -116,6 +121,7 @@ impl Options {
                 "--hot" => options.hot = Some(number()? as usize),
                 "--races" => options.races = Some(number()?),
                 "--show" => trace::SHOWN.store(true, Ordering::Relaxed),
+                "--first-broken" => options.first_broken = true,
                 "--twice" => options.twice = true,
                 "--list" => {
                     println!("simulate: test");
@@ -138,8 +144,13 @@ impl Options {
 
 /// Runs all seeds on all processors; the first broken promise is shown with its events.
 fn scenarios(options: &Options) -> ExitCode {
+    if let Some(misfit) = planted::misfit().filter(|_| !options.first_broken) {
+        println!("---- a bug can no longer be planted: {misfit}");
+        return ExitCode::FAILURE;
+    }
     let begun = Instant::now();
     let next = AtomicU64::new(options.first);
+    let is_found = AtomicBool::new(false);
     let reports: Mutex<BTreeMap<u64, Report>> = Mutex::default();
     let end = options.first + options.seeds;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(options.seeds as usize);
@@ -148,10 +159,11 @@ fn scenarios(options: &Options) -> ExitCode {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if seed >= end {
+                    if seed >= end || (options.first_broken && is_found.load(Ordering::SeqCst)) {
                         return;
                     }
                     let report = one(options, seed);
+                    is_found.fetch_or(report.broken.is_some(), Ordering::SeqCst);
                     reports.lock().insert(seed, report);
                 }
             });
@@ -161,6 +173,13 @@ fn scenarios(options: &Options) -> ExitCode {
     let failed: Vec<&Report> = reports.values().filter(|report| report.broken.is_some()).collect();
     for report in failed.iter().take(SHOWN_MAX) {
         show(options, report);
+    }
+    for report in failed.iter().skip(SHOWN_MAX) {
+        let Some(broken) = &report.broken else { continue };
+        println!(
+            "---- seed {} ({:?}): broken promise: {}: {}",
+            report.seed, report.weather, broken.promise, broken.detail
+        );
     }
     if options.verbose {
         for report in reports.values() {

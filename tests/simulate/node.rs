@@ -22,7 +22,7 @@ use groupcache_proxy::peer::{AskContext, KnowsPurges, LocalNode, Owner};
 use groupcache_proxy::purge::{Notice, Reply};
 use groupcache_proxy::ring::{Ring, RingKind, RingPeer};
 use groupcache_proxy::slot::Slot;
-use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, Whole};
 use groupcache_proxy::stats::GroupStats;
 use groupcache_proxy::store::{Settings, Store};
 use parking_lot::Mutex;
@@ -88,7 +88,7 @@ impl Node {
         let source = OriginOf { origin: common.origin.clone(), node: place, incarnation, alive: alive.clone() };
         let group = Arc::new(Group {
             id: GroupId(0),
-            name: "simulated".into(),
+            name: GROUP.into(),
             rules: common.rules.clone(),
             forward: Default::default(),
             variants_max: 4,
@@ -154,7 +154,7 @@ impl Node {
         });
         let ring = ring_of(view);
         self.local.set_ring_id(u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().expect("eight bytes")));
-        let urls = view.iter().map(|peer| format!("http://node-{peer}:8082")).collect();
+        let urls = view.iter().map(|&peer| url_of(peer)).collect();
         let fleet = Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls);
         self.cache.set_fleet(fleet.with_leases(common.strict));
     }
@@ -171,6 +171,15 @@ impl Node {
     }
 }
 
+fn url_of(place: Place) -> String {
+    format!("http://node-{place}:8082")
+}
+
+/// The place of the node with this URL.
+pub fn place_of(url: &str) -> Option<Place> {
+    url.strip_prefix("http://node-")?.strip_suffix(":8082")?.parse().ok()
+}
+
 /// The ring over these nodes. Computing one takes long, and few differ, so all runs of a process share them.
 pub fn ring_of(view: &[Place]) -> Ring {
     static RINGS: Mutex<BTreeMap<Vec<Place>, Ring>> = Mutex::new(BTreeMap::new());
@@ -178,7 +187,7 @@ pub fn ring_of(view: &[Place]) -> Ring {
     rings
         .entry(view.to_vec())
         .or_insert_with(|| {
-            let peers: Vec<_> = view.iter().map(|peer| RingPeer::new(format!("http://node-{peer}:8082"))).collect();
+            let peers: Vec<_> = view.iter().map(|&peer| RingPeer::new(url_of(peer))).collect();
             Ring::new(RingKind::Balanced, 50, &peers)
         })
         .clone()
@@ -225,6 +234,12 @@ impl Owner for NodeOwner {
         self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask), aside).await
     }
 
+    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+        let whole = self.cache.find_for_peer(&self.group, ask, context.have)?;
+        self.asked.asked(self.place, context.asker, &ask.key);
+        Some(whole)
+    }
+
     async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
         Ok(self.cache.peek(&self.group, &Request::from_ask(&self.group, &ask)))
     }
@@ -256,3 +271,6 @@ impl KnowsPurges for NodeOwner {
         self.cache.purges_greeted(reply).await
     }
 }
+
+/// The name of the group that all nodes have.
+pub const GROUP: &str = "simulated";

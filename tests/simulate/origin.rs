@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::network::{Network, ORIGIN, Place};
+use crate::purges::tags_of;
 use crate::random::Random;
 use crate::trace::{Trace, event};
 
@@ -259,7 +260,8 @@ impl Source for OriginOf {
         if !back.is_zero() {
             tokio::time::sleep(back).await;
         }
-        random.jostle(3).await;
+        // Sometimes as long as a purge takes from its beginning to its acknowledgement.
+        random.jostle(if random.percent(20) { 80 } else { 3 }).await;
         network.running(self.node).await;
         if self.is_dead() {
             return Err(FetchError::unreachable("this node is dead"));
@@ -267,8 +269,9 @@ impl Source for OriginOf {
         event!(origin.trace, "origin to node {}: {} version {version}", self.node, text(&ask.key));
         let tag = format!("\"{version}\"");
         let kind = Kind::of(&ask.key);
-        let fields = Fields::from_pairs([("ETag", &tag[..]), ("Cache-Control", kind.cache_control())])
-            .map_err(|_| FetchError::refused(502, "malformed"))?;
+        let tags = tags_of(&ask.key, version);
+        let pairs = [("ETag", &tag[..]), ("Cache-Control", kind.cache_control()), ("Surrogate-Key", &tags)];
+        let fields = Fields::from_pairs(pairs).map_err(|_| FetchError::refused(502, "malformed"))?;
         let mut fetched = Fetched {
             status: 200,
             fields,

@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::group::Limit;
-use groupcache_proxy::purge::Target;
-use groupcache_proxy::purging::{PURGE_TIMEOUT_DEFAULT, PurgeRequest};
+use groupcache_proxy::purging::PURGE_TIMEOUT_DEFAULT;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::clients;
 use crate::invariants::{self, Loads};
 use crate::network::{Delays, ORIGIN, Place};
 use crate::node::Links;
 use crate::origin::{Kind, Manners, text};
+use crate::purges::{self, Aim};
 use crate::trace::{Broken, event};
 use crate::world::{FaultKind, Setting, World};
 
@@ -207,38 +206,27 @@ impl Script {
         event!(self.world.trace, "{} has version {version}", text(key));
     }
 
-    /// Changes a key and tells a node to invalidate it everywhere, as the answer to an unsafe request does.
+    /// Changes a key, and some of those that a purge is about, which a node then carries out.
     fn purge(&mut self, place: Place, key: &Bytes) {
+        let random = &self.world.random;
+        let aim = Aim::some(random, key, &self.keys);
         self.change(key);
-        let (world, key) = (self.world.clone(), key.clone());
+        for other in aim.keys.iter().filter(|other| *other != key) {
+            if random.percent(30) {
+                self.change(other);
+            }
+        }
+        // Somebody has it in a loop.
+        let times = if random.percent(2) { 20 } else { 1 };
+        let patience = Duration::from_millis(random.pick(&[300, 1000, 5000]));
+        // A majority decides when the leases of the others have run out.
+        let patience = if self.world.strict { PURGE_TIMEOUT_DEFAULT } else { patience };
+        let world = self.world.clone();
         self.clients.spawn(async move {
-            let Some(node) = world.node(place) else { return };
-            world.network.running(place).await;
-            if node.is_dead() {
-                return;
+            for _ in 1..times {
+                purges::carry_out(world.clone(), place, aim.clone(), Duration::from_millis(20), false).await;
             }
-            let begun = Instant::now();
-            let version = world.origin.version(&key);
-            let number = world.journal.purge_begins(&key);
-            event!(world.trace, "node {place} purges {} of version {version}", text(&key));
-            if world.strict {
-                let targets = vec![Target::Key(node.group.name.clone(), key.clone())];
-                let request = PurgeRequest { targets, timeout: PURGE_TIMEOUT_DEFAULT, ..PurgeRequest::default() };
-                let receipt = node.cache.purge_everywhere(request).await;
-                world.network.running(place).await;
-                // Whatever went wrong: what is acknowledged holds for everybody.
-                let acknowledged = receipt.complete && !node.is_dead();
-                event!(world.trace, "node {place} has {}purged {}", if acknowledged { "" } else { "not " }, text(&key));
-                world.journal.count(if acknowledged { "purged" } else { "purged in part" });
-                return world.journal.purge_acknowledged(number, acknowledged.then_some(version));
-            }
-            node.cache.invalidate_everywhere(&node.group, vec![key.clone()]).await;
-            world.network.running(place).await;
-            // Who cannot be reached is not told: this kind of invalidation promises nothing then.
-            let lately = begun.checked_sub(RECONNECTED).unwrap_or(begun);
-            let whole = world.journal.faults_between(lately, Instant::now()).is_empty();
-            event!(world.trace, "node {place} has purged {}{}", text(&key), if whole { "" } else { " in part" });
-            world.journal.purge_acknowledged(number, whole.then_some(version));
+            purges::carry_out(world, place, aim, patience, true).await;
         });
     }
 
@@ -262,12 +250,18 @@ impl Script {
         self.faults += 1;
         match kind {
             Weather::Deaths => {
-                if world.node(place).is_none() {
+                if world.node(place).is_none_or(|node| node.local.is_draining()) {
                     return;
                 }
                 let fault = world.journal.fault_begins(FaultKind::Death(place));
-                world.kill(place, random.percent(30));
+                let (leaves, silently) = (random.percent(25), random.percent(30));
+                if !leaves {
+                    world.kill(place, silently);
+                }
                 self.clients.spawn(async move {
+                    if leaves {
+                        world.leave(place).await;
+                    }
                     tokio::time::sleep(lasts).await;
                     world.start(place);
                     world.journal.fault_ends(fault);
@@ -372,6 +366,7 @@ impl Script {
         world.origin.heal();
         invariants::healed(&world, &self.keys).await;
         invariants::quiescent(&world).await;
+        invariants::purges_known(&world).await;
         if !world.strict {
             // Without a lease each request asks anew.
             invariants::loads(&world, self.weather.loads());
@@ -380,7 +375,7 @@ impl Script {
 }
 
 /// After so long a node that was away is connected again, also one that came and went often and was watched for a while.
-const RECONNECTED: Duration = Duration::from_secs(13);
+pub const RECONNECTED: Duration = Duration::from_secs(13);
 /// How long a fleet that starts has no leases.
 const STARTED: Duration = Duration::from_secs(6);
 /// How long a request may wait for its turn at the origin.

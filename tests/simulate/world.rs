@@ -1,6 +1,6 @@
 //! All that one run consists of: nodes, network, origin, and the journal by which the promises are checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use groupcache_proxy::freshness::Rules;
 use groupcache_proxy::group::Limit;
+use groupcache_proxy::purge::Target;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::direct::Hosts;
 use crate::network::{Delays, Network, Place};
 use crate::node::{Asked, Common, Links, Node, ring_of};
 use crate::origin::{Manners, Origin, text};
+use crate::purges::{Aim, Floor};
 use crate::random::Random;
 use crate::trace::{Trace, event};
 
@@ -46,8 +48,10 @@ pub struct Journal {
 struct State {
     faults: Vec<Fault>,
     purges: Vec<Purge>,
-    /// By key, the version that no answer may be older than: it was current when an acknowledged purge was received.
-    floors: BTreeMap<Bytes, u64>,
+    /// By key, what no answer may be older than.
+    floors: BTreeMap<Bytes, Floors>,
+    /// By life that accepted it, what was ever purged.
+    targets: BTreeSet<(u64, Target)>,
     /// By life and key: how many clients asked there, and how often that life asked peers.
     asked: BTreeMap<(u64, Bytes), (u64, u64)>,
     /// All owners that the keys had in some node's view.
@@ -77,12 +81,28 @@ pub enum FaultKind {
     Views,
 }
 
-/// An invalidation of a key.
+/// What acknowledged purges promise of a key.
+#[derive(Default)]
+struct Floors {
+    /// To all clients.
+    everywhere: Floor,
+    /// To those of a life that has confirmed, while others have not.
+    lives: BTreeMap<u64, Floor>,
+}
+
+/// A purge.
 #[derive(Clone, Debug)]
 pub struct Purge {
-    pub key: Bytes,
+    keys: Arc<[Bytes]>,
     pub begun: Instant,
     pub acknowledged: Option<Instant>,
+}
+
+impl Purge {
+    /// Whether it is about the key.
+    pub fn is_of(&self, key: &Bytes) -> bool {
+        self.keys.contains(key)
+    }
 }
 
 /// What a run is made of.
@@ -179,6 +199,16 @@ impl World {
         self.nodes.lock()[place].clone()
     }
 
+    /// What the node at a place sees of the fleet.
+    pub fn view(&self, place: Place) -> Vec<Place> {
+        self.views.lock()[place].clone()
+    }
+
+    /// Who lives at each place.
+    pub fn lives(&self) -> Vec<Option<u64>> {
+        self.nodes.lock().iter().map(|node| node.as_ref().map(|node| node.incarnation)).collect()
+    }
+
     /// The nodes that live.
     pub fn living(&self) -> Vec<Arc<Node>> {
         self.nodes.lock().iter().flatten().cloned().collect()
@@ -193,6 +223,7 @@ impl World {
         let node = Node::start(&self.common, place, 1000 + life, wall_seconds);
         event!(self.trace, "node {place} starts its life {}", node.incarnation);
         node.see(&self.common, &self.views.lock()[place]);
+        node.cache.warm_up();
         self.nodes.lock()[place] = Some(node);
     }
 
@@ -203,6 +234,18 @@ impl World {
         node.die();
         self.common.hosts.leave(place);
         self.network.die(place, silently);
+    }
+
+    /// Lets the node at a place hand over what it has, and then ends its life.
+    pub async fn leave(&self, place: Place) {
+        let Some(node) = self.node(place) else { return };
+        event!(self.trace, "node {place} leaves");
+        node.local.set_draining(true);
+        let group = node.group.clone();
+        let _ = tokio::time::timeout(LEAVING_MAX, node.cache.hand_over(move |_| Some(group.clone()))).await;
+        if !node.is_dead() {
+            self.kill(place, false);
+        }
     }
 
     /// Changes what a node sees of the fleet.
@@ -260,21 +303,29 @@ impl Journal {
         self.state.lock().faults.clone()
     }
 
-    /// A purge is received; returns its number.
-    pub fn purge_begins(&self, key: &Bytes) -> usize {
+    /// A purge is received by a life; returns its number.
+    pub fn purge_begins(&self, life: u64, aim: &Aim) -> usize {
         let mut state = self.state.lock();
-        state.purges.push(Purge { key: key.clone(), begun: Instant::now(), acknowledged: None });
+        state.targets.extend(aim.targets().iter().map(|target| (life, target.clone())));
+        state.purges.push(Purge { keys: aim.keys.clone().into(), begun: Instant::now(), acknowledged: None });
         state.purges.len() - 1
     }
 
-    /// A purge is acknowledged. If it reached everybody, no later answer is older than `floor`.
-    pub fn purge_acknowledged(&self, number: usize, floor: Option<u64>) {
+    /// A purge has its receipt.
+    pub fn purge_ends(&self, number: usize) {
+        self.state.lock().purges[number].acknowledged = Some(Instant::now());
+    }
+
+    /// From now on no answer is older than `floors`: none at all, or none of this life.
+    pub fn raise(&self, life: Option<u64>, floors: &[(Bytes, Floor)]) {
         let mut state = self.state.lock();
-        state.purges[number].acknowledged = Some(Instant::now());
-        let key = state.purges[number].key.clone();
-        if let Some(version) = floor {
-            let floor = state.floors.entry(key).or_default();
-            *floor = version.max(*floor);
+        for (key, floor) in floors {
+            let known = state.floors.entry(key.clone()).or_default();
+            let raised = match life {
+                Some(life) => known.lives.entry(life).or_default(),
+                None => &mut known.everywhere,
+            };
+            *raised = raised.with(*floor);
         }
     }
 
@@ -282,8 +333,15 @@ impl Journal {
     pub fn forget(&self, key: &Bytes) {
         let mut state = self.state.lock();
         state.purges.clear();
+        state.targets.clear();
         state.floors.remove(key);
         state.asked.clear();
+    }
+
+    /// How many targets were purged by each life, equal ones once, and the bytes of all of them.
+    pub fn targets(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.targets.len(), state.targets.iter().map(|(_, target)| target.value().len()).sum())
     }
 
     /// All purges.
@@ -291,9 +349,11 @@ impl Journal {
         self.state.lock().purges.clone()
     }
 
-    /// The version that an answer to a request that arrives now must have at least.
-    pub fn floor(&self, key: &[u8]) -> u64 {
-        self.state.lock().floors.get(key).copied().unwrap_or_default()
+    /// What the answer to a request that this life gets now may not be older than.
+    pub fn floor(&self, life: u64, key: &[u8]) -> Floor {
+        let state = self.state.lock();
+        let Some(floors) = state.floors.get(key) else { return Floor::default() };
+        floors.everywhere.with(floors.lives.get(&life).copied().unwrap_or_default())
     }
 
     /// A client asks a life of a node.
@@ -341,6 +401,9 @@ impl Asked for Journal {
         }
     }
 }
+
+/// How long a node that leaves hands over.
+const LEAVING_MAX: Duration = Duration::from_secs(1);
 
 /// No run but those of large fleets has more nodes.
 const FLEET_MAX: u64 = 16;

@@ -226,6 +226,26 @@ impl Node {
             _ => {}
         }
         signal(self.child.id(), name);
+        if name == "STOP" {
+            self.wait_until_stopped();
+        }
+    }
+
+    /// The kernel stops a process when the thread that it tells gets its turn: until then the other threads go on, and may
+    /// answer what is asked after the signal.
+    fn wait_until_stopped(&self) {
+        let is_stopped = |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("its threads");
+            let mut states =
+                threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+            if states.all(|stat| is_stopped(&stat)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// What does not add up in the statistics of this node, if it lives, has nothing to do, and tells. What was written last
