@@ -19,7 +19,7 @@ use crate::admin::access::{
 };
 use crate::edge::endpoints::{EndpointAnswer, EndpointRequest, EndpointResponse, Endpoints, PREFIX};
 use crate::fields::Fields;
-use crate::peer::go::{Dialect, GoSet, answer_go, deleted_by_go};
+use crate::peer::go::{GoSet, answer_go, deleted_by_go};
 use crate::peer::handshake::is_upgrade;
 use crate::purge::Target;
 use crate::purging::PurgeRequest;
@@ -210,17 +210,18 @@ impl Admin {
     }
 
     /// How long the body of a `PUT` may be: that of a Go peer that may set values, the largest value with its name.
-    fn set_bytes_max(&self, request: &EndpointRequest) -> usize {
+    fn set_bytes_max(&self, request: &EndpointRequest) -> Result<usize, EndpointAnswer> {
         let members = self.node.members.load_full();
-        let Some(fleet) = members.config.as_ref().filter(|fleet| fleet.go.accept_set && request.roles.peers) else {
-            return 0;
+        let (Some(dialect), Some(fleet), true) = (members.dialect(), &members.config, request.roles.peers) else {
+            return Ok(0);
         };
-        let is_fork = members.dialect().is_some_and(Dialect::is_fork);
-        if !is_fork || may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request)).is_err() {
-            return 0;
+        may_ask_as_go_peer(&members.addresses, &fleet.go.allow, &self.caller(request))
+            .map_err(|denied| self.deny(denied))?;
+        if !dialect.is_fork() || !fleet.go.accept_set {
+            return Err(method_not_allowed());
         }
         let largest = self.node.current.load().config.groups.iter().map(|group| group.max_object_bytes).max();
-        usize::try_from(largest.unwrap_or_default()).unwrap_or(usize::MAX).saturating_add(SET_BYTES_BESIDE)
+        Ok(usize::try_from(largest.unwrap_or_default()).unwrap_or(usize::MAX).saturating_add(SET_BYTES_BESIDE))
     }
 
     fn caller<'a>(&self, request: &'a EndpointRequest) -> Caller<'a> {
@@ -271,7 +272,7 @@ impl Endpoints for Admin {
             return Ok(if takes_body { WISH_BYTES_MAX } else { 0 });
         }
         if &request.target[..] != PURGE_TARGET {
-            return Ok(if request.method == "PUT" { self.set_bytes_max(request) } else { 0 });
+            return if request.method == "PUT" { self.set_bytes_max(request).or_else(refusal) } else { Ok(0) };
         }
         if !request.roles.admin {
             return refusal(self.deny(Denied::NotHere));

@@ -233,6 +233,11 @@ async fn go_peers_set_values_only_where_they_may() {
             let answer = send(node.address, "PUT", target, "", &body).await;
             assert_eq!(answer.status(), status, "{ring} {keys} {target} {body:?}: {}", answer.text());
         }
+        // Who is not listed is refused before its body is read.
+        let stranger =
+            send(node.address, "PUT", "/_groupcache/all/a", "X-Forwarded-For: 192.0.2.1\r\n", &set_request("a", "x"))
+                .await;
+        assert!(matches!(stranger.status(), 403 | 404), "{}", stranger.text());
         assert_eq!(text_of(node, "/a").await, text, "{ring} {keys}");
     }
 }
