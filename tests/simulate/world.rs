@@ -222,6 +222,10 @@ impl World {
         self.network.boot(place);
         let node = Node::start(&self.common, place, 1000 + life, wall_seconds);
         event!(self.trace, "node {place} starts its life {}", node.incarnation);
+        if self.strict {
+            // Who finds nobody that remembers all purges begins with one of everything.
+            self.journal.may_purge_everything(node.incarnation);
+        }
         node.see(&self.common, &self.views.lock()[place]);
         node.cache.warm_up();
         self.nodes.lock()[place] = Some(node);
@@ -336,6 +340,11 @@ impl Journal {
         state.targets.clear();
         state.floors.remove(key);
         state.asked.clear();
+    }
+
+    /// A life may purge everything by itself.
+    fn may_purge_everything(&self, life: u64) {
+        self.state.lock().targets.insert((life, Target::Everything));
     }
 
     /// How many targets were purged by each life, equal ones once, and the bytes of all of them.
