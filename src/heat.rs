@@ -1,7 +1,7 @@
 //! How often peers ask this node for the keys that it owns, and which of them are too much for one node.
 //!
 //! Every question of a peer is counted in the sketch of [`crate::store::promote`], which says how often any key was asked for,
-//! roughly and up to a hundred. Only keys that it finds asked for more than [`TRACKED_FROM`] times have a place in the table
+//! roughly and up to a hundred. Only keys that it finds asked for more than `TRACKED_FROM` times have a place in the table
 //! here, where their rate is exact to a second: of bounded size, and no lock for all the others.
 //!
 //! A key is *hot* when its questions are more than a node's fair share: more than [`RATE_MIN`] a second, and more than one in
