@@ -185,14 +185,7 @@ impl Cache {
             hop: Some(hop),
             body: Box::new(ReadyBody::new([value])),
         };
-        let request = Request {
-            key: key.clone(),
-            method: Method::Get,
-            forwarded: Fields::empty(),
-            authorization: false,
-            directives: RequestDirectives::default(),
-            range: None,
-        };
+        let request = Request::plain(key.clone());
         let (reader, fill) = self.flights.alone(self.flight_of_key(group, &key));
         let filling =
             Filling { cache: self.clone(), group: group.clone(), request, basis: Basis::Nothing, asked, peeks: false };

@@ -13,7 +13,8 @@ use crate::config::parse_duration;
 #[command(after_help = "Examples:\n  groupcache-proxy purge http://127.0.0.1:8080/thumbnails/dawn.png\n  \
                         groupcache-proxy purge --group thumbnails --prefix 2026/ --dry-run\n  \
                         groupcache-proxy purge --tag article-17 --soft\n\n\
-                        Exit code 0: every member of the fleet confirmed. 3: some did not yet; they are told until they do.")]
+                        Exit code 0: every member of the fleet confirmed, or cannot answer from memory (fleet.partition: strict).\n\
+                        3: some did not confirm yet; they are told until they do.")]
 pub(super) struct Arguments {
     /// URLs (or, with --group, keys) of single objects
     #[arg(value_name = "TARGET")]
@@ -82,8 +83,13 @@ fn timeout(text: &str) -> Result<Duration, String> {
 fn question(arguments: &Arguments) -> Result<Value, Failure> {
     let Arguments { targets, group, prefix, tag, path, all, soft, dry_run, timeout, .. } = arguments;
     let kinds = [targets, prefix, tag, path].iter().filter(|kind| !kind.is_empty()).count() + usize::from(*all);
-    if kinds != 1 {
+    if kinds == 0 {
         return Err(Failure::bad("purge what? Give URLs, or one of --prefix, --tag, --path and --all"));
+    }
+    if kinds > 1 {
+        return Err(Failure::bad(
+            "one kind of target at a time: URLs, --prefix, --tag, --path or --all; the node is named with --node",
+        ));
     }
     let mut question = Map::new();
     let mut add = |name: &str, value: Value| question.insert(name.to_owned(), value);
@@ -140,6 +146,17 @@ mod tests {
     struct Line {
         #[command(flatten)]
         arguments: Arguments,
+    }
+
+    #[test]
+    fn a_node_that_is_given_as_a_target_is_told_from_no_target() {
+        for (line, expected) in
+            [("", "purge what?"), ("http://127.0.0.1:8080 --tag t", "--node"), ("/a --all", "--node")]
+        {
+            let line = Line::try_parse_from(std::iter::once("purge").chain(line.split_whitespace())).unwrap();
+            let failure = question(&line.arguments).unwrap_err().message;
+            assert!(failure.contains(expected), "{failure}");
+        }
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Payload, Request};
 use groupcache_proxy::fields::Fields;
-use groupcache_proxy::freshness::RequestDirectives;
 use groupcache_proxy::key::HashedKey;
 use groupcache_proxy::source::{Fetched, Method};
 use tokio::time::Instant;
@@ -54,14 +53,7 @@ pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
 
 /// What a client of `node` gets for `key`.
 pub async fn get(node: &Node, key: &Bytes) -> Got {
-    let request = Request {
-        key: key.clone(),
-        method: Method::Get,
-        forwarded: Fields::empty(),
-        authorization: false,
-        directives: RequestDirectives::default(),
-        range: None,
-    };
+    let request = Request::plain(key.clone());
     let (cache, group) = (&node.cache, &node.group);
     let hashed = HashedKey::new(group.id, key);
     if let Some(hit) = cache.find_fresh(group, &hashed, Fields::empty, &request.directives, cache.now()) {

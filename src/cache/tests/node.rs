@@ -220,16 +220,23 @@ async fn a_stale_entry_stands_in_for_a_failing_origin() {
     assert_eq!(node.ask("a").await, "error 502");
 }
 
+const STALE_WHILE_REVALIDATE: &[(&str, &str); 1] = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
+
+/// A node that has `old` for `a`, which may be answered for a minute while it is refreshed.
+async fn stale_for_a_minute(origin: &Scripted) -> Node {
+    origin.on("/a", Script::status(200, STALE_WHILE_REVALIDATE, "old"));
+    let node = Node::new(origin);
+    node.ask("a").await;
+    node.clock.advance(Duration::from_secs(61));
+    node
+}
+
 #[tokio::test]
 async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
     let origin = Scripted::new();
-    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
-    origin.on("/a", Script::status(200, fields, "old"));
-    let node = Node::new(&origin);
-    node.ask("a").await;
-    node.clock.advance(Duration::from_secs(61));
+    let node = stale_for_a_minute(&origin).await;
     let gate = Gate::new();
-    origin.on("/a", Script::new().hold(&gate).then_head(200, fields, Some(3)).chunk("new"));
+    origin.on("/a", Script::new().hold(&gate).then_head(200, STALE_WHILE_REVALIDATE, Some(3)).chunk("new"));
     for _ in 0..10 {
         assert_eq!(node.ask("a").await, "stale 200 old");
     }
@@ -245,12 +252,8 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
 #[tokio::test]
 async fn a_refresh_behind_a_request_that_forbids_storing_is_stored() {
     let origin = Scripted::new();
-    let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=60")];
-    origin.on("/a", Script::status(200, fields, "old"));
-    let node = Node::new(&origin);
-    node.ask("a").await;
-    node.clock.advance(Duration::from_secs(61));
-    origin.on("/a", Script::status(200, fields, "new"));
+    let node = stale_for_a_minute(&origin).await;
+    origin.on("/a", Script::status(200, STALE_WHILE_REVALIDATE, "new"));
     let directives = RequestDirectives { no_store: true, ..Default::default() };
     assert_eq!(node.ask_with(&Request { directives, ..get("a", &[]) }).await, "stale 200 old");
     node.settle().await;
