@@ -88,8 +88,7 @@ impl Fields {
 
     /// The first value of the field `name`, compared without regard to case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let name = name.as_bytes();
-        self.lines().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name).next()
     }
 
     /// The first value of the field `name` when it is visible ASCII or UTF-8.
@@ -99,8 +98,23 @@ impl Fields {
 
     /// All values of the field `name` in order; a list field may come in several lines (RFC 9110 section 5.3).
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let name = name.as_bytes();
-        self.lines().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name)
+    }
+
+    fn values<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let (name, mut rest) = (name.as_bytes(), &self.block[..]);
+        // Where a line ends is all that has to be searched for: its name is compared and not looked for.
+        std::iter::from_fn(move || {
+            while let Some(end) = memchr::memchr(b'\r', rest) {
+                let line = &rest[..end];
+                rest = &rest[end + 2..];
+                if line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name) {
+                    let value = &line[name.len() + 1..];
+                    return Some(value.strip_prefix(b" ").unwrap_or(value));
+                }
+            }
+            None
+        })
     }
 
     /// Whether the field `name` is there.
