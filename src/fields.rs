@@ -40,11 +40,12 @@ impl Fields {
             let colon = rest.iter().position(|&byte| !is_token_byte(byte)).ok_or(MalformedField)?;
             // No CR may stand anywhere but at the end of a line, so the first one ends it.
             let end = colon + memchr::memchr(b'\r', &rest[colon..]).ok_or(MalformedField)?;
-            let (name, value) =
-                split_line(&rest[..end]).filter(|(name, _)| name.len() == colon).ok_or(MalformedField)?;
-            if name.is_empty()
+            let value = rest[colon..end].strip_prefix(b":").ok_or(MalformedField)?;
+            let value = value.strip_prefix(b" ").unwrap_or(value);
+            let is_trimmed = |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_whitespace());
+            if colon == 0
                 || !is_field_value(value)
-                || value != value.trim_ascii()
+                || !(is_trimmed(value.first()) && is_trimmed(value.last()))
                 || rest.get(end + 1) != Some(&b'\n')
             {
                 return Err(MalformedField);
