@@ -182,8 +182,6 @@ pub(super) struct Pump {
     writing: VecDeque<Bytes>,
     writing_reserved_bytes: usize,
     needs_flush: bool,
-    /// The last read took all that there was room for.
-    filled: bool,
     /// Stop reading while the other end does not take what we wrote: an owner must not collect questions whose answers pile
     /// up. Only one end may do that, or both wait for each other.
     reads_only_when_written: bool,
@@ -200,7 +198,6 @@ impl Pump {
             writing: VecDeque::new(),
             writing_reserved_bytes: 0,
             needs_flush: false,
-            filled: false,
             reads_only_when_written,
             written_bytes: 0,
         }
@@ -237,11 +234,6 @@ impl Pump {
         !self.writing.is_empty() || self.needs_flush
     }
 
-    /// Whether more has probably arrived than the last read took.
-    pub(super) fn expects_more(&self) -> bool {
-        self.filled
-    }
-
     pub(super) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
@@ -253,7 +245,6 @@ impl Pump {
         }
         let buffer = self.reader.buffer(READ_BYTES);
         let read = pin!(self.stream.read_buf(buffer)).poll(context);
-        self.filled = read.is_ready() && buffer.len() == buffer.capacity();
         if read.is_ready() {
             // The caller will answer some of what was read; that must not wake the very task that is about to write it.
             self.outbox.forget_waker();

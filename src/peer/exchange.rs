@@ -213,12 +213,6 @@ impl Exchange {
             if let Err(end) = self.dispatch_all(pump, &mut partial) {
                 return self.say_goodbye(pump, end).await;
             }
-            // An answer of which only the beginning was read is handed out when no more is there to be read at once.
-            if !pump.expects_more()
-                && let Err(end) = self.dispatch_partial(partial.take())
-            {
-                return self.say_goodbye(pump, end).await;
-            }
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
@@ -232,6 +226,7 @@ impl Exchange {
                         };
                     }
                 },
+                // An answer of which only the beginning was read is handed out when no more is there to be read at once.
                 () = std::future::ready(()), if partial.is_some() => {
                     if let Err(end) = self.dispatch_partial(partial.take()) {
                         return self.say_goodbye(pump, end).await;
