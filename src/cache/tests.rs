@@ -287,7 +287,7 @@ impl Source for Link {
 impl crate::fleet::Peer for Link {
     fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
         let cut = self.cut.load(Ordering::SeqCst);
-        let found = self.to.cache.find_for_peer(&self.to.group, ask, have).filter(|_| !cut);
+        let found = self.to.cache.find_for_peer(&self.to.group, ask, have, &|_, _| true).filter(|_| !cut);
         let Some(Whole { status, fields, hop, body }) = found else {
             return then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
         };
