@@ -110,7 +110,9 @@ impl Members {
         };
         let urls = self.list.iter().map(|member| member.url.clone()).collect();
         let strict = self.config.as_ref().is_some_and(|config| config.partition == config::Partition::Strict);
-        fleet::Fleet::new(ring.clone(), peers, ring_key).named(urls).with_leases(strict)
+        let warm = self.config.as_ref().is_none_or(|config| config.resharding == config::Resharding::Warm);
+        let fleet = fleet::Fleet::new(ring.clone(), peers, ring_key);
+        fleet.named(urls).with_leases(strict).with_warm_resharding(warm)
     }
 
     /// What of the ring's identity peers tell one another; zero in a fleet of one.
