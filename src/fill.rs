@@ -806,7 +806,7 @@ impl Cache {
             },
             None => entry,
         };
-        self.put(group, &key, slot.as_deref(), shelf, Arc::new(entry));
+        self.put(group, &key, slot.as_ref(), shelf, Arc::new(entry));
     }
 
     /// Stores `new`, which was made of `old`, if that is still there.
@@ -828,14 +828,14 @@ impl Cache {
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
         let stored = slot.as_ref().and_then(|slot| slot.get(&shelf.rule, &shelf.variant));
         if stored.is_none_or(|stored| Arc::ptr_eq(stored, old)) {
-            self.put(group, &key, slot.as_deref(), shelf, new);
+            self.put(group, &key, slot.as_ref(), shelf, new);
         }
     }
 
     /// The caller holds the key's lock.
     fn put(&self, group: &Group, key: &HashedKey<'_>, slot: Option<&Slot>, shelf: Shelf, entry: Arc<Entry>) {
         let slot = Slot::with(slot, shelf.rule, shelf.variant, entry, group.variants_max);
-        self.store.insert(shelf.role, key, Arc::new(slot));
+        self.store.insert(shelf.role, key, slot);
     }
 
     pub(crate) fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
@@ -843,7 +843,7 @@ impl Cache {
         let _writing = self.slot_writer(&hashed).lock();
         let Some((slot, role)) = self.store.peek(&hashed) else { return };
         match slot.without(entry) {
-            Some(rest) => drop(self.store.insert(role, &hashed, Arc::new(rest))),
+            Some(rest) => drop(self.store.insert(role, &hashed, rest)),
             None => drop(self.store.remove(&hashed)),
         }
     }

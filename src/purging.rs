@@ -25,7 +25,7 @@ use crate::cache::{Cache, Landed};
 use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
-use crate::key::{GroupId, HashedKey};
+use crate::key::{GroupId, HashedKey, SharedKey};
 use crate::purge::lease::LEASE;
 use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
 use crate::store::{Inserted, KEYS_PER_STEP};
@@ -570,7 +570,7 @@ impl Cache {
 
     async fn act_on_prefix(&self, group: GroupId, prefix: &[u8], action: Action) -> u64 {
         let mut entries = 0;
-        let mut after: Option<Arc<[u8]>> = None;
+        let mut after: Option<SharedKey> = None;
         loop {
             let keys = self.store.keys_with_prefix(group, prefix, after.as_deref());
             for key in &keys {
@@ -605,7 +605,7 @@ impl Cache {
                     }
                     _ => slot.without_each(|entry| matches(entry)),
                 };
-                let stored = changed.map(|changed| self.store.insert(role, &key, Arc::new(changed)));
+                let stored = changed.map(|changed| self.store.insert(role, &key, changed));
                 if !matches!(stored, Some(Inserted::Stored { .. })) {
                     self.store.remove(&key);
                 }

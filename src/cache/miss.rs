@@ -37,7 +37,7 @@ pub(super) struct Looked {
     pub leased: bool,
     /// Which purges were applied before it.
     pub asked: Stamp,
-    pub found: Option<(Arc<Slot>, Role)>,
+    pub found: Option<(Slot, Role)>,
 }
 
 impl Miss {
@@ -113,7 +113,7 @@ pub(super) enum Lookup {
 }
 
 /// What memory holds for the request in what it found under the key.
-pub(super) fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
+pub(super) fn lookup(group: &Group, request: &Request, found: Option<(Slot, Role)>, now: Now) -> Lookup {
     let Some((slot, role)) = found else {
         return Lookup::Absent("uri-miss");
     };

@@ -6,22 +6,22 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::Arc;
 
 use super::{Store, Stored};
-use crate::key::{GroupId, KeyHash};
+use crate::key::{GroupId, KeyHash, SharedKey};
+use crate::memory::allocated_bytes;
 
 /// The ordered books over all entries; changed only with the lock of the order held.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     /// By number of the group.
-    keys: Vec<BTreeSet<Arc<[u8]>>>,
+    keys: Vec<BTreeSet<SharedKey>>,
     tags: BTreeSet<(u64, KeyHash)>,
     keys_count: usize,
 }
 
 impl Books {
-    pub fn enter_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+    pub fn enter_key(&mut self, group: GroupId, key: &SharedKey) {
         let at = usize::from(group.0);
         if self.keys.len() <= at {
             self.keys.resize_with(at + 1, BTreeSet::new);
@@ -29,7 +29,7 @@ impl Books {
         self.keys_count += usize::from(self.keys[at].insert(key.clone()));
     }
 
-    pub fn leave_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+    pub fn leave_key(&mut self, group: GroupId, key: &SharedKey) {
         if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
             self.keys_count -= usize::from(keys.remove(key));
         }
@@ -49,7 +49,7 @@ impl Books {
 
     /// What the books take of memory, in bytes: counted by elements, because a tree does not tell.
     pub fn allocated(&self) -> usize {
-        (self.keys_count + self.tags.len()) * ELEMENT_BYTES
+        self.keys_count * element_bytes(size_of::<SharedKey>()) + self.tags.len() * element_bytes(16)
     }
 
     /// All keys, and all pairs of tag and key.
@@ -66,7 +66,7 @@ pub struct TagPlace(u64, KeyHash);
 
 impl<V: Stored> Store<V> {
     /// Keys of `group` that begin with `prefix` and come after `after`, in order, at most [`KEYS_PER_STEP`].
-    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<Arc<[u8]>> {
+    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<SharedKey> {
         let order = self.order.lock();
         let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
@@ -81,7 +81,7 @@ impl<V: Stored> Store<V> {
         group: Option<GroupId>,
         tag: &[u8],
         after: Option<TagPlace>,
-    ) -> (Vec<(GroupId, Arc<[u8]>)>, Option<TagPlace>) {
+    ) -> (Vec<(GroupId, SharedKey)>, Option<TagPlace>) {
         let (first, last) = match group {
             Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
             None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
@@ -112,27 +112,32 @@ fn tag_in_group(tag: &[u8], group: GroupId) -> u64 {
 /// Keys that one step of a search gives, under the lock of the order.
 pub const KEYS_PER_STEP: usize = 256;
 
-/// What an element of a tree takes: 16 bytes, in nodes of 11 that are between six elevenths and two thirds full, and the inner
-/// nodes above them.
-const ELEMENT_BYTES: usize = 36;
+/// What an element of a tree takes beside its own bytes and those of the others in its node: nodes are of 11, between six
+/// elevenths and two thirds full, and there are inner nodes above them.
+const fn element_bytes(bytes: usize) -> usize {
+    // Ascending keys fill them least: six in each and one above. An inner node has 12 links more.
+    let (leaf, inner) = (allocated_bytes(11 * bytes + 16), allocated_bytes(11 * bytes + 16 + 12 * 8));
+    (leaf + inner / 6).div_ceil(7)
+}
 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::key::HashedKey;
     use crate::memory::{Charge, Ledger};
-    use crate::store::{Role, Settings};
+    use crate::store::{Role, Settings, Weighed};
 
     struct Page {
         tags: Vec<u8>,
         charge: Charge,
     }
 
-    impl Stored for Page {
+    impl Weighed for Page {
         fn charged_bytes(&self) -> usize {
             self.charge.bytes()
         }
@@ -156,7 +161,7 @@ mod tests {
         ]
     }
 
-    fn all_with_prefix(store: &Store<Page>, group: u16, prefix: &str) -> Vec<String> {
+    fn all_with_prefix(store: &Store<Arc<Page>>, group: u16, prefix: &str) -> Vec<String> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let keys = store.keys_with_prefix(GroupId(group), prefix.as_bytes(), after.as_deref());
@@ -166,7 +171,7 @@ mod tests {
         }
     }
 
-    fn all_with_tag(store: &Store<Page>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
+    fn all_with_tag(store: &Store<Arc<Page>>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
         let (mut found, mut place) = (BTreeSet::new(), None);
         loop {
             let (keys, next) = store.keys_with_tag(group.map(GroupId), &[tag], place);
@@ -186,7 +191,7 @@ mod tests {
             prefix in "[ab]{0,2}",
             tag in 0u8..4,
         ) {
-            let store: Arc<Store<Page>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
+            let store: Arc<Store<Arc<Page>>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
             for step in steps {
                 match step {
                     Step::Insert(group, key, tags) => {
@@ -227,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_search_goes_on_where_its_step_ended() {
-        let store: Arc<Store<Page>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
+        let store: Arc<Store<Arc<Page>>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         for number in 0..1000 {
             let page = Page { tags: vec![7], charge: store.ledger().charge(100) };
             store.insert(Role::Main, &HashedKey::new(GroupId(1), format!("k{number:04}").as_bytes()), Arc::new(page));
