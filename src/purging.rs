@@ -558,7 +558,7 @@ impl Cache {
         loop {
             let (keys, next) = self.store.keys_with_tag(group, tag, place);
             for (group, key) in keys {
-                entries += self.act_on_key(group, &key, action, |entry| entry.tags.may_have(tag));
+                entries += self.act_on_key(group, &key, action, |entry| entry.tags().may_have(tag));
             }
             if next.is_none() {
                 return entries;
@@ -600,9 +600,7 @@ impl Cache {
             Action::Remove if matching.len() == all => drop(self.store.remove(&key)),
             Action::Remove | Action::Expire => {
                 let changed = match action {
-                    Action::Expire => {
-                        Some(slot.with_each(|entry| matches(entry).then(|| Arc::new(entry.expired(now)))))
-                    }
+                    Action::Expire => Some(slot.with_each(|entry| matches(entry).then(|| entry.expired(now)))),
                     _ => slot.without_each(|entry| matches(entry)),
                 };
                 let stored = changed.map(|changed| self.store.insert(role, &key, changed));
@@ -620,7 +618,7 @@ impl Landed {
     pub(crate) fn tags_and_reach(&self) -> (&Tags, u64) {
         match self {
             Landed::Streaming(head) => (&head.tags, head.dating.reach),
-            Landed::Entry(entry, .., dating) => (&entry.tags, dating.reach),
+            Landed::Entry(entry, .., dating) => (entry.tags(), dating.reach),
         }
     }
 

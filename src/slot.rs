@@ -17,7 +17,7 @@ pub struct Slot(Kept);
 #[derive(Clone, Debug)]
 enum Kept {
     /// The usual response, which does not vary: nothing is kept beside it.
-    One(Arc<Entry>),
+    One(Entry),
     Many(Arc<Variants>),
 }
 
@@ -32,14 +32,14 @@ struct Variants {
 #[derive(Debug)]
 struct Variant {
     key: VariantKey,
-    entry: Arc<Entry>,
+    entry: Entry,
     uses: AtomicU32,
 }
 
 impl Slot {
     /// The entry for a request, whose forwarded fields are made only when the response varies.
     #[inline]
-    pub fn select(&self, forwarded: impl FnOnce() -> Fields) -> Option<&Arc<Entry>> {
+    pub fn select(&self, forwarded: impl FnOnce() -> Fields) -> Option<&Entry> {
         match &self.0 {
             Kept::One(entry) => Some(entry),
             Kept::Many(kept) => kept.select(forwarded),
@@ -47,7 +47,7 @@ impl Slot {
     }
 
     /// The entry stored under this rule and variant.
-    pub fn get(&self, rule: &VaryRule, key: &VariantKey) -> Option<&Arc<Entry>> {
+    pub fn get(&self, rule: &VaryRule, key: &VariantKey) -> Option<&Entry> {
         match &self.0 {
             Kept::One(entry) => is_only(rule, key).then_some(entry),
             Kept::Many(kept) => {
@@ -67,7 +67,7 @@ impl Slot {
     }
 
     /// All entries.
-    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         let (one, many) = match &self.0 {
             Kept::One(entry) => (Some(entry), &[][..]),
             Kept::Many(kept) => (None, &*kept.variants),
@@ -77,13 +77,7 @@ impl Slot {
 
     /// A slot with `entry` in the place of its variant. Variants stored under another rule are dropped: what they vary on is
     /// no longer what the origin says. Beyond `variants_max` the least used goes.
-    pub fn with(
-        stored: Option<&Slot>,
-        rule: VaryRule,
-        key: VariantKey,
-        entry: Arc<Entry>,
-        variants_max: usize,
-    ) -> Slot {
+    pub fn with(stored: Option<&Slot>, rule: VaryRule, key: VariantKey, entry: Entry, variants_max: usize) -> Slot {
         if is_only(&rule, &key) {
             return Slot(Kept::One(entry));
         }
@@ -104,8 +98,8 @@ impl Slot {
     }
 
     /// A slot in which every entry for which `replace` gives another has that in its place.
-    pub fn with_each(&self, mut replace: impl FnMut(&Arc<Entry>) -> Option<Arc<Entry>>) -> Slot {
-        let mut other = |entry: &Arc<Entry>| replace(entry).unwrap_or_else(|| entry.clone());
+    pub fn with_each(&self, mut replace: impl FnMut(&Entry) -> Option<Entry>) -> Slot {
+        let mut other = |entry: &Entry| replace(entry).unwrap_or_else(|| entry.clone());
         match &self.0 {
             Kept::One(entry) => Slot(Kept::One(other(entry))),
             Kept::Many(kept) => {
@@ -117,12 +111,12 @@ impl Slot {
     }
 
     /// A slot without `entry`, or `None` when nothing is left.
-    pub fn without(&self, entry: &Arc<Entry>) -> Option<Slot> {
-        self.without_each(|other| Arc::ptr_eq(other, entry))
+    pub fn without(&self, entry: &Entry) -> Option<Slot> {
+        self.without_each(|other| other.is_same(entry))
     }
 
     /// A slot without all entries that `goes` names, or `None` when nothing is left.
-    pub fn without_each(&self, goes: impl Fn(&Arc<Entry>) -> bool) -> Option<Slot> {
+    pub fn without_each(&self, goes: impl Fn(&Entry) -> bool) -> Option<Slot> {
         match &self.0 {
             Kept::One(entry) => (!goes(entry)).then(|| self.clone()),
             Kept::Many(kept) => {
@@ -135,7 +129,7 @@ impl Slot {
 
     /// There is at least one variant.
     fn of_variants(rule: VaryRule, variants: Vec<Variant>) -> Slot {
-        let charge = variants[0].entry.charge.another(own_bytes(&rule, &variants));
+        let charge = variants[0].entry.another_charge(own_bytes(&rule, &variants));
         Slot(Kept::Many(Arc::new(Variants { rule, variants: variants.into(), charge })))
     }
 }
@@ -146,7 +140,7 @@ fn is_only(rule: &VaryRule, key: &VariantKey) -> bool {
 }
 
 impl Variants {
-    fn select(&self, forwarded: impl FnOnce() -> Fields) -> Option<&Arc<Entry>> {
+    fn select(&self, forwarded: impl FnOnce() -> Fields) -> Option<&Entry> {
         let wanted = self.rule.variant_key(&forwarded())?;
         let variant = self.variants.iter().find(|variant| variant.key == wanted)?;
         variant.uses.fetch_add(1, Ordering::Relaxed);
@@ -154,9 +148,12 @@ impl Variants {
     }
 }
 
+/// The two counts in front of what an `Arc` holds.
+const ARC_BYTES: usize = 16;
+
 /// What variants take beside their entries.
 fn own_bytes(rule: &VaryRule, variants: &[Variant]) -> usize {
-    allocated_bytes(crate::entry::ARC_BYTES + size_of::<Variants>())
+    allocated_bytes(ARC_BYTES + size_of::<Variants>())
         + allocated_bytes(size_of_val(variants))
         + variants.iter().map(|variant| allocated_bytes(variant.key.as_bytes().len())).sum::<usize>()
         + allocated_bytes(size_of_val(rule.names()))
@@ -179,7 +176,7 @@ impl Weighed for Slot {
             Kept::One(_) => 0,
             Kept::Many(kept) => kept.charge.bytes(),
         };
-        own + self.entries().map(|entry| entry.charge.bytes()).sum::<usize>()
+        own + self.entries().map(|entry| entry.charged_bytes()).sum::<usize>()
     }
 
     fn is_negative(&self) -> bool {
@@ -187,14 +184,14 @@ impl Weighed for Slot {
     }
 
     fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
-        self.entries().flat_map(|entry| entry.tags.iter()).for_each(give);
+        self.entries().flat_map(|entry| entry.tags().iter()).for_each(give);
     }
 }
 
 impl Stored for Slot {
     fn is_same(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
-            (Kept::One(own), Kept::One(others)) => Arc::ptr_eq(own, others),
+            (Kept::One(own), Kept::One(others)) => own.is_same(others),
             (Kept::Many(own), Kept::Many(others)) => Arc::ptr_eq(own, others),
             _ => false,
         }
@@ -205,7 +202,7 @@ impl Stored for Slot {
             Kept::One(_) => false,
             Kept::Many(kept) => Arc::strong_count(kept) > 1,
         };
-        by_others || self.entries().any(|entry| Arc::strong_count(entry) > 1)
+        by_others || self.entries().any(|entry| entry.holders() > 1)
     }
 }
 

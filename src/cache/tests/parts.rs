@@ -296,7 +296,7 @@ async fn parts_are_charged_and_leave_nothing_behind() {
         node.settle().await;
         let (slot, _) = node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).unwrap();
         let entry = slot.entries().next().unwrap();
-        assert_eq!(entry.charge.bytes(), Entry::charged_bytes(&entry.fields, &entry.sent, &entry.tags, &entry.body));
+        assert_eq!(entry.charged_bytes(), entry.to_parts().charged_bytes());
     }
     node.cache.store.remove(&HashedKey::new(GroupId(0), b"a"));
     assert_eq!(beside_bookkeeping(), before);
