@@ -16,7 +16,7 @@ use triomphe::{Arc, ThinArc};
 use crate::clock::Now;
 use crate::fields::{FieldLines, Fields};
 use crate::freshness::Freshness;
-use crate::memory::{Charge, allocated_bytes};
+use crate::memory::{Charge, Ledger, allocated_bytes};
 use crate::purge::Tags;
 use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::ByteRange;
@@ -39,12 +39,14 @@ pub struct Facts {
     pub id: EntryId,
     /// The body.
     pub body: Body,
+    /// Of the block, in units of [`UNIT_BYTES`].
+    units: u16,
     rare: Option<Box<Rare>>,
-    /// The charge in the node's memory; it ends with the last holder of this entry.
-    charge: Charge,
+    /// The node's memory, in which an entry counts until its last holder lets go.
+    ledger: Ledger,
 }
 
-const _: () = assert!(size_of::<Facts>() == 112 && size_of::<Entry>() == 8, "every entry has this");
+const _: () = assert!(size_of::<Facts>() == 104 && size_of::<Entry>() == 8, "every entry has this");
 
 /// What few entries have.
 struct Rare {
@@ -81,29 +83,19 @@ impl Parts {
     fn has_rare(&self) -> bool {
         self.body_id != self.id || !self.sent.is_empty() || self.tags != Tags::default()
     }
-
-    /// What an entry of these parts takes of memory, as the allocator gives it.
-    pub fn charged_bytes(&self) -> usize {
-        let rare = match self.has_rare() {
-            true => {
-                allocated_bytes(size_of::<Rare>()) + shared_bytes(self.sent.len()) + allocated_bytes(self.tags.len())
-            }
-            false => 0,
-        };
-        allocated_bytes((HEADER_BYTES + self.fields.len()).next_multiple_of(align_of::<Facts>()))
-            + self.body.charged_bytes()
-            + rare
-    }
 }
 
 impl Entry {
-    /// An entry of these parts; `charge` becomes what they take.
+    /// An entry of these parts; `charge` becomes what they take, as the allocator gives it.
     pub fn new(parts: Parts, mut charge: Charge) -> Entry {
-        charge.resize(parts.charged_bytes());
         let rare = parts.has_rare();
         let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
         let rare = rare.then(|| Box::new(Rare { body_id, sent, tags }));
-        let facts = Facts { freshness, validators, status, id, body, rare, charge };
+        let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
+        debug_assert!(units <= usize::from(u16::MAX), "no source sends such a head");
+        let units = u16::try_from(units).unwrap_or(u16::MAX);
+        charge.resize(charged_bytes(units, &body, rare.as_deref()));
+        let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
         Entry(ThinArc::from_header_and_slice(facts, fields.as_bytes()))
     }
 
@@ -158,12 +150,12 @@ impl Entry {
 
     /// What it takes of memory, in bytes.
     pub fn charged_bytes(&self) -> usize {
-        self.charge.bytes()
+        charged_bytes(self.units, &self.body, self.rare.as_deref())
     }
 
     /// A charge in the same ledger.
     pub fn another_charge(&self, bytes: usize) -> Charge {
-        self.charge.another(bytes)
+        self.ledger.charge(bytes)
     }
 
     /// Whether both are the same entry, not only equal ones.
@@ -175,6 +167,20 @@ impl Entry {
     pub fn holders(&self) -> usize {
         ThinArc::strong_count(&self.0)
     }
+}
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        self.ledger.give_back(charged_bytes(self.units, &self.body, self.rare.as_deref()));
+    }
+}
+
+/// What an entry takes of memory, as the allocator gives it.
+fn charged_bytes(units: u16, body: &Body, rare: Option<&Rare>) -> usize {
+    let rare = rare.map_or(0, |rare| {
+        allocated_bytes(size_of::<Rare>()) + shared_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
+    });
+    allocated_bytes(usize::from(units) * UNIT_BYTES) + body.charged_bytes() + rare
 }
 
 impl Deref for Entry {
@@ -203,6 +209,9 @@ impl AsRef<[u8]> for Head {
 
 /// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
 pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+
+/// All sizes of blocks that are larger than an empty entry are multiples of it.
+const UNIT_BYTES: usize = 16;
 
 /// What a block behind a `Bytes` takes: the block, and the small one that counts its holders.
 fn shared_bytes(length: usize) -> usize {

@@ -92,11 +92,6 @@ impl PartialOrd for SharedKey {
 }
 
 impl KeyHash {
-    /// The least of all hashes.
-    pub const MIN: KeyHash = KeyHash(0);
-    /// The greatest of all hashes.
-    pub const MAX: KeyHash = KeyHash(u64::MAX);
-
     /// The hash of `bytes` as a key of `group`.
     pub fn of(group: GroupId, bytes: &[u8]) -> Self {
         let seed = SEED.get_or_init(random_seed).wrapping_add(u64::from(group.0).wrapping_mul(GROUP_STEP));

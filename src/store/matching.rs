@@ -4,9 +4,7 @@
 //! A tag is known by 48 bits of its hash, and a key with that tag by its own hash, so that a pair takes 16 bytes. Who searches
 //! compares the tags themselves: two that look alike here cost a look and nothing else.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
-
+use super::sorted::Sorted;
 use super::{Store, Stored};
 use crate::key::{GroupId, KeyHash, SharedKey};
 use crate::memory::allocated_bytes;
@@ -15,23 +13,29 @@ use crate::memory::allocated_bytes;
 #[derive(Debug, Default)]
 pub(super) struct Books {
     /// By number of the group.
-    keys: Vec<BTreeSet<SharedKey>>,
-    tags: BTreeSet<(u64, KeyHash)>,
-    keys_count: usize,
+    keys: Vec<Sorted<SharedKey>>,
+    tags: Sorted<(u64, KeyHash)>,
+    /// What `keys` takes of memory beside the list itself.
+    keys_bytes: usize,
 }
 
 impl Books {
     pub fn enter_key(&mut self, group: GroupId, key: &SharedKey) {
         let at = usize::from(group.0);
         if self.keys.len() <= at {
-            self.keys.resize_with(at + 1, BTreeSet::new);
+            self.keys.resize_with(at + 1, Sorted::default);
         }
-        self.keys_count += usize::from(self.keys[at].insert(key.clone()));
+        let keys = &mut self.keys[at];
+        self.keys_bytes -= keys.allocated();
+        keys.insert(key.clone());
+        self.keys_bytes += keys.allocated();
     }
 
     pub fn leave_key(&mut self, group: GroupId, key: &SharedKey) {
         if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
-            self.keys_count -= usize::from(keys.remove(key));
+            self.keys_bytes -= keys.allocated();
+            keys.remove(&**key);
+            self.keys_bytes += keys.allocated();
         }
     }
 
@@ -47,16 +51,16 @@ impl Books {
         });
     }
 
-    /// What the books take of memory, in bytes: counted by elements, because a tree does not tell.
+    /// What the books take of memory, in bytes.
     pub fn allocated(&self) -> usize {
-        self.keys_count * element_bytes(size_of::<SharedKey>()) + self.tags.len() * element_bytes(16)
+        self.keys_bytes + self.tags.allocated() + allocated_bytes(self.keys.capacity() * size_of::<Sorted<SharedKey>>())
     }
 
     /// All keys, and all pairs of tag and key.
     #[cfg(test)]
     pub fn counts(&self) -> (usize, usize) {
-        assert_eq!(self.keys.iter().map(BTreeSet::len).sum::<usize>(), self.keys_count);
-        (self.keys_count, self.tags.len())
+        assert_eq!(self.keys.iter().map(Sorted::allocated).sum::<usize>(), self.keys_bytes);
+        (self.keys.iter().map(Sorted::len).sum(), self.tags.len())
     }
 }
 
@@ -69,8 +73,10 @@ impl<V: Stored> Store<V> {
     pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<SharedKey> {
         let order = self.order.lock();
         let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
-        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let found = keys.range::<[u8], _>((from, Bound::Unbounded));
+        let found = keys.from(|key| match after {
+            Some(after) => **key <= *after,
+            None => **key < *prefix,
+        });
         found.take_while(|key| key.starts_with(prefix)).take(KEYS_PER_STEP).cloned().collect()
     }
 
@@ -86,15 +92,14 @@ impl<V: Stored> Store<V> {
             Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
             None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
         };
-        let from = match after {
-            Some(TagPlace(tag, key)) => Bound::Excluded((tag, key)),
-            None => Bound::Included((first, KeyHash::MIN)),
-        };
         let order = self.order.lock();
         let mut place = None;
         let mut found = Vec::new();
-        let pairs = order.books.tags.range((from, Bound::Included((last, KeyHash::MAX))));
-        for &(tag_in_group, hash) in pairs.take(KEYS_PER_STEP) {
+        let pairs = order.books.tags.from(|pair| match after {
+            Some(TagPlace(tag, key)) => *pair <= (tag, key),
+            None => pair.0 < first,
+        });
+        for &(tag_in_group, hash) in pairs.take_while(|pair| pair.0 <= last).take(KEYS_PER_STEP) {
             place = Some(TagPlace(tag_in_group, hash));
             let group = GroupId(tag_in_group as u16);
             let shard = self.index.read(hash);
@@ -111,14 +116,6 @@ fn tag_in_group(tag: &[u8], group: GroupId) -> u64 {
 
 /// Keys that one step of a search gives, under the lock of the order.
 pub const KEYS_PER_STEP: usize = 256;
-
-/// What an element of a tree takes beside its own bytes and those of the others in its node: nodes are of 11, between six
-/// elevenths and two thirds full, and there are inner nodes above them.
-const fn element_bytes(bytes: usize) -> usize {
-    // Ascending keys fill them least: six in each and one above. An inner node has 12 links more.
-    let (leaf, inner) = (allocated_bytes(11 * bytes + 16), allocated_bytes(11 * bytes + 16 + 12 * 8));
-    (leaf + inner / 6).div_ceil(7)
-}
 
 #[cfg(test)]
 mod tests {

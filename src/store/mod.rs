@@ -50,6 +50,7 @@ mod lookups;
 mod matching;
 mod nodes;
 pub mod promote;
+mod sorted;
 #[cfg(test)]
 mod tests;
 mod walk;

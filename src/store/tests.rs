@@ -541,7 +541,7 @@ fn bookkeeping_is_small_charged_and_given_back() {
     }
     let totals = kit.store.totals();
     let per_entry = totals.bookkeeping_bytes / totals.items;
-    assert!(per_entry <= 136, "{per_entry} bytes per entry");
+    assert!(per_entry <= 92, "{per_entry} bytes per entry");
     kit.audit();
     kit.store.clear(PICTURES);
     let ghost = 3 * MIB;
