@@ -93,7 +93,7 @@ pub struct Answer {
 pub enum Payload {
     /// A stored entry. It may be incomplete ([`crate::entry::Body::is_whole`]), but only for a request whose one range it
     /// holds: [`crate::entry::Body::slice`] gives that.
-    Entry(Arc<Entry>),
+    Entry(Entry),
     /// A response that is arriving: its head is known, its body is read as it comes. To a request for a range it may be a
     /// whole 200, out of which the range is cut, or a 206 that goes as it is.
     Stream(Arc<Head>, Following),
@@ -192,7 +192,7 @@ pub enum Landed {
     /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin or the owner
     /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported and
     /// the purges that it is not older than.
-    Entry(Arc<Entry>, Outcome, Option<OwnerReport>, Dating),
+    Entry(Entry, Outcome, Option<OwnerReport>, Dating),
 }
 
 /// What is collapsed into one flight.
@@ -229,7 +229,7 @@ pub(crate) enum FlightKind {
 /// A fresh answer from memory.
 pub struct Hit {
     /// The entry.
-    pub entry: Arc<Entry>,
+    pub entry: Entry,
     /// Which memory it lies in.
     pub role: Role,
 }
@@ -606,7 +606,7 @@ impl Cache {
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
-        stale: &Arc<Entry>,
+        stale: &Entry,
         asked: &Stamp,
     ) {
         // Authorization, ranges and directives of this one client have no part in what everybody gets; but where there are
@@ -760,7 +760,7 @@ fn detail_of(role: Role) -> Option<&'static str> {
 }
 
 impl Answer {
-    fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
+    fn from_entry(entry: Entry, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
         let report = Report { detail, ..Report::default() };
         Answer { outcome, payload: Payload::Entry(entry), report, stamp }
     }

@@ -1,6 +1,9 @@
 //! A block of header fields as the bytes that go on the wire: compact to keep, free to send, simple to read.
 
+use std::ops::Deref;
+
 use bytes::{BufMut, Bytes, BytesMut};
+use ref_cast::{RefCastCustom, ref_cast_custom};
 
 /// Header fields as one block of `Name: value\r\n` lines, in the order in which they were received.
 ///
@@ -60,14 +63,51 @@ impl Fields {
         &self.block
     }
 
+    /// A block whose bytes were a block's already.
+    pub(crate) fn of_checked(block: Bytes) -> Self {
+        Fields { block }
+    }
+}
+
+impl Deref for Fields {
+    type Target = FieldLines;
+
+    #[inline]
+    fn deref(&self) -> &FieldLines {
+        FieldLines::of_block(&self.block)
+    }
+}
+
+/// The lines of a block of header fields, wherever it lies; the invariant is that of [`Fields`].
+#[derive(Debug, PartialEq, Eq, RefCastCustom)]
+#[repr(transparent)]
+pub struct FieldLines([u8]);
+
+impl FieldLines {
+    /// Sees a block that is known to be one.
+    #[ref_cast_custom]
+    pub(crate) fn of_block(block: &[u8]) -> &FieldLines;
+
+    /// The bytes for the wire, without the empty line that ends a header section.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// A copy of the block.
+    pub fn to_fields(&self) -> Fields {
+        Fields { block: Bytes::copy_from_slice(&self.0) }
+    }
+
     /// Length of the block in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.block.len()
+        self.0.len()
     }
 
     /// Whether the block has no field.
     pub fn is_empty(&self) -> bool {
-        self.block.is_empty()
+        self.0.is_empty()
     }
 
     /// The fields in order.
@@ -78,7 +118,7 @@ impl Fields {
 
     /// The fields in order, with their names as bytes: for comparing alone, which needs no text.
     pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut rest: &[u8] = &self.block;
+        let mut rest: &[u8] = &self.0;
         std::iter::from_fn(move || {
             let end = memchr::memchr(b'\r', rest)?;
             let (name, value) = split_line(&rest[..end])?;
@@ -103,7 +143,7 @@ impl Fields {
     }
 
     fn values<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        let (name, mut rest) = (name.as_bytes(), &self.block[..]);
+        let (name, mut rest) = (name.as_bytes(), &self.0);
         // Where a line ends is all that has to be searched for: its name is compared and not looked for.
         std::iter::from_fn(move || {
             while let Some(end) = memchr::memchr(b'\r', rest) {
@@ -134,7 +174,7 @@ impl Fields {
 
     /// A builder that starts with these fields.
     pub fn to_builder(&self) -> FieldsBuilder {
-        FieldsBuilder { block: BytesMut::from(&self.block[..]) }
+        FieldsBuilder { block: BytesMut::from(&self.0) }
     }
 }
 

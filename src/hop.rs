@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::cache::{Answer, Cache, FlightKey, Head, Landed, OwnerReport, Payload, Request};
 use crate::clock::Now;
-use crate::entry::Entry;
+use crate::entry::{Entry, Parts};
 use crate::fields::Fields;
 use crate::fill::{Basis, Came, Filling, Received, Shelf};
 use crate::flight::{Fill, ReadError};
@@ -56,16 +56,16 @@ impl Cache {
             let entry = slot.select(|| ask.fields.clone())?;
             let verdict = entry.freshness.verdict(&group.rules, &directives, now);
             let in_one_piece = entry.body.is_whole() && entry.body.segments().len() <= 1;
-            let taken = in_one_piece && fits(entry.fields.len() + entry.sent.len(), entry.body.len() as usize);
+            let taken = in_one_piece && fits(entry.fields().len() + entry.sent().len(), entry.body.len() as usize);
             (verdict == Verdict::Fresh && taken).then(|| entry.clone())
         })?;
         group.stats.gets.increment();
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
-        let body = entry.body.segments().first().cloned().unwrap_or_default();
+        let body = entry.body.to_segments().pop().unwrap_or_default();
         let mut hop = hop_of(&entry, Outcome::Hit, stamp, now);
         self.asked_by_peer(group, &ask.key, &mut hop, now);
-        Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
+        Some(Whole { status: entry.status, fields: entry.shared_fields(), hop, body })
     }
 
     /// Turns an answer into what the peer protocol carries.
@@ -123,15 +123,15 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
         storable: true,
-        sent: entry.sent.clone(),
+        sent: entry.sent().clone(),
         entry: entry.id,
-        body: entry.body_id,
+        body: entry.body_id(),
         weak_date: entry.validators.has_weak_date(),
         hit: outcome == Outcome::Hit,
         stale: outcome == Outcome::Stale,
         revalidated: outcome == Outcome::Revalidated,
         not_modified: false,
-        tags: entry.tags.clone(),
+        tags: entry.tags().clone(),
         stamp: Some(stamp),
         ..Hop::default()
     }
@@ -157,12 +157,12 @@ pub(crate) fn entry_for_peer(
     now: Now,
 ) -> Fetched {
     let plain = request.method == Method::Get && request.range.is_none();
-    let not_modified = plain && have.is_some() && have == entry.body_id && entry.body.is_whole();
+    let not_modified = plain && have.is_some() && have == entry.body_id() && entry.body.is_whole();
     let hop = Hop { not_modified, ..hop_of(entry, outcome, stamp, now) };
     let length = entry.body.len();
     let mut fetched = Fetched {
         status: entry.status,
-        fields: entry.fields.clone(),
+        fields: entry.shared_fields(),
         content_length: Some(length),
         hop: Some(hop),
         close_delimited: false,
@@ -177,7 +177,7 @@ pub(crate) fn entry_for_peer(
             as_part(&mut fetched, part, Some(length));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        None => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
+        None => fetched.body = Box::new(ReadyBody::new(entry.body.to_segments())),
     }
     fetched
 }
@@ -210,7 +210,7 @@ impl Filling {
     /// by validators or dates: equal names are equal bytes.
     pub(crate) fn have(&self) -> EntryId {
         match &self.basis {
-            Basis::Confirm(copy) if self.wants_whole() && copy.body.is_whole() => copy.body_id,
+            Basis::Confirm(copy) if self.wants_whole() && copy.body.is_whole() => copy.body_id(),
             _ => EntryId::default(),
         }
     }
@@ -219,10 +219,10 @@ impl Filling {
     pub(crate) fn confirm_copy(
         &self,
         fill: &Fill<FlightKey, Landed>,
-        copy: &Arc<Entry>,
+        copy: &Entry,
         fetched: &Fetched,
         came: &Came,
-    ) -> Option<(Arc<Entry>, Option<OwnerReport>)> {
+    ) -> Option<(Entry, Option<OwnerReport>)> {
         let hop = fetched.hop.as_ref()?;
         let meant = self.have().is_some() && hop.body == self.have() && fetched.status == copy.status;
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
@@ -232,18 +232,18 @@ impl Filling {
         let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
         let (owner, validators) = (head.owner, *head.validators());
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
-        let entry = Arc::new(Entry {
+        let parts = Parts {
             id: head.id,
             body_id: head.body_id,
             status: head.status,
             freshness: head.freshness,
             validators,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&head.fields, &head.sent, &head.tags, &copy.body)),
             fields: head.fields,
             sent: head.sent,
             tags: head.tags,
             body: copy.body.clone(),
-        });
+        };
+        let entry = Entry::new(parts, self.cache.ledger.charge(0));
         // Of the answer to such a request nothing is kept, wherever the owner has it from (RFC 9111 section 5.2.1.5).
         if !self.request.directives.no_store {
             self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);

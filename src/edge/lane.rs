@@ -26,7 +26,7 @@ use pingora::server::ShutdownWatch;
 use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
-use super::connection::{Connection, Gone, Pace, Received};
+use super::connection::{Connection, Gone, Pace, Received, Slices};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
@@ -145,8 +145,9 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
-                    let sent = connection.send(&mut pace, &segments, b"").await;
+                    let segments = response.segments();
+                    let slices = segments.as_ref().map_or(Slices::NONE, Segments::slices);
+                    let sent = connection.send(&mut pace, slices, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
                     if self.edge.log.wants(sent.is_err()) {
@@ -307,7 +308,7 @@ impl Lane {
             if http_11 && !interims.is_empty() {
                 connection.head().clear();
                 interims.iter().for_each(|interim| interim::write(interim, &site.to_client, connection.head()));
-                connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
+                connection.send(&mut Pace::default(), Slices::NONE, b"").await.map_err(|_| Gone)?;
             }
             if let Some(answer) = answer {
                 return Ok(answer);
@@ -331,8 +332,8 @@ impl Lane {
         let head_length = connection.head().len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
-            Body::None => connection.send(&mut pace, &[], b"").await,
-            Body::Segments(segments) => connection.send(&mut pace, &segments, b"").await,
+            Body::None => connection.send(&mut pace, Slices::NONE, b"").await,
+            Body::Segments(segments) => connection.send(&mut pace, segments.slices(), b"").await,
             Body::Stream(reader, cutter) => {
                 let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
                     .send(connection, reader, cutter, &mut pace)
@@ -411,7 +412,7 @@ impl Lane {
                 connection.head().extend_from_slice(fields.as_bytes());
                 connection.head().extend_from_slice(b"\r\n");
                 // Without fields of ours, the protocol answers the upgrade itself.
-                if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
+                if fields.is_empty() || connection.send(&mut Pace::default(), Slices::NONE, b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
                     protocol.run(stream, read).await;
                 }
@@ -442,7 +443,7 @@ impl Lane {
         if !reader.is_done() && exit.http_11 && fields.contains("expect") {
             connection.head().clear();
             connection.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
+            connection.send(&mut Pace::default(), Slices::NONE, b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
         let deadline = Instant::now() + connection.limits().send_stall;
@@ -640,7 +641,7 @@ impl Streamed {
                 Some(Err(error)) => {
                     if first {
                         // The head goes out, so that the client sees an answer that broke off rather than none.
-                        let _ = connection.send(pace, &[], b"").await;
+                        let _ = connection.send(pace, Slices::NONE, b"").await;
                     }
                     return broken(body_bytes, error.to_string().into());
                 }
@@ -659,7 +660,7 @@ impl Streamed {
                 connection.head().clear();
             }
             let tail = self.chunk(bytes, done, connection.head());
-            if let Err(error) = connection.send(pace, &out, tail).await {
+            if let Err(error) = connection.send(pace, Slices::Many(&out), tail).await {
                 return broken(body_bytes, broken_by(&error));
             }
             body_bytes = so_far;

@@ -239,9 +239,9 @@ impl Serving {
         let (sent, body_bytes) = match response.segments() {
             None => (exchange.send_head(out, true).map(|()| true), 0),
             Some(segments) => {
-                let bytes: usize = segments.iter().map(Bytes::len).sum();
+                let bytes = segments.bytes();
                 let sent = exchange.send_head(out, false).and_then(|()| match bytes <= WINDOW_BYTES as usize {
-                    true => exchange.send_at_once(&segments),
+                    true => exchange.send_at_once(&segments.shared()),
                     false => Ok(false),
                 });
                 (sent, bytes as u64)
@@ -454,7 +454,7 @@ impl Common {
         let mut writer = Writer { exchange, limits: &self.limits, blocked: Duration::ZERO };
         let result = match response.body() {
             Body::None => writer.exchange.finish().map_err(broken_by),
-            Body::Segments(segments) => writer.write_all(&segments, true).await,
+            Body::Segments(segments) => writer.write_all(&segments.shared(), true).await,
             Body::Stream(reader, mut cutter) => {
                 let (mut chunks, mut out) = (Vec::new(), Vec::new());
                 loop {
