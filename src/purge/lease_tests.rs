@@ -153,9 +153,9 @@ fn nobody_with_a_lease_lacks_a_committed_purge() {
 #[test]
 fn nobody_with_a_lease_lacks_a_committed_purge_while_lists_change() {
     let (mut committed, mut holding, mut retired) = (0, 0, 0);
-    for seed in 1..=80 {
+    for seed in 1..=30 {
         let mut model = Model::new(seed, 3 + (seed as usize % 6), true);
-        for _ in 0..6000 {
+        for _ in 0..4000 {
             model.step();
             holding += model.check();
         }
