@@ -1,6 +1,7 @@
 //! Who the peers are now: a ring and one source each, replaced as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,7 @@ pub struct Fleet {
     strict: bool,
     /// Whether memory moves with the keys when members come and go.
     warm: bool,
+    peer_deadline: Duration,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
 }
@@ -164,6 +166,7 @@ impl Fleet {
             ring_id: String::new(),
             strict: false,
             warm: true,
+            peer_deadline: PEER_DEADLINE_DEFAULT,
             ring_key: |key| Some(key.into()),
         }
     }
@@ -177,7 +180,8 @@ impl Fleet {
     ) -> Self {
         let ring_id = ring.id().to_string();
         let urls = (0..peers.len()).map(|index| index.to_string()).collect();
-        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, ring_key }
+        let peer_deadline = PEER_DEADLINE_DEFAULT;
+        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, peer_deadline, ring_key }
     }
 
     /// The same with the URLs of all nodes, in the ring's order.
@@ -205,6 +209,16 @@ impl Fleet {
     /// Whether they do here.
     pub fn is_warm(&self) -> bool {
         self.warm
+    }
+
+    /// The same with peers that may be silent for so long (`fleet.timeouts.silence`).
+    pub fn with_peer_deadline(self, peer_deadline: Duration) -> Self {
+        Fleet { peer_deadline, ..self }
+    }
+
+    /// How long a peer may be silent: for so long a client waits for all nodes to hear of what its request made invalid.
+    pub fn peer_deadline(&self) -> Duration {
+        self.peer_deadline
     }
 
     /// Whether this node is the key's owner by its own view of the ring, whatever anybody's health.
@@ -315,3 +329,6 @@ impl Fleet {
         &self.ring_id
     }
 }
+
+/// The peer deadline where nothing else is said.
+const PEER_DEADLINE_DEFAULT: Duration = Duration::from_secs(1);

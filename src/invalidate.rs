@@ -96,13 +96,14 @@ impl Passed<'_> {
 
 impl Cache {
     /// Purges what the answer to an unsafe request makes invalid ([`Passed::invalidated_keys`]), on all nodes; returns how many
-    /// entries this node had of it, and which purge it was. Nodes that do not confirm soon are not waited for, but told until they do.
+    /// entries this node had of it, and which purge it was. Who does not confirm within the peer deadline is
+    /// told until it does, but not waited for.
     pub async fn invalidate_everywhere(
         self: &Arc<Self>,
         group: &Arc<Group>,
         keys: Vec<Bytes>,
     ) -> (u64, Option<Position>) {
-        self.purge_keys(group, keys, CLIENT_WAIT_MAX).await
+        self.purge_keys(group, keys, self.fleet.load().peer_deadline()).await
     }
 
     /// What this node has in memory for a peer's question.
@@ -167,7 +168,7 @@ impl Cache {
     /// Takes what somebody else made as the answer for a key, fresh for `lifetime`: what was stored of the key goes, on all nodes,
     /// and if this node owns it, the value takes its place.
     pub async fn set(self: &Arc<Self>, group: &Arc<Group>, key: Bytes, value: Bytes, lifetime: Duration) {
-        self.purge_keys(group, vec![key.clone()], CLIENT_WAIT_MAX).await;
+        self.purge_keys(group, vec![key.clone()], self.fleet.load().peer_deadline()).await;
         if !self.owns(&key) || lifetime.is_zero() {
             return;
         }
@@ -277,9 +278,6 @@ pub struct Deposit {
     left_bytes: u64,
     charge: Charge,
 }
-
-/// How long a client's unsafe request waits for the fleet at the most: the default deadline of a peer.
-const CLIENT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl Deposit {
     /// Takes the next bytes; says whether it still makes sense to go on.

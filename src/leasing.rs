@@ -48,8 +48,24 @@ impl Leasing {
     /// The members of now.
     pub fn follow(&self, fleet: &Fleet, now: Now) {
         let others = fleet.named_peers().map(|(url, _)| url.to_owned()).collect();
-        let member = fleet.own_url().is_some();
-        self.change(|leases| leases.follow(fleet.keeps_leases(), others, member, now.monotonic));
+        let (strict, member) = (fleet.keeps_leases(), fleet.own_url().is_some());
+        let id =
+            fleet.ring().map_or(0, |ring| u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().unwrap_or_default()));
+        let Some(change) = self.change(|leases| leases.follow(strict, id, others, member, now.monotonic)) else {
+            return;
+        };
+        if !change.keeps_majority {
+            tracing::warn!(
+                "no majority of the members before is left in fleet.peers: until this node restarts it has no lease, and \
+                 memory answers nothing unasked"
+            );
+        }
+        if !change.needs_old {
+            tracing::warn!(
+                "those who are new in fleet.peers are a majority: while they cannot reach the others, a purge may be \
+                 acknowledged that those have not heard of"
+            );
+        }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Leases) -> T) -> T {
@@ -93,6 +109,11 @@ impl Cache {
     /// How it stands with this node's lease.
     pub fn lease(&self) -> Standing {
         self.leasing.leases.lock().standing(self.now().monotonic)
+    }
+
+    /// How many lists of members before the present one still count for this node's lease.
+    pub fn previous_lists(&self) -> usize {
+        self.leasing.leases.lock().previous_lists()
     }
 
     /// Returns when this node has had its first lease, needs none, or has waited for it long enough.
@@ -145,7 +166,10 @@ impl Cache {
         {
             return None;
         }
-        self.leasing.change(|leases| leases.heard(url, asked_at, &answer));
+        let now = self.now().monotonic;
+        if self.leasing.change(|leases| leases.heard(url, asked_at, now, &answer)) {
+            tracing::info!("a majority of the members before has the new list of members: the old one counts no more");
+        }
         Some((answer, reply.applied.of(self.incarnation())))
     }
 
@@ -194,7 +218,7 @@ impl Cache {
         let mut confirming = JoinSet::new();
         for (url, peer) in fleet.named_peers() {
             let (cache, url, peer) = (self.clone(), url.to_owned(), peer.clone());
-            let mut confirmed = self.confirmed_by(&url, sequence);
+            let Some(mut confirmed) = self.confirmed_by(&url) else { continue };
             confirming.spawn(async move {
                 let _ = confirmed.wait_for(|confirmed| *confirmed >= sequence).await;
                 loop {

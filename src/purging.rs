@@ -26,7 +26,6 @@ use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, SharedKey};
-use crate::purge::lease::LEASE;
 use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
 use crate::store::{Inserted, KEYS_PER_STEP};
 
@@ -205,7 +204,7 @@ impl Cache {
         let fleet = self.fleet.load_full();
         let mut nodes = JoinSet::new();
         let (own, sequence);
-        let mut committing = None;
+        let (mut committing, mut holds) = (None, None);
         if request.dry_run {
             sequence = self.purges.sequence();
             let records = vec![crate::purge::Record {
@@ -237,7 +236,7 @@ impl Cache {
             let (commit, committed) = watch::channel(false);
             let by_majority = self.commits_by_majority(&fleet);
             if by_majority {
-                committing = Some(AbortOnDrop(tokio::spawn(self.clone().commit(fleet.clone(), sequence, commit))));
+                holds = Some(committed.clone());
             }
             for (url, _) in fleet.named_peers() {
                 let courier = self.spread.courier(url, sequence);
@@ -245,22 +244,23 @@ impl Cache {
                 let (url, mut committed) = (url.to_owned(), committed.clone());
                 nodes.spawn(async move {
                     let mut confirmed = courier.confirmed.subscribe();
-                    let confirming = async {
-                        let confirmed = confirmed.wait_for(|confirmed| *confirmed >= sequence).await.is_ok();
-                        // Who confirmed long ago may have died since, and a majority would not remember the purge.
-                        confirmed && !(by_majority && started.elapsed() > LEASE)
-                    };
-                    let (state, entries) = tokio::select! {
+                    // A majority that confirmed may have died since, or somebody who is no member any more has a lease.
+                    let otherwise = tokio::select! {
                         biased;
-                        true = confirming => courier.outcome(sequence),
-                        Ok(_) = committed.wait_for(|committed| *committed) => {
-                            let confirmed = *courier.confirmed.borrow() >= sequence;
-                            if confirmed { courier.outcome(sequence) } else { (NodeState::WithoutLease, 0) }
+                        Ok(_) = confirmed.wait_for(|confirmed| *confirmed >= sequence), if !by_majority => {
+                            NodeState::Confirmed
                         }
-                        () = tokio::time::sleep(request.timeout) => (NodeState::Unreachable, 0),
+                        Ok(_) = committed.wait_for(|committed| *committed) => NodeState::WithoutLease,
+                        () = tokio::time::sleep(request.timeout) => NodeState::Unreachable,
                     };
+                    let confirmed = *courier.confirmed.borrow() >= sequence;
+                    let (state, entries) = if confirmed { courier.outcome(sequence) } else { (otherwise, 0) };
                     NodeReceipt { url, state, entries, milliseconds: milliseconds_since(started) }
                 });
+            }
+            if by_majority {
+                // When everybody is being told.
+                committing = Some(AbortOnDrop(tokio::spawn(self.clone().commit(fleet.clone(), sequence, commit))));
             }
             let _ = applying.await;
             own = self.purges.entries(position).unwrap_or_default();
@@ -273,11 +273,13 @@ impl Cache {
         };
         let mut others = nodes.join_all().await;
         drop(committing);
+        let holds = holds.is_none_or(|committed| *committed.borrow());
         others.sort_by(|one, other| one.url.cmp(&other.url));
         let nodes: Vec<NodeReceipt> = std::iter::once(own).chain(others).collect();
         Receipt {
             sequence,
-            complete: nodes.iter().all(|node| matches!(node.state, NodeState::Confirmed | NodeState::WithoutLease)),
+            complete: holds
+                && nodes.iter().all(|node| matches!(node.state, NodeState::Confirmed | NodeState::WithoutLease)),
             entries: nodes.iter().map(|node| node.entries).sum(),
             nodes,
         }
@@ -390,9 +392,10 @@ impl Cache {
         self.send_off(url, &courier);
     }
 
-    /// Up to which of this node's purges the peer has confirmed.
-    pub(crate) fn confirmed_by(&self, url: &str, sequence: u64) -> watch::Receiver<u64> {
-        self.spread.courier(url, sequence).confirmed.subscribe()
+    /// Up to which of this node's purges the peer has confirmed; `None` when it has left.
+    pub(crate) fn confirmed_by(&self, url: &str) -> Option<watch::Receiver<u64>> {
+        // One that were made here would tell nobody.
+        Some(self.spread.couriers.lock().get(url)?.confirmed.subscribe())
     }
 
     /// Starts the task that tells the peer, unless it runs.
@@ -407,7 +410,10 @@ impl Cache {
         loop {
             let Some(peer) = self.fleet.load().peer(&url).cloned() else {
                 // It left: nobody waits for it any more.
-                self.spread.couriers.lock().remove(&url);
+                let mut couriers = self.spread.couriers.lock();
+                if couriers.get(&url).is_some_and(|present| Arc::ptr_eq(present, &courier)) {
+                    couriers.remove(&url);
+                }
                 return;
             };
             match self.tell_once(&*peer, &courier).await {

@@ -11,6 +11,7 @@ use crate::freshness::Verdict;
 use crate::group::Group;
 use crate::key::HashedKey;
 use crate::peer::go::go_key;
+use crate::purge::lease::Standing;
 use crate::remembered::Memory;
 use crate::semantics::forward::Credentials;
 use crate::semantics::target::{Authority, Target};
@@ -18,7 +19,7 @@ use crate::server::members::Members;
 use crate::server::node::Node;
 use crate::store::Role;
 
-use super::stats::rfc3339;
+use super::stats::{lease_state, rfc3339};
 
 /// `GET explain`.
 #[derive(Debug, Serialize)]
@@ -41,6 +42,8 @@ pub(super) struct Explanation {
     stale_until: Option<String>,
     tags: Vec<String>,
     origin_url: Option<String>,
+    /// As `fleet.lease.state` of the statistics; nothing where nobody keeps leases.
+    lease: Option<&'static str>,
     reason: String,
 }
 
@@ -63,7 +66,11 @@ pub(super) fn explain(node: &Node, query: Option<&[u8]>, now: Now) -> Result<Exp
     let group = &site.group;
     let members = node.members.load();
     let (owner, acting_owner) = owners(node, &members, &key);
-    let memory = Known::of(node, group, &key, &question.fields, now);
+    let mut memory = Known::of(node, group, &key, &question.fields, now);
+    let lease = Some(node.cache.lease()).filter(|lease| *lease != Standing::Free);
+    if matches!(lease, Some(Standing::Lost | Standing::Unsettled)) && memory.stored.is_some() {
+        memory.reason = "no lease: the origin is asked before memory answers".to_owned();
+    }
     Ok(Explanation {
         group: group.name.to_string(),
         origin_url: origin_url(node, group, &key),
@@ -76,6 +83,7 @@ pub(super) fn explain(node: &Node, query: Option<&[u8]>, now: Now) -> Result<Exp
         ttl: memory.ttl,
         stale_until: memory.stale_until,
         tags: memory.tags,
+        lease: lease.map(lease_state),
         reason: memory.reason,
     })
 }

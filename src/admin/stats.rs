@@ -64,17 +64,29 @@ struct Lease {
     /// `held`, `lost`, or `unsettled` after a start; `unneeded` where nobody keeps leases.
     state: &'static str,
     remaining_milliseconds: u64,
+    /// Lists of members before the present one, majorities of which this node still needs.
+    previous_lists: usize,
 }
 
-impl From<Standing> for Lease {
-    fn from(standing: Standing) -> Self {
-        let (state, remaining) = match standing {
-            Standing::Free => ("unneeded", Duration::ZERO),
-            Standing::Held(remaining) => ("held", remaining),
-            Standing::Lost => ("lost", Duration::ZERO),
-            Standing::Unsettled => ("unsettled", Duration::ZERO),
-        };
-        Lease { state, remaining_milliseconds: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) }
+impl Lease {
+    fn of(node: &Node) -> Self {
+        let standing = node.cache.lease();
+        let remaining = if let Standing::Held(remaining) = standing { remaining } else { Duration::ZERO };
+        Lease {
+            state: lease_state(standing),
+            remaining_milliseconds: u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX),
+            previous_lists: node.cache.previous_lists(),
+        }
+    }
+}
+
+/// How it stands with a lease, in a word.
+pub(super) fn lease_state(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Free => "unneeded",
+        Standing::Held(_) => "held",
+        Standing::Lost => "lost",
+        Standing::Unsettled => "unsettled",
     }
 }
 
@@ -271,7 +283,7 @@ fn fleet(node: &Node) -> FleetState {
         gossip_address: search.gossip_address.lock().map(|address| address.to_string()),
     };
     let ring_id = members.ring.is_some().then(|| ring_id(members.ring_id()));
-    FleetState { lease: node.cache.lease().into(), ring, members: found, ring_id, peers: peers.collect() }
+    FleetState { lease: Lease::of(node), ring, members: found, ring_id, peers: peers.collect() }
 }
 
 fn replicas(node: &Node, groups: &Groups) -> Replicas {

@@ -80,7 +80,9 @@ const KEPT_OUT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 fn lines(facts: &Value) -> String {
     let Some(facts) = facts.as_object() else { return format!("{facts}\n") };
     let mut text = String::new();
-    for name in FACTS {
+    // Where nobody keeps leases there is nothing to tell.
+    let is_told = |name: &&&str| **name != "lease" || !facts.get("lease").is_none_or(Value::is_null);
+    for name in FACTS.iter().filter(is_told) {
         let value = match facts.get(*name) {
             None | Some(Value::Null) => "-".to_owned(),
             Some(Value::String(text)) => text.chars().filter(|c| !c.is_control()).collect(),
@@ -104,6 +106,7 @@ const FACTS: &[&str] = &[
     "stale_until",
     "tags",
     "origin_url",
+    "lease",
     "reason",
 ];
 

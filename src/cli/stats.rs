@@ -122,6 +122,10 @@ fn table(node: &str, stats: &Value) -> String {
             None | Some("unneeded") => String::new(),
             Some(_) => format!("  lease {}", word(lease)),
         };
+        let lease = match fleet["lease"]["previous_lists"].as_u64() {
+            None | Some(0) => lease,
+            Some(lists) => format!("{lease} (needs majorities of {lists} lists of members before)"),
+        };
         let _ = writeln!(text, "\nring {}  {}{lease}", word(&fleet["ring"]), word(&fleet["ring_id"]));
         let mut rows =
             vec![["peer", "state", "protocol", "version", "share", "requests", "errors"].map(str::to_owned).to_vec()];

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::peer::protocol::{GROUP_BYTES_MAX, KEY_BYTES_MAX, ProtocolError};
-use crate::purge::lease::{Booked, LeaseAnswer, LeaseQuestion};
+use crate::purge::lease::{Booked, LeaseAnswer, LeaseQuestion, PREVIOUS_MAX};
 use crate::purge::{Claim, Notice, Position, Record, Reply, Target, Vector};
 
 /// The generated messages of `proto/purge.proto`.
@@ -104,18 +104,20 @@ fn lease_to_wire(answer: &LeaseAnswer) -> wire::Lease {
         // Upwards: a lease must not seem to end sooner than it does.
         remaining_milliseconds: u32::try_from(booked.remaining.as_micros().div_ceil(1000)).unwrap_or(u32::MAX),
     });
-    wire::Lease { life: answer.life, settled: answer.settled, booked: booked.collect() }
+    let (list, previous) = (answer.list, answer.previous.clone());
+    wire::Lease { life: answer.life, settled: answer.settled, booked: booked.collect(), list, previous }
 }
 
 fn check_lease(lease: wire::Lease) -> Result<LeaseAnswer, ProtocolError> {
-    if lease.life == 0 || lease.booked.len() > BOOKED_MAX {
+    if lease.life == 0 || lease.booked.len() > BOOKED_MAX || lease.previous.len() > PREVIOUS_MAX {
         return Err(ProtocolError::Malformed("lease"));
     }
     let booked = lease.booked.into_iter().map(|booked| Booked {
         life: booked.life,
         remaining: Duration::from_millis(booked.remaining_milliseconds.into()),
     });
-    Ok(LeaseAnswer { life: lease.life, settled: lease.settled, booked: booked.collect() })
+    let (list, previous) = (lease.list, lease.previous);
+    Ok(LeaseAnswer { list, previous, life: lease.life, settled: lease.settled, booked: booked.collect() })
 }
 
 fn position_to_wire(position: Position) -> wire::Position {
@@ -286,6 +288,8 @@ mod tests {
             entries: vec![(position(1, 2), 5)],
             missing: Some(Box::new(said)),
             lease: Some(LeaseAnswer {
+                list: u64::MAX,
+                previous: vec![1, 2],
                 life: 12,
                 settled: true,
                 booked: vec![Booked { life: 11, remaining: Duration::from_millis(1500) }],

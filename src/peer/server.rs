@@ -75,7 +75,7 @@ pub struct ServerCounters {
     /// Panics while answering.
     pub panics: Counter,
     /// What was refused or cut off, by reason: the words of [`HandshakeError::word`] and [`ProtocolError::word`], and
-    /// `too_many_questions`, `stalled`, `silent`.
+    /// `too_many_questions`, `purge_malformed`, `stalled`, `silent`.
     pub rejects: Tally,
 }
 
@@ -244,6 +244,15 @@ impl PeerServer {
                     self.counters.rejects.increment("too_many_questions");
                     let failure = Failure::Refused(503, "too many requests between peers".into());
                     conversation.outbox.push(request, &Message::Failure(failure));
+                } else if question.kind == QuestionKind::Purge
+                    && let Err(error) = decode_notice(question.purges.clone())
+                {
+                    // A later version may say what this one does not know: that is no reason to break off everything else.
+                    self.counters.rejects.increment("purge_malformed");
+                    warn!(%error, "a peer tells of purges that cannot be understood");
+                    conversation
+                        .outbox
+                        .push(request, &Message::Failure(Failure::Unreachable(error.to_string().into())));
                 } else if !self.answer_at_once(conversation, request, &question) {
                     self.start(conversation, request, *question);
                 }

@@ -22,8 +22,17 @@
 //!    than that, and what that life had booked has run out. Until then it says that it does not know what is booked.
 //! 6. Are there not enough settled ones (the fleet starts, or most of it died at once), somebody purges everything and is
 //!    settled: what nobody remembers any more is gone from memory, too.
-//! 7. Majorities are counted among the members of the list of now. Two lists that differ by one member still have majorities
-//!    in common; hence members are listed, and changed one at a time. Lists that differ by more promise nothing.
+//! 7. Majorities are counted among the members of a list, and lists change, on one node sooner than on another. Who takes
+//!    another list needs, for leases and purges, majorities of both: of the list before and of the new one ("joint
+//!    consensus" of Raft). Counted is only who has taken the same list, and needs no list that this node does not need, so
+//!    whoever stays with the old one and whoever has left it never both have a majority of it. The list before is *retired* when
+//!    a majority of it was on the new one for so long that no lease by the old one is left. A lease that was held when the list
+//!    changed is held until it runs out.
+//! 8. Who is no member has no lease, and a purge is acknowledged only when it is committed, even if every member has confirmed it:
+//!    a node that has not heard yet that it is none may have one.
+//! 9. What that takes: a majority of the list before stays in the new one, or nobody can say that it has left; and those who
+//!    begin with the new list are no majority of it. Then it does not matter how many members a change is about. Every node
+//!    takes the lists in the same order.
 
 use std::time::Duration;
 
@@ -41,6 +50,10 @@ pub struct LeaseQuestion {
 /// The answer of a node that takes part in leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseAnswer {
+    /// The list of members that it has; equal on nodes with the same.
+    pub list: u64,
+    /// The lists before whose majorities it still needs.
+    pub previous: Vec<u64>,
     /// The life that answers.
     pub life: u64,
     /// Whether it has remembered all purges since before any lease of now.
@@ -89,44 +102,37 @@ pub enum Settling {
 #[derive(Debug, Default)]
 pub struct Leases {
     strict: bool,
-    others: Vec<String>,
-    /// Whether this node is a member.
-    member: bool,
+    list: List,
+    /// Lists before that are not retired, oldest first. They are retired in this order, so that of two nodes, which take the same
+    /// lists in turn, one needs all that the other needs.
+    previous: Vec<List>,
+    /// There were more of them than are remembered: nobody can have all majorities that it takes.
+    overgrown: bool,
+    /// When this node took its list.
+    listed_at: Duration,
+    /// A lease of before something changed, which runs out then.
+    kept_until: Duration,
     begun: Duration,
     settled: bool,
     heard: HashMap<String, Heard>,
     booked: HashMap<u64, Duration>,
 }
 
-/// What another member said last.
-#[derive(Debug)]
-struct Heard {
-    life: u64,
-    asked_at: Duration,
-    /// When the last question was sent that it said yes to.
-    granted_at: Option<Duration>,
-    settled: bool,
+/// A list of members, as this node sees it.
+#[derive(Clone, Debug, Default)]
+struct List {
+    id: u64,
+    others: Vec<String>,
+    /// Whether this node is among them.
+    member: bool,
 }
 
-impl Leases {
-    /// The members of now; `strict` and who they are may change at any time.
-    pub fn follow(&mut self, strict: bool, others: Vec<String>, member: bool, now: Duration) {
-        let strict = strict && !others.is_empty();
-        if strict && !self.strict {
-            *self = Leases { begun: now, ..Leases::default() };
-        }
-        (self.strict, self.member) = (strict, member);
-        self.heard.retain(|url, _| others.contains(url));
-        self.others = others;
+impl List {
+    fn size(&self) -> usize {
+        self.others.len() + usize::from(self.member)
     }
 
-    /// Whether leases are kept at all.
-    pub fn are_kept(&self) -> bool {
-        self.strict
-    }
-
-    /// How many of the members are a majority.
-    pub fn majority(&self) -> usize {
+    fn majority(&self) -> usize {
         self.size() / 2 + 1
     }
 
@@ -134,9 +140,101 @@ impl Leases {
     fn others_needed(&self) -> usize {
         self.majority() - usize::from(self.member)
     }
+}
 
-    fn size(&self) -> usize {
-        self.others.len() + usize::from(self.member)
+/// How a list of members differs from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListChange {
+    /// Whether a majority of the members before stay.
+    pub keeps_majority: bool,
+    /// Whether those who stay are needed for a majority of the new list.
+    pub needs_old: bool,
+}
+
+/// What another member said last.
+#[derive(Debug)]
+struct Heard {
+    life: u64,
+    asked_at: Duration,
+    /// When the last question was sent that it said yes to, with the lists that it has.
+    granted_at: Option<Duration>,
+    settled: bool,
+    list: u64,
+    previous: Vec<u64>,
+    /// Since when it is known to have its list.
+    listed_since: Duration,
+}
+
+impl Heard {
+    fn is_recent(&self, now: Duration) -> bool {
+        now <= self.asked_at.saturating_add(LEASE)
+    }
+}
+
+impl Leases {
+    /// The members of now, in the list `id`; `strict` and who they are may change at any time. Says what a change of the list
+    /// means for the leases.
+    pub fn follow(
+        &mut self,
+        strict: bool,
+        id: u64,
+        others: Vec<String>,
+        member: bool,
+        now: Duration,
+    ) -> Option<ListChange> {
+        let strict = strict && !others.is_empty();
+        let list = List { id, others, member };
+        if !strict || !self.strict {
+            *self = Leases { strict, list, listed_at: now, begun: now, ..Leases::default() };
+            return None;
+        }
+        if list.id == self.list.id {
+            return None;
+        }
+        self.kept_until = self.until().unwrap_or_default();
+        let before = std::mem::replace(&mut self.list, list);
+        let list = &self.list;
+        let kept = before.others.iter().filter(|other| list.others.contains(other)).count()
+            + usize::from(before.member && list.member);
+        let change =
+            ListChange { keeps_majority: kept >= before.majority(), needs_old: list.size() - kept < list.majority() };
+        self.overgrown |= self.previous.len() >= PREVIOUS_MAX;
+        if !self.overgrown {
+            self.previous.push(before);
+        }
+        self.heard.retain(|url, _| list.others.contains(url));
+        self.listed_at = now;
+        Some(change)
+    }
+
+    /// Whether leases are kept at all.
+    pub fn are_kept(&self) -> bool {
+        self.strict
+    }
+
+    /// How many lists before still count.
+    pub fn previous_lists(&self) -> usize {
+        self.previous.len()
+    }
+
+    /// This node's list and those before that still count.
+    fn lists(&self) -> impl Iterator<Item = &List> {
+        std::iter::once(&self.list).chain(&self.previous)
+    }
+
+    /// What the other members of a list said, where it counts for this node.
+    fn counted<'a>(&'a self, list: &'a List) -> impl Iterator<Item = &'a Heard> {
+        let heard = list.others.iter().filter_map(|url| self.heard.get(url));
+        heard.filter(|heard| {
+            let is_needed = |id: &u64| self.previous.iter().any(|previous| previous.id == *id);
+            heard.list == self.list.id && heard.previous.iter().all(is_needed)
+        })
+    }
+
+    /// Whether those of whom `agrees` is true are, with this node, a majority of every list that counts.
+    fn is_majority(&self, agrees: impl Fn(&Heard) -> bool) -> bool {
+        !self.overgrown
+            && self.lists().all(|list| self.counted(list).filter(|heard| agrees(heard)).count() >= list.others_needed())
     }
 
     /// When this node's own lease runs out; `None` while it needs none.
@@ -144,10 +242,15 @@ impl Leases {
         if !self.strict {
             return None;
         }
-        let mut granted: Vec<Duration> = self.heard.values().filter_map(|heard| heard.granted_at).collect();
-        granted.sort_unstable_by(|one, other| other.cmp(one));
-        let slowest = granted.get(self.others_needed().saturating_sub(1)).filter(|_| self.settled);
-        Some(slowest.map_or(Duration::ZERO, |at| at.saturating_add(LEASE)))
+        let granted = |list| {
+            let mut granted: Vec<Duration> = self.counted(list).filter_map(|heard| heard.granted_at).collect();
+            granted.sort_unstable_by(|one, other| other.cmp(one));
+            granted.get(list.others_needed().saturating_sub(1)).map_or(Duration::ZERO, |at| at.saturating_add(LEASE))
+        };
+        let granted = self.lists().map(granted).min();
+        // Who is no member is told of no purge.
+        let granted = granted.filter(|_| self.settled && self.list.member && !self.overgrown).unwrap_or_default();
+        Some(granted.max(self.kept_until))
     }
 
     /// How it stands.
@@ -160,18 +263,45 @@ impl Leases {
         }
     }
 
-    /// Another member answered a question that was sent at `asked_at`; what it said that this node lacks is applied.
-    pub fn heard(&mut self, url: &str, asked_at: Duration, answer: &LeaseAnswer) {
-        if !self.strict || !self.others.iter().any(|other| other == url) {
-            return;
+    /// Another member answered, at `now`, a question that was sent at `asked_at`; what it said that this node lacks is applied.
+    /// Says whether that retired the last list before this one.
+    pub fn heard(&mut self, url: &str, asked_at: Duration, now: Duration, answer: &LeaseAnswer) -> bool {
+        if !self.strict || !self.list.others.iter().any(|other| other == url) {
+            return false;
         }
         let before = self.heard.get(url).filter(|heard| heard.life == answer.life);
         // Who was settled when it was asked too early is asked again soon.
         let settled = before.is_some_and(|heard| heard.settled)
             || (answer.settled && asked_at >= self.begun.saturating_add(SETTLE_AFTER));
-        let granted_at = before.and_then(|heard| heard.granted_at).max(answer.settled.then_some(asked_at));
+        let alike = before.filter(|heard| heard.list == answer.list && heard.previous == answer.previous);
+        let granted_at = alike.and_then(|heard| heard.granted_at).max(answer.settled.then_some(asked_at));
+        // It took the list after the question was sent and before now.
+        let listed_since = before.filter(|heard| heard.list == answer.list).map_or(now, |heard| heard.listed_since);
         let asked_at = before.map_or(asked_at, |heard| heard.asked_at.max(asked_at));
-        self.heard.insert(url.to_owned(), Heard { life: answer.life, asked_at, granted_at, settled });
+        let (list, previous) = (answer.list, answer.previous.clone());
+        let heard = Heard { life: answer.life, asked_at, granted_at, settled, list, previous, listed_since };
+        self.heard.insert(url.to_owned(), heard);
+        self.retire(now)
+    }
+
+    /// Drops the lists before this one by which nobody can have a majority any more; says whether none is left of some.
+    fn retire(&mut self, now: Duration) -> bool {
+        let left_long_ago = |since: Duration| now >= since.saturating_add(SETTLE_AFTER);
+        let is_left = |list: &List| {
+            let others = self.counted(list).filter(|heard| heard.is_recent(now) && left_long_ago(heard.listed_since));
+            others.count() + usize::from(list.member && left_long_ago(self.listed_at)) >= list.majority()
+        };
+        if self.overgrown {
+            return false;
+        }
+        let left = self.previous.iter().take_while(|list| is_left(list)).count();
+        if left == 0 {
+            return false;
+        }
+        // Those that need it still do not count from now on.
+        self.kept_until = self.until().unwrap_or_default();
+        self.previous.drain(..left);
+        self.previous.is_empty()
     }
 
     /// Books a lease for the node that asks, to be called before it is looked what that one lacks; says what it is told.
@@ -188,7 +318,14 @@ impl Leases {
                 return None;
             }
         }
-        Some(LeaseAnswer { life: own_life, settled: self.settled, booked: Vec::new() })
+        let previous = self.previous.iter().map(|list| list.id).collect();
+        Some(LeaseAnswer {
+            list: self.list.id,
+            previous,
+            life: own_life,
+            settled: self.settled && !self.overgrown,
+            booked: Vec::new(),
+        })
     }
 
     /// The leases that others may hold by this node, to be called after a purge that is asked about was applied.
@@ -209,14 +346,17 @@ impl Leases {
             return Settling::Wait;
         }
         // Those that lack a committed purge are at most all but a majority; one more, and somebody has it.
-        let enough = self.size() - self.majority() + 1;
-        let settled = self.heard.values().filter(|heard| heard.settled).count();
-        let reached =
-            self.heard.values().filter(|heard| heard.asked_at >= from && now <= heard.asked_at + LEASE).count();
+        let is_enough =
+            |list: &List| self.counted(list).filter(|heard| heard.settled).count() > list.size() - list.majority();
+        let recent = |heard: &&Heard| heard.asked_at >= from && heard.is_recent(now);
+        let reached = self.counted(&self.list).filter(recent).count();
+        // Somebody remembers, and will take this list, or this node another one.
+        let is_elsewhere = |heard: &Heard| heard.settled && heard.list != self.list.id && heard.is_recent(now);
         match () {
-            () if settled >= enough => Settling::Settled,
-            () if reached == self.others.len() => Settling::Empty,
-            () if reached >= self.others_needed() && now >= self.begun + SETTLE_PATIENCE => Settling::Empty,
+            () if self.lists().all(is_enough) => Settling::Settled,
+            () if !self.previous.is_empty() || self.heard.values().any(is_elsewhere) => Settling::Wait,
+            () if reached == self.list.others.len() => Settling::Empty,
+            () if reached >= self.list.others_needed() && now >= self.begun + SETTLE_PATIENCE => Settling::Empty,
             () => Settling::Wait,
         }
     }
@@ -224,12 +364,6 @@ impl Leases {
     /// From now on this node books leases and may hold one.
     pub fn settle(&mut self) {
         self.settled = self.strict;
-    }
-
-    /// Which lives have answered a question sent at most [`LEASE`] ago.
-    fn lives(&self, now: Duration) -> HashSet<u64> {
-        let recent = self.heard.values().filter(|heard| now <= heard.asked_at.saturating_add(LEASE));
-        recent.map(|heard| heard.life).collect()
     }
 }
 
@@ -271,8 +405,7 @@ impl Commit {
 
     /// Whether it holds. Who confirmed and has died since counts no more: what starts in its place knows nothing.
     pub fn verdict(&self, leases: &Leases, now: Duration) -> Verdict {
-        let alive = leases.lives(now);
-        if self.confirmed.intersection(&alive).count() < leases.others_needed() {
+        if !leases.is_majority(|heard| heard.is_recent(now) && self.confirmed.contains(&heard.life)) {
             return Verdict::Lacking;
         }
         let others = self.booked.iter().filter(|(life, _)| !self.confirmed.contains(*life));
@@ -294,6 +427,8 @@ pub const RENEW_EVERY: Duration = Duration::from_millis(500);
 pub const SETTLE_AFTER: Duration = LEASE.saturating_add(MARGIN);
 /// How long it waits for a settled member that is out of reach, before everything is purged instead.
 pub const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+/// Lists before the present one that a node may need majorities of. One change at a time leaves one or two.
+pub const PREVIOUS_MAX: usize = 64;
 /// Lives that have a lease by this node at once: every member, and lives before them. Beyond that nobody new gets one.
 const BOOKED_MAX: usize = 16 * 1024;
 

@@ -6,15 +6,18 @@ const fn at(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// A list of members that all have.
+const LIST: u64 = 1;
+
 /// The leases of one of so many members, which began at zero.
 fn leases(members: usize) -> Leases {
     let mut leases = Leases::default();
-    leases.follow(true, (1..members).map(|other| other.to_string()).collect(), true, at(0));
+    leases.follow(true, LIST, (1..members).map(|other| other.to_string()).collect(), true, at(0));
     leases
 }
 
 fn yes(life: u64) -> LeaseAnswer {
-    LeaseAnswer { life, settled: true, booked: Vec::new() }
+    LeaseAnswer { list: LIST, previous: Vec::new(), life, settled: true, booked: Vec::new() }
 }
 
 fn no(life: u64) -> LeaseAnswer {
@@ -42,7 +45,9 @@ fn a_lease_lasts_from_the_question_to_the_slowest_of_a_majority() {
     ] {
         let mut leases = leases(members);
         leases.settle();
-        answers.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        for (url, asked_at, answer) in &answers {
+            leases.heard(url, at(*asked_at), at(*asked_at), answer);
+        }
         assert_eq!(leases.until(), Some(at(expected)), "{members} {answers:?}");
         let standing = if expected > 7100 { Standing::Held(at(expected - 7100)) } else { Standing::Lost };
         assert!(leases.standing(at(7100)) == standing, "{members} {answers:?}: {:?}", leases.standing(at(7100)));
@@ -53,10 +58,10 @@ fn a_lease_lasts_from_the_question_to_the_slowest_of_a_majority() {
 fn who_is_alone_or_serves_needs_no_lease() {
     let mut leases = leases(1);
     assert_eq!((leases.until(), leases.standing(at(0))), (None, Standing::Free));
-    leases.follow(false, vec!["1".to_owned()], true, at(0));
+    leases.follow(false, LIST, vec!["1".to_owned()], true, at(0));
     assert_eq!((leases.until(), leases.answer(9, LeaseQuestion { life: 1, wants_booked: false }, at(0))), (None, None));
     // From the moment on at which leases are kept, this node has no past.
-    leases.follow(true, vec!["1".to_owned()], true, at(100_000));
+    leases.follow(true, LIST, vec!["1".to_owned()], true, at(100_000));
     assert_eq!(leases.standing(at(100_000)), Standing::Unsettled);
     assert_eq!(leases.settling(at(100_000)), Settling::Wait);
 }
@@ -94,7 +99,9 @@ fn a_node_that_starts_settles_by_those_who_remember() {
         (5, vec![("1", 2500, yes(11)), ("2", 2500, yes(12)), ("3", 2500, yes(13))], 2600, Settling::Settled),
     ] {
         let mut leases = leases(members);
-        answers.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        for (url, asked_at, answer) in &answers {
+            leases.heard(url, at(*asked_at), at(*asked_at), answer);
+        }
         assert_eq!(leases.settling(at(now)), expected, "{members} {answers:?} {now}");
         assert_eq!(leases.until(), Some(at(0)), "not before it is settled");
     }
@@ -116,7 +123,9 @@ fn a_majority_commits_when_no_lease_is_left_that_it_gave_to_others() {
         (vec![(11, vec![])], vec![("1", 9000, no(13))], Verdict::Lacking),
     ] {
         let mut leases = leases(3);
-        heard.iter().for_each(|(url, asked_at, answer)| leases.heard(url, at(*asked_at), answer));
+        for (url, asked_at, answer) in &heard {
+            leases.heard(url, at(*asked_at), at(*asked_at), answer);
+        }
         let mut commit = Commit::new(10, &[], at(10_000));
         confirmed.iter().for_each(|(life, booked)| commit.confirm(*life, booked, at(10_000)));
         assert_eq!(commit.verdict(&leases, at(10_000)), expected, "{confirmed:?} {heard:?}");
@@ -129,7 +138,7 @@ fn a_majority_commits_when_no_lease_is_left_that_it_gave_to_others() {
 fn nobody_with_a_lease_lacks_a_committed_purge() {
     let (mut committed, mut holding) = (0, 0);
     for seed in 1..=60 {
-        let mut model = Model::new(seed, 3 + (seed as usize % 3));
+        let mut model = Model::new(seed, 3 + (seed as usize % 3), false);
         for _ in 0..4000 {
             model.step();
             holding += model.check();
@@ -137,6 +146,24 @@ fn nobody_with_a_lease_lacks_a_committed_purge() {
         committed += model.purges.iter().filter(|purge| purge.committed).count();
     }
     assert!(committed > 100 && holding > 20_000, "{committed} committed, {holding} times held");
+}
+
+/// The same where nobody dies and lists of members change by any number of nodes at once, on each node at another time, and
+/// before all have taken the one before.
+#[test]
+fn nobody_with_a_lease_lacks_a_committed_purge_while_lists_change() {
+    let (mut committed, mut holding, mut retired) = (0, 0, 0);
+    for seed in 1..=30 {
+        let mut model = Model::new(seed, 3 + (seed as usize % 6), true);
+        for _ in 0..4000 {
+            model.step();
+            holding += model.check();
+        }
+        committed += model.purges.iter().filter(|purge| purge.committed).count();
+        retired += model.retired;
+    }
+    let counts = format!("{committed} committed, {holding} times held, {retired} times retired");
+    assert!(committed > 100 && holding > 20_000 && retired > 100, "{counts}");
 }
 
 struct Model {
@@ -149,6 +176,11 @@ struct Model {
     lives: u64,
     /// Who is out of reach of whom for now: those of a side.
     split: u64,
+    /// The lists of members, in the order in which every node takes them; never changed when nodes die.
+    lists: Vec<Vec<usize>>,
+    lists_change: bool,
+    /// How often a node dropped the last list before its own.
+    retired: usize,
 }
 
 struct ModelNode {
@@ -156,6 +188,8 @@ struct ModelNode {
     began: u64,
     /// Parts per thousand.
     rate: u64,
+    /// Which list it has.
+    list: usize,
     leases: Leases,
     /// Numbers of the purges that it has applied.
     applied: BTreeSet<usize>,
@@ -197,7 +231,7 @@ enum Message {
 }
 
 impl Model {
-    fn new(seed: u64, size: usize) -> Self {
+    fn new(seed: u64, size: usize, lists_change: bool) -> Self {
         let (nodes, messages, purges) = (Vec::new(), Vec::new(), Vec::new());
         let mut model = Model {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -207,9 +241,16 @@ impl Model {
             purges,
             lives: 0,
             split: 0,
+            lists: vec![(0..size).collect()],
+            lists_change,
+            retired: 0,
         };
+        if lists_change {
+            // Some who are no members yet, and take every list nevertheless.
+            model.lists[0].retain(|place| *place < size.div_ceil(2) + 1);
+        }
         for place in 0..size {
-            let node = model.born(place, size);
+            let node = model.born(place);
             model.nodes.push(node);
         }
         model
@@ -222,14 +263,32 @@ impl Model {
         self.random % end
     }
 
-    fn born(&mut self, place: usize, size: usize) -> ModelNode {
+    /// Lets `leases` follow the list.
+    fn follow(lists: &[Vec<usize>], list: usize, place: usize, leases: &mut Leases, now: Duration) {
+        let others = lists[list].iter().filter(|other| **other != place).map(usize::to_string).collect();
+        leases.follow(true, list as u64 + 1, others, lists[list].contains(&place), now);
+    }
+
+    /// A list that keeps a majority of the one before and has no majority of new ones.
+    fn change_list(&mut self) {
+        let before = self.lists.last().unwrap().clone();
+        let size = self.nodes.len() as u64;
+        let chosen = self.below(1 << size);
+        let after: Vec<usize> = (0..self.nodes.len()).filter(|place| chosen >> place & 1 == 1).collect();
+        let kept = after.iter().filter(|place| before.contains(place)).count();
+        if after.len() > 1 && kept > before.len() / 2 && after.len() - kept < after.len() / 2 + 1 {
+            self.lists.push(after);
+        }
+    }
+
+    fn born(&mut self, place: usize) -> ModelNode {
         self.lives += 1;
         let mut leases = Leases::default();
-        let others = (0..size).filter(|other| *other != place).map(|other| other.to_string()).collect();
-        leases.follow(true, others, true, Duration::ZERO);
+        let list = self.lists.len() - 1;
+        Model::follow(&self.lists, list, place, &mut leases, Duration::ZERO);
         let rate = 980 + self.below(41);
         let (life, began) = (self.lives, self.time);
-        ModelNode { life, began, rate, leases, applied: BTreeSet::new(), emptied: began, frozen_until: 0 }
+        ModelNode { life, began, rate, list, leases, applied: BTreeSet::new(), emptied: began, frozen_until: 0 }
     }
 
     fn now(&self, place: usize) -> Duration {
@@ -253,7 +312,8 @@ impl Model {
         let (by_life, accepted) = (node.life, self.time);
         self.purges.push(ModelPurge { by, by_life, accepted, everything, commit, committed: false });
         self.apply(by, number);
-        for to in (0..self.nodes.len()).filter(|to| *to != by) {
+        let list = &self.lists[self.nodes[by].list];
+        for &to in list.iter().filter(|to| **to != by) {
             self.messages.push(Message::Purge { to, number });
         }
     }
@@ -268,18 +328,28 @@ impl Model {
         let size = self.nodes.len() as u64;
         let place = self.below(size) as usize;
         match self.below(1000) {
-            0..3 => self.nodes[place] = self.born(place, size as usize),
-            3..6 => self.split = self.below(1 << size),
-            6..12 => self.split = 0,
-            12..15 => self.nodes[place].frozen_until = self.time + self.below(4_000_000),
-            15..30 => self.accept(place, false),
-            30..150 => {
+            0..3 if !self.lists_change => self.nodes[place] = self.born(place),
+            0..3 => self.change_list(),
+            3..20 if self.lists_change && self.is_awake(place) => {
+                let (now, lists) = (self.now(place), &self.lists);
+                let node = &mut self.nodes[place];
+                if node.list + 1 < lists.len() {
+                    node.list += 1;
+                    Model::follow(lists, node.list, place, &mut node.leases, now);
+                }
+            }
+            20..23 => self.split = self.below(1 << size),
+            23..29 => self.split = 0,
+            29..32 => self.nodes[place].frozen_until = self.time + self.below(4_000_000),
+            32..47 => self.accept(place, false),
+            47..167 => {
                 let to = self.below(size) as usize;
-                if to != place && self.is_awake(place) {
+                let is_member = self.lists[self.nodes[place].list].contains(&to);
+                if to != place && is_member && self.is_awake(place) {
                     self.ask(place, to, None);
                 }
             }
-            150..250 if self.is_awake(place) => match self.nodes[place].leases.settling(self.now(place)) {
+            167..267 if self.is_awake(place) => match self.nodes[place].leases.settling(self.now(place)) {
                 Settling::Wait => {}
                 Settling::Settled => self.nodes[place].leases.settle(),
                 Settling::Empty => {
@@ -342,7 +412,7 @@ impl Model {
                     self.apply(to, number);
                 }
                 let now = self.now(to);
-                self.nodes[to].leases.heard(&from.to_string(), asked_at, &answer);
+                self.retired += usize::from(self.nodes[to].leases.heard(&from.to_string(), asked_at, now, &answer));
                 if let Some(number) = purge.filter(|number| applied.contains(number))
                     && let Some(commit) = &mut self.purges[number].commit
                 {

@@ -112,7 +112,11 @@ impl Members {
         let strict = self.config.as_ref().is_some_and(|config| config.partition == config::Partition::Strict);
         let warm = self.config.as_ref().is_none_or(|config| config.resharding == config::Resharding::Warm);
         let fleet = fleet::Fleet::new(ring.clone(), peers, ring_key);
-        fleet.named(urls).with_leases(strict).with_warm_resharding(warm)
+        let fleet = fleet.named(urls).with_leases(strict).with_warm_resharding(warm);
+        match &self.config {
+            Some(config) => fleet.with_peer_deadline(config.timeouts.silence),
+            None => fleet,
+        }
     }
 
     /// What of the ring's identity peers tell one another; zero in a fleet of one.

@@ -143,6 +143,9 @@ async fn who_may_not_purge_and_what_is_no_purge() {
         assert_eq!(send(clients, "PURGE", "/a", lines, "").await.status(), 403, "{lines}");
     }
     assert_eq!(send(clients, "PURGE", "/_groupcache/stats", "", "").await.status(), 404);
+    let rejects = node.stats().await["rejects"].clone();
+    let counted: u64 = rejects.as_object().expect("reasons").values().filter_map(Value::as_u64).sum();
+    assert!(counted >= 10, "each is counted by its reason: {rejects}");
     let explained = client::get(admin, "/_groupcache/explain?path=/a").await.json();
     assert_eq!(explained["tags"], serde_json::json!(["t", "two words"]));
     assert_eq!(explained["stored"], "main", "nobody purged it");

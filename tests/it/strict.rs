@@ -26,6 +26,10 @@ async fn lease(node: &Node) -> String {
     node.stats().await["fleet"]["lease"]["state"].as_str().expect("a state").to_owned()
 }
 
+async fn explain(node: &Node, target: &str) -> Value {
+    crate::kit::client::get(node.admin, &format!("/_groupcache/explain?path={target}")).await.json()
+}
+
 async fn until_lease(node: &Node, state: &str) {
     until(state, async || lease(node).await == state).await;
 }
@@ -50,6 +54,12 @@ async fn a_node_without_a_majority_asks_the_origin_before_it_answers_from_memory
     until("the node has a copy", in_memory).await;
     let asked = origin.log().len();
     assert!(in_memory().await, "a lease lets memory answer");
+    let explained = explain(lone, "/a").await;
+    assert_eq!((&explained["lease"], &explained["reason"]), (&"held".into(), &"hit".into()), "{explained}");
+    let admin = format!("http://{}", lone.admin);
+    let mut command = crate::kit::node::command(std::path::Path::new("."), &["explain", "/a", "--node", &admin]);
+    let printed = String::from_utf8(command.output().expect("an output").stdout).expect("a text");
+    assert!(printed.contains("lease         held\n"), "{printed}");
     assert_eq!(origin.log().len(), asked);
     for frozen in &fleet.nodes[1..] {
         frozen.signal("STOP");
@@ -58,6 +68,9 @@ async fn a_node_without_a_majority_asks_the_origin_before_it_answers_from_memory
     origin.on("/a", Reply::ok("new").header("Cache-Control", FRESH));
     let answer = lone.get("/a").await;
     assert_eq!((answer.status(), answer.text()), (200, "new".to_owned()));
+    let explained = explain(lone, "/a").await;
+    let reason = "no lease: the origin is asked before memory answers";
+    assert_eq!((&explained["lease"], &explained["reason"]), (&"lost".into(), &reason.into()), "{explained}");
     let asked = origin.log().len();
     assert!(lone.get("/a").await.head.cache_status().contains("no-lease"));
     assert_eq!(origin.log().len(), asked + 1, "every request asks anew");
@@ -114,6 +127,7 @@ async fn a_node_alone_has_always_its_lease() {
     let fleet = Fleet::with(1, &setup, "partition: strict").await;
     let node = &fleet.nodes[0];
     assert_eq!(lease(node).await, "unneeded");
+    assert_eq!(explain(node, "/a").await["lease"], Value::Null);
     node.get("/a").await;
     node.get("/a").await;
     assert_eq!(origin.log().len(), 1);

@@ -55,6 +55,11 @@ fn varint_field(out: &mut Vec<u8>, number: u64, value: u64) {
     varint(out, value);
 }
 
+fn fixed_field(out: &mut Vec<u8>, number: u64, value: u64) {
+    varint(out, number << 3 | 1);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
 fn bytes_field(out: &mut Vec<u8>, number: u64, value: &[u8]) {
     varint(out, number << 3 | 2);
     varint(out, value.len() as u64);
@@ -238,12 +243,14 @@ async fn a_peer_that_is_none_is_named_so_and_its_keys_are_answered_all_the_same(
 struct Version1 {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// All that it has sent.
+    sent: Vec<u8>,
 }
 
 impl Version1 {
     async fn connect(address: SocketAddr, secret: &[u8]) -> Version1 {
-        let mut client =
-            Version1 { stream: within(TcpStream::connect(address)).await.expect("a connection"), buffer: Vec::new() };
+        let stream = within(TcpStream::connect(address)).await.expect("a connection");
+        let mut client = Version1 { stream, buffer: Vec::new(), sent: Vec::new() };
         client.send(UPGRADE.as_bytes()).await;
         while !client.buffer.windows(4).any(|end| end == b"\r\n\r\n") {
             client.more().await;
@@ -333,6 +340,7 @@ impl Version1 {
     }
 
     async fn send(&mut self, bytes: &[u8]) {
+        self.sent.extend_from_slice(bytes);
         within(self.stream.write_all(bytes)).await.expect("sending");
     }
 
@@ -368,4 +376,151 @@ async fn a_peer_of_version_1_is_answered() {
     assert_eq!(client.get("/slow").await.text(), "late");
     assert_eq!((origin.requests("/slow"), origin.requests("/1")), (1, 1));
     assert_eq!(node.group("all").await["server_requests"], 2);
+}
+
+/// The first purge of the life 99, of everything, as a question.
+fn purge_of_everything(kind_of_target: u64, sequence: u64) -> Vec<u8> {
+    let message = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        write(&mut out);
+        out
+    };
+    let position = message(&|out| {
+        fixed_field(out, 1, 99);
+        varint_field(out, 2, sequence);
+    });
+    let target = message(&|out| varint_field(out, 1, kind_of_target));
+    let record = message(&|out| {
+        bytes_field(out, 1, &position);
+        bytes_field(out, 3, &target);
+    });
+    let notice = message(&|out| {
+        bytes_field(out, 5, &record);
+        bytes_field(out, 6, &position);
+    });
+    message(&|out| {
+        varint_field(out, 1, 4);
+        for (number, value) in [(3, "all"), (5, "/")] {
+            bytes_field(out, number, value.as_bytes());
+        }
+        varint_field(out, 11, 65536);
+        bytes_field(out, 12, &notice);
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_that_are_not_proven_replayed_tampered_with_or_cut_short_purge_nothing() {
+    let origin = Origin::start().await;
+    pictures(&origin, 2);
+    let secret = "fleet-secret-0123456789";
+    let node = start(&origin, free_addresses(1)[0], &format!("secret: '{secret}'"));
+    let refused = async |word: &str| node.stats().await["rejects"][word].as_u64().unwrap_or_default();
+    let is_stored = async || {
+        let asked = origin.requests("/1");
+        assert_eq!(node.get("/1").await.text(), "body 1");
+        origin.requests("/1") == asked
+    };
+    let mut other = Version1::connect(node.address, secret.as_bytes()).await;
+
+    // What the rest is compared with: from who has proven itself, it purges.
+    assert!(!is_stored().await && is_stored().await);
+    let mut proven = Version1::connect(node.address, secret.as_bytes()).await;
+    proven.send(&frame(1, 2, &purge_of_everything(0, 1))).await;
+    assert_eq!(proven.read(1).await.0, 200);
+    assert!(!is_stored().await && is_stored().await);
+
+    let unproven = [UPGRADE.as_bytes(), &frame(1, 2, &purge_of_everything(0, 2))].concat();
+    for (what, bytes, word) in
+        [("not proven", &unproven, "handshake_unexpected"), ("replayed", &proven.sent, "handshake_secret")]
+    {
+        let before = refused(word).await;
+        let mut stranger = TcpStream::connect(node.address).await.expect("a connection");
+        stranger.write_all(bytes).await.expect("sending");
+        // Whatever is answered, it is no answer to a question, and it ends.
+        within(stranger.read_to_end(&mut Vec::new())).await.expect("an end");
+        poll::until(what, async || refused(word).await == before + 1).await;
+        assert!(is_stored().await, "{what}");
+    }
+
+    let whole = frame(1, 2, &purge_of_everything(0, 3));
+    let (mut longer, mut questions) = (whole.clone(), 0);
+    longer[3] += 1;
+    let ends_too_soon = [&[8, 4, 0x1a, 3][..], b"all", &[0x2a, 1, b'/', 0x62, 2, 0x2a, 9]].concat();
+    let cases = [
+        (
+            "a kind of target that there is not",
+            frame(1, 2, &purge_of_everything(9, 3)),
+            "purge_malformed",
+            "is answered",
+        ),
+        ("no number", frame(1, 2, &purge_of_everything(0, 0)), "purge_malformed", "is answered"),
+        ("a notice that ends too soon", frame(1, 2, &ends_too_soon), "purge_malformed", "is answered"),
+        ("a frame that ends too soon", frame(1, 2, &purge_of_everything(0, 3)[..20]), "malformed", "ends"),
+        ("a length of 4 GiB", [&[0xff; 4], &whole[4..]].concat(), "oversize", "ends"),
+        ("a frame that is cut short", whole[..whole.len() - 1].to_vec(), "malformed", "is dropped"),
+        ("a frame that says to be longer", longer, "malformed", "is dropped"),
+    ];
+    for (what, bytes, word, how) in &cases {
+        let before = refused(word).await;
+        let mut peer = Version1::connect(node.address, secret.as_bytes()).await;
+        peer.send(bytes).await;
+        if *how == "ends" {
+            within(peer.stream.read_to_end(&mut peer.buffer)).await.expect("an end");
+        } else if *how == "is answered" {
+            let (request, kind, _) = peer.next().await;
+            assert_eq!((request, kind), (1, 9), "{what}: a failure");
+        }
+        drop(peer);
+        if *how != "is dropped" {
+            poll::until(what, async || refused(word).await == before + 1).await;
+        }
+        assert!(is_stored().await, "{what}");
+        // Those on other connections notice nothing.
+        questions += 1;
+        other.ask(questions, "/1").await;
+        assert_eq!(other.read(questions).await, (200, b"body 1".to_vec()), "{what}");
+    }
+    assert!(node.log().contains("purges that cannot be understood"), "{}", node.log());
+    assert!(node.log().contains("a peer speaks garbage"), "{}", node.log());
+    assert_eq!(origin.requests("/1"), 2, "nobody made it ask");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_with_another_ring_is_named_and_all_keys_are_answered() {
+    let origin = Origin::start().await;
+    pictures(&origin, 30);
+    let addresses = free_addresses(3);
+    let with = |own: usize, count: usize| {
+        let peers: Vec<String> = addresses[..count].iter().map(|address| format!("'http://{address}'")).collect();
+        let setup = Setup::group(&format!("origin: '{}'", origin.url()));
+        let fleet = format!("fleet: {{ self: 'http://{}', peers: [{}] }}\n", addresses[own], peers.join(", "));
+        Setup { address: addresses[own], more: format!("{}{fleet}", setup.more), ..setup }
+    };
+    // Nobody is at the third address.
+    let nodes = [with(0, 2).start(), with(1, 3).start()];
+    let state_of_other = async |node: usize| {
+        let stats = nodes[node].stats().await;
+        let url = format!("http://{}", addresses[1 - node]);
+        let peers = stats["fleet"]["peers"].as_array().expect("peers").clone();
+        let peer = peers.into_iter().find(|peer| peer["url"] == url).expect("the peer");
+        (peer, stats["fleet"]["ring_id"].clone())
+    };
+    for node in 0..2 {
+        let is_up = |peer: &serde_json::Value| peer["state"] == "up" && peer["ring_id"].is_string();
+        poll::until("the other is up", async || is_up(&state_of_other(node).await.0)).await;
+        let (peer, ours) = state_of_other(node).await;
+        assert_ne!(peer["ring_id"], ours);
+    }
+    for number in 0..30 {
+        for node in &nodes {
+            assert_eq!(node.get(&format!("/{number}")).await.text(), format!("body {number}"));
+        }
+        assert!(origin.requests(&format!("/{number}")) <= 2, "once for each opinion");
+    }
+    let mut disagreements = 0;
+    for node in &nodes {
+        disagreements += node.group("all").await["ring_disagreements"].as_u64().expect("a counter");
+        node.wait_for_log("a peer has another view of the ring");
+    }
+    assert!(disagreements > 0, "the second node takes the third for the owner of some keys that the first asks it for");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::memory::allocated_bytes;
+use groupcache_proxy::purge::lease::Standing;
 use groupcache_proxy::store::Weighed;
 use tokio::time::Instant;
 
@@ -105,6 +106,22 @@ pub async fn purges_known(world: &World) {
     }
 }
 
+/// Every node gets a lease again.
+pub async fn leased(world: &World) {
+    let deadline = Instant::now() + LEASED_WITHIN;
+    let without = || {
+        let mut nodes = world.living().into_iter();
+        nodes.find(|node| !matches!(node.cache.lease(), Standing::Held(_) | Standing::Free))
+    };
+    while let Some(node) = without() {
+        if Instant::now() > deadline {
+            let detail = format!("node {} has none, and {} lists before", node.place, node.cache.previous_lists());
+            return world.trace.broken("whoever is connected again has a lease", detail);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn unquiet(node: &Node) -> Option<String> {
     let flights = node.cache.in_flight();
     if flights > 0 {
@@ -197,6 +214,8 @@ fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, lim
 pub const PURGE_LAG: Duration = Duration::from_secs(15);
 /// What remembering a target may take beside its value.
 const RECORD_BYTES_MAX: usize = 400;
+/// A node that starts last of all is settled within ten seconds at most.
+const LEASED_WITHIN: Duration = Duration::from_secs(15);
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// Fills that nobody reads end after a second; a few may follow one another.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);

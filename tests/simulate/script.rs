@@ -1,11 +1,13 @@
 //! What happens in a run: requests, changes, purges and faults, chosen by the seed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::group::Limit;
 use groupcache_proxy::purging::PURGE_TIMEOUT_DEFAULT;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::clients;
@@ -131,7 +133,8 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         // Until the first leases are there.
         tokio::time::sleep(STARTED).await;
     }
-    let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0 };
+    let lists = Lists { last: (0..nodes).collect(), waiting: Arc::new(Mutex::new(vec![VecDeque::new(); nodes])) };
+    let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0, lists };
     world.note_owners(&script.keys);
     for _ in 0..steps {
         if world.trace.is_broken() {
@@ -165,6 +168,14 @@ struct Script {
     keys: Vec<Bytes>,
     clients: JoinSet<()>,
     faults: usize,
+    lists: Lists,
+}
+
+/// Lists of members, where leases are kept: every node takes all of them, in the same order, sooner or later.
+struct Lists {
+    last: Vec<Place>,
+    /// By place, those that the node there has not taken yet.
+    waiting: Arc<Mutex<Vec<VecDeque<Vec<Place>>>>>,
 }
 
 impl Script {
@@ -186,6 +197,7 @@ impl Script {
             66..76 => self.change(&key),
             76..90 => self.purge(self.some_place(), &key),
             90..92 => self.jump(self.some_place()),
+            92..94 if self.lists_change() => self.change_list(),
             _ => self.fault(),
         }
     }
@@ -236,6 +248,52 @@ impl Script {
             event!(self.world.trace, "node {place} sets its clock by {seconds} s");
             node.clock.jump(seconds);
         }
+    }
+
+    /// Whether members come and go: where leases are kept and no node forgets what it knew.
+    fn lists_change(&self) -> bool {
+        self.world.strict && self.world.size() > 3 && !self.weather.has(Weather::Deaths)
+    }
+
+    /// Other members: several at once, but a majority stays, and those who are new are none.
+    fn change_list(&mut self) {
+        let random = &self.world.random;
+        let (size, before) = (self.world.size(), &self.lists.last);
+        let some = || (0..size).filter(|_| random.percent(60)).collect::<Vec<Place>>();
+        let is_safe = |after: &Vec<Place>| {
+            let kept = after.iter().filter(|place| before.contains(place)).count();
+            after.len() > size / 2
+                && kept > before.len() / 2
+                && after.len() - kept <= after.len() / 2
+                && after != before
+        };
+        let Some(after) = std::iter::repeat_with(some).take(20).find(is_safe) else { return };
+        event!(self.world.trace, "the members are {after:?}");
+        self.take_list(after, 3000);
+    }
+
+    /// Lets every node take the list, some time within so many milliseconds.
+    fn take_list(&mut self, list: Vec<Place>, milliseconds_max: u64) {
+        self.lists.last = list.clone();
+        let fault = self.world.journal.fault_begins(FaultKind::Views);
+        let mut taking = JoinSet::new();
+        for place in 0..self.world.size() {
+            self.lists.waiting.lock()[place].push_back(list.clone());
+            let after = Duration::from_millis(self.world.random.number(0..milliseconds_max));
+            let (world, waiting) = (self.world.clone(), self.lists.waiting.clone());
+            taking.spawn(async move {
+                tokio::time::sleep(after).await;
+                world.network.running(place).await;
+                // Not always the one that this waited for, but all come in turn.
+                let next = waiting.lock()[place].pop_front();
+                world.see(place, next.unwrap_or_default());
+            });
+        }
+        let world = self.world.clone();
+        self.clients.spawn(async move {
+            while taking.join_next().await.is_some() {}
+            world.journal.fault_ends(fault);
+        });
     }
 
     fn fault(&mut self) {
@@ -351,8 +409,11 @@ impl Script {
     }
 
     async fn end(mut self) {
+        event!(self.world.trace, "the script is over");
+        if self.lists_change() {
+            self.take_list((0..self.world.size()).collect(), 1000);
+        }
         let world = self.world;
-        event!(world.trace, "the script is over");
         // What was begun ends by itself: faults and requests.
         while let Some(ended) = self.clients.join_next().await {
             if ended.is_err() {
@@ -367,7 +428,9 @@ impl Script {
         invariants::healed(&world, &self.keys).await;
         invariants::quiescent(&world).await;
         invariants::purges_known(&world).await;
-        if !world.strict {
+        if world.strict {
+            invariants::leased(&world).await;
+        } else {
             // Without a lease each request asks anew.
             invariants::loads(&world, self.weather.loads());
         }

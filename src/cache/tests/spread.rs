@@ -127,3 +127,17 @@ async fn settled(fleet: &TestFleet, owner: usize) {
     }
     panic!("the owner did not take it: {}", fleet.places("a"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unsafe_request_waits_for_a_deaf_node_as_long_as_a_peer_may_be_silent() {
+    let fleet = TestFleet::new(3);
+    let node = &fleet.nodes[0];
+    fleet.deaf[2].store(true, Ordering::SeqCst);
+    for deadline in [Duration::from_secs(1), Duration::from_millis(300), Duration::from_secs(4)] {
+        node.cache.set_fleet(fleet.view(0, &[0, 1, 2]).with_peer_deadline(deadline));
+        let began = tokio::time::Instant::now();
+        node.cache.invalidate_everywhere(&node.group, vec!["a".into()]).await;
+        // What waits for a timer is told by the next millisecond.
+        assert_eq!(began.elapsed().as_millis() / 10, deadline.as_millis() / 10);
+    }
+}
