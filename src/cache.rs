@@ -41,7 +41,7 @@ use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
 use crate::replicas::Replicas;
 use crate::semantics::ranges::RangeSpec;
-use crate::semantics::validators::StoredValidators;
+use crate::semantics::validators::{LazyValidators, StoredValidators};
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
 use crate::source::{Aside, Deaf, EntryId, FetchError, Fetched, InterimSink, Method};
@@ -151,8 +151,8 @@ pub struct Head {
     pub content_length: Option<u64>,
     /// Freshness facts.
     pub freshness: Freshness,
-    /// Validators.
-    pub validators: StoredValidators,
+    /// Validators; see [`Head::validators`].
+    pub(crate) lazy_validators: LazyValidators,
     /// Which fill this is.
     pub id: EntryId,
     /// As [`Entry::body_id`], of what is arriving.
@@ -175,6 +175,13 @@ pub struct Head {
     pub tags: Tags,
     /// Which purges the response is not older than.
     pub dating: Dating,
+}
+
+impl Head {
+    /// What conditional requests are compared with.
+    pub fn validators(&self) -> &StoredValidators {
+        self.lazy_validators.of(&self.fields)
+    }
 }
 
 /// What a flight tells its readers at the head.
@@ -470,7 +477,7 @@ impl Cache {
         };
         // A failure is left to the flight of the range, which has the rules for it.
         let Ok(Landed::Streaming(head)) = reader.head_hearing(interims).await else { return None };
-        let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
+        let part = request.part(head.status, &head.fields, || head.validators(), head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
         if !self.may_have(group, &request.key, &head.tags, head.dating.reach, &miss.asked) {
             return None;
@@ -762,7 +769,8 @@ impl Answer {
         let mut head = reader.head().clone();
         if let Some(own) = head.for_causer.as_deref().filter(|_| !collapsed) {
             let (fields, validators) = own.clone();
-            head = Arc::new(Head { fields, validators, for_causer: None, ..Head::clone(&head) });
+            let lazy_validators = validators.into();
+            head = Arc::new(Head { fields, lazy_validators, for_causer: None, ..Head::clone(&head) });
         }
         let report = Report {
             forward: Some(forward),

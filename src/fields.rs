@@ -43,11 +43,12 @@ impl Fields {
             let colon = rest.iter().position(|&byte| !is_token_byte(byte)).ok_or(MalformedField)?;
             // No CR may stand anywhere but at the end of a line, so the first one ends it.
             let end = colon + memchr::memchr(b'\r', &rest[colon..]).ok_or(MalformedField)?;
-            let (name, value) =
-                split_line(&rest[..end]).filter(|(name, _)| name.len() == colon).ok_or(MalformedField)?;
-            if name.is_empty()
+            let value = rest[colon..end].strip_prefix(b":").ok_or(MalformedField)?;
+            let value = value.strip_prefix(b" ").unwrap_or(value);
+            let is_trimmed = |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_whitespace());
+            if colon == 0
                 || !is_field_value(value)
-                || value != value.trim_ascii()
+                || !(is_trimmed(value.first()) && is_trimmed(value.last()))
                 || rest.get(end + 1) != Some(&b'\n')
             {
                 return Err(MalformedField);
@@ -128,8 +129,7 @@ impl FieldLines {
 
     /// The first value of the field `name`, compared without regard to case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let name = name.as_bytes();
-        self.lines().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name).next()
     }
 
     /// The first value of the field `name` when it is visible ASCII or UTF-8.
@@ -139,8 +139,23 @@ impl FieldLines {
 
     /// All values of the field `name` in order; a list field may come in several lines (RFC 9110 section 5.3).
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let name = name.as_bytes();
-        self.lines().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name)
+    }
+
+    fn values<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let (name, mut rest) = (name.as_bytes(), &self.0);
+        // Where a line ends is all that has to be searched for: its name is compared and not looked for.
+        std::iter::from_fn(move || {
+            while let Some(end) = memchr::memchr(b'\r', rest) {
+                let line = &rest[..end];
+                rest = &rest[end + 2..];
+                if line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name) {
+                    let value = &line[name.len() + 1..];
+                    return Some(value.strip_prefix(b" ").unwrap_or(value));
+                }
+            }
+            None
+        })
     }
 
     /// Whether the field `name` is there.

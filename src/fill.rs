@@ -450,7 +450,7 @@ impl Filling {
             status: fetched.status,
             content_length: fetched.content_length,
             freshness: judgement.freshness,
-            validators: self.validators(&fetched.fields, &fields, received_at),
+            lazy_validators: self.validators(&fetched.fields, &fields, received_at).into(),
             for_causer: for_causer.map(|fields| {
                 let fields = fields.without(stays_inside);
                 Box::new((fields.clone(), self.validators(&fetched.fields, &fields, received_at)))
@@ -719,9 +719,9 @@ impl Filling {
         };
         // The place of the tag in the block may have moved.
         let found = StoredValidators::of(&fields, self.cache.now().wall_seconds);
-        let date_is_strong = head.validators.in_block(&head.fields).last_modified_is_strong;
+        let date_is_strong = head.validators().in_block(&head.fields).last_modified_is_strong;
         let validators = match extent {
-            Extent::Whole => head.validators,
+            Extent::Whole => *head.validators(),
             Extent::Part(_) if date_is_strong => found,
             Extent::Part(_) => found.with_date_of_ours(),
         };

@@ -26,7 +26,7 @@ use crate::parts;
 use crate::purge::Vector;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::ranges::{ByteRange, ContentRange};
-use crate::semantics::validators::StoredValidators;
+use crate::semantics::validators::LazyValidators;
 use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody, Whole};
 use crate::stats::Outcome;
 use crate::store::Role;
@@ -80,7 +80,7 @@ impl Cache {
                     sent: head.sent.clone(),
                     entry: head.id,
                     body: head.body_id,
-                    weak_date: head.validators.has_weak_date(),
+                    weak_date: head.validators().has_weak_date(),
                     hit: false,
                     stale: answer.outcome == Outcome::Stale,
                     revalidated: false,
@@ -98,7 +98,7 @@ impl Cache {
                     body: Box::new(StreamedBody(reader)),
                 };
                 let length = head.content_length;
-                if let Some(part) = request.part(head.status, &head.fields, &head.validators, length) {
+                if let Some(part) = request.part(head.status, &head.fields, || head.validators(), length) {
                     fetched.body = parts::cut(fetched.body, part);
                     as_part(&mut fetched, part, length);
                 }
@@ -116,7 +116,7 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
         storable: true,
-        sent: entry.sent().clone(),
+        sent: entry.sent().to_fields(),
         entry: entry.id,
         body: entry.body_id(),
         weak_date: entry.validators.has_weak_date(),
@@ -223,14 +223,14 @@ impl Filling {
         }
         self.hear_of_heat(hop, self.cache.now());
         let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
-        let owner = head.owner;
+        let (owner, validators) = (head.owner, *head.validators());
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
         let parts = Parts {
             id: head.id,
             body_id: head.body_id,
             status: head.status,
             freshness: head.freshness,
-            validators: head.validators,
+            validators,
             fields: head.fields,
             sent: head.sent,
             tags: head.tags,
@@ -279,7 +279,7 @@ impl Filling {
     /// What all may see of a head that came over the hop, where that is less: the owner sends the fields that are for the
     /// causer of its own fill alone, because this node's question was that.
     fn shared_of_copy(&self, fetched: &Fetched, hop: &Hop) -> Option<Fields> {
-        if !(hop.shareable || hop.storable) {
+        if !(hop.shareable || hop.storable) || !freshness::may_name_fields(&fetched.fields) {
             return None;
         }
         let (rules, now) = (&self.group.rules, self.cache.now());
@@ -294,19 +294,17 @@ impl Filling {
     fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied) -> Head {
         let rule = self.rule_of(&fetched.fields);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let validators = |fields: &Fields| {
-            let validators = StoredValidators::of(fields, self.cache.now().wall_seconds);
-            if hop.weak_date { validators.with_date_of_ours() } else { validators }
-        };
+        let lazy_validators = LazyValidators::received(self.cache.now().wall_seconds, hop.weak_date);
         let shared = self.shared_of_copy(fetched, hop);
-        let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), validators(&fetched.fields))));
+        let of_causer = || *lazy_validators.clone().of(&fetched.fields);
+        let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), of_causer())));
         let fields = shared.unwrap_or_else(|| fetched.fields.clone());
         Head {
             status: fetched.status,
             content_length: fetched.content_length,
             // Read before the question was sent, hence certainly not later than the owner's own reading.
             freshness: Freshness::from_hop(&hop.freshness, came.asked_at, copied),
-            validators: validators(&fields),
+            lazy_validators,
             for_causer,
             fields,
             id: hop.entry,

@@ -186,7 +186,7 @@ async fn seen(request: &Request, answer: Answer) -> Seen {
             (entry.status, entry.fields().to_fields(), part, Some(entry.body.len()), Some(text(&chunks)))
         }
         Payload::Stream(head, mut reader) => {
-            let part = request.part(head.status, &head.fields, &head.validators, head.content_length);
+            let part = request.part(head.status, &head.fields, || head.validators(), head.content_length);
             let mut chunks = Vec::new();
             let end = loop {
                 match reader.chunk().await {

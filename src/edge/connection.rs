@@ -784,9 +784,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 86_400);
 const HEADER_BYTES_MAX: usize = 1 << 20;
 /// One read of a busy connection; a plain request has a few hundred bytes.
 const BUFFER_BYTES: usize = 8 * 1024;
-/// Buffers that a thread keeps for its connections. Only those that are being served at the moment have buffers, and one
-/// turn of the runtime seldom serves more.
-const SPARE_MAX: usize = 16;
+/// Buffers that a thread keeps for its connections: half a MiB. Only those that are being served at the moment have buffers, but
+/// those whose answers another node has are served together.
+const SPARE_MAX: usize = 64;
 /// Slices of one write; a body of 1 MiB has four segments.
 const SLICES_MAX: usize = 16;
 /// How long a closed connection is still listened to.

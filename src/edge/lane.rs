@@ -254,24 +254,27 @@ impl Lane {
         client: &ClientFacts,
         shutdown: &ShutdownWatch,
     ) -> Next {
-        let Load { site, request, wanted, pass } = load;
+        let site = load.site.clone();
         let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
-        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &request, exit.http_11).await else {
+        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &load.request, exit.http_11).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
             self.log_unread(&connection, head_bytes, finished);
             return Next::Gone;
         };
         let now = self.edge.cache.now();
-        let mut response = match (Response::of_answer(answer, &wanted, now), pass) {
-            (Ok(response), _) => response,
-            (Err(reason), Some(facts)) => {
-                let facts = PassFacts { detail: Some(reason), ..facts };
-                let Some(passing) = passing_of(&connection.unread()[..head_bytes], exit) else { return Next::Gone };
-                connection.consume(head_bytes);
-                return self.answer_pass(connection, passing, facts, shutdown).await;
+        let mut response = match Response::of_answer(answer, &load.wanted, now) {
+            Ok(response) => response,
+            Err(reason) => {
+                let head = &connection.unread()[..head_bytes];
+                match passing_of(head, client, exit, reason, load) {
+                    Some((passing, facts)) => {
+                        connection.consume(head_bytes);
+                        return self.answer_pass(connection, passing, facts, shutdown).await;
+                    }
+                    None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+                }
             }
-            (Err(reason), None) => Response::own(502, reason, Fields::empty(), exit.head_only, now),
         };
         let (sent, keep_alive) = self.send(&mut connection, &mut response, &site.to_client, exit).await;
         site.group.stats.client.count(response.outcome, sent.body_bytes);
@@ -535,11 +538,18 @@ impl<'s> Turn<'s> {
 
 /// What a full session needs of a request whose head was read before.
 #[cold]
-fn passing_of(head: &[u8], exit: Exit) -> Option<Passing> {
+fn passing_of(
+    head: &[u8],
+    client: &ClientFacts,
+    exit: Exit,
+    reason: &'static str,
+    load: Load,
+) -> Option<(Passing, PassFacts)> {
     let mut lines: Lines<'_> = lines();
     let head = RequestHead::parse(head, &mut lines).ok()?;
+    let facts = load.into_pass(head.target, client, exit.started, reason)?;
     let canonical = canonical_head(&head, exit.keep_alive);
-    Some(Passing { canonical, framing: head.body, keep_alive: exit.keep_alive })
+    Some((Passing { canonical, framing: head.body, keep_alive: exit.keep_alive }, facts))
 }
 
 fn next(connection: Connection, sound: bool, keep_alive: bool) -> Next {

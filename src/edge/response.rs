@@ -203,7 +203,7 @@ impl Response {
                 Ok(Self::of_entry(entry, answer.outcome, Some(Box::new(answer.report)), false, wanted))
             }
             Payload::Stream(head, reader) => {
-                let selection = select(wanted, head.status, &head.fields, &head.validators, head.content_length);
+                let selection = select(wanted, head.status, &head.fields, || head.validators(), head.content_length);
                 Ok(Response {
                     status: selection.status(head.status),
                     outcome: answer.outcome,
@@ -273,7 +273,7 @@ impl Response {
 
     #[inline]
     fn of_entry(entry: Entry, outcome: Outcome, report: Option<Box<Report>>, hot: bool, wanted: &Wanted) -> Self {
-        let selection = select(wanted, entry.status, entry.fields(), &entry.validators, Some(entry.body.len()));
+        let selection = select(wanted, entry.status, entry.fields(), || &entry.validators, Some(entry.body.len()));
         Self::of_selection(entry, outcome, report, hot, selection, wanted.head_only)
     }
 
@@ -595,7 +595,7 @@ fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     {
         return Selection::Part(range, entry.body.len());
     }
-    select(&Wanted::of(head), entry.status, entry.fields(), &entry.validators, Some(entry.body.len()))
+    select(&Wanted::of(head), entry.status, entry.fields(), || &entry.validators, Some(entry.body.len()))
 }
 
 /// The one range that a request asks for without a condition.
@@ -613,16 +613,16 @@ fn only_range(head: &RequestHead<'_>) -> Option<RangeSpec> {
 
 /// Conditions first, then ranges (RFC 9110 section 13.2.2).
 #[inline]
-fn select(
+fn select<'v>(
     wanted: &Wanted,
     status: u16,
     fields: &FieldLines,
-    validators: &StoredValidators,
+    validators: impl FnOnce() -> &'v StoredValidators,
     length: Option<u64>,
 ) -> Selection {
     match &wanted.exceptional {
         None => Selection::Whole,
-        Some(wanted) => select_exceptional(wanted, status, fields, validators, length),
+        Some(wanted) => select_exceptional(wanted, status, fields, validators(), length),
     }
 }
 
@@ -788,6 +788,7 @@ mod tests {
     use crate::entry::Parts;
     use crate::flight::{Flights, Joined, Keep};
     use crate::memory::Ledger;
+    use crate::semantics::validators::LazyValidators;
     use crate::semantics::variant::{VariantKey, VaryRule};
     use crate::source::EntryId;
 
@@ -1139,7 +1140,7 @@ mod tests {
             for_causer: None,
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
-            validators: StoredValidators::of(&stored(), NOW.wall_seconds),
+            lazy_validators: LazyValidators::received(NOW.wall_seconds, false),
             id: EntryId::default(),
             body_id: EntryId::default(),
             rule: VaryRule::None,

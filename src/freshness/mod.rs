@@ -22,7 +22,7 @@ mod update;
 use std::time::Duration;
 
 pub use dates::{format_http_date, parse_http_date};
-pub use directives::{FoundIn, MaxStale, RequestDirectives, ResponseDirectives, SECONDS_MAX, Seconds};
+pub use directives::{FoundIn, MaxStale, RequestDirectives, ResponseDirectives, SECONDS_MAX, Seconds, may_name_fields};
 pub use invalidation::{Target, content_location_is_target, invalidated_by, is_safe};
 pub use lifetime::LifetimeSource;
 pub use rules::{Rules, SetCookie};

@@ -207,18 +207,31 @@ impl Exchange {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         let mut quiet = Quiet::default();
+        let mut partial = None;
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
-            if let Err(end) = self.dispatch_all(pump) {
+            if let Err(end) = self.dispatch_all(pump, &mut partial) {
                 return self.say_goodbye(pump, end).await;
             }
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
                     Ok(true) => quiet = Quiet::default(),
-                    Ok(false) => return "the peer closed the connection".to_owned(),
-                    Err(error) => return format!("the connection failed ({})", error.kind()),
+                    ended => {
+                        // Whatever came of an answer has come.
+                        let _ = self.dispatch_partial(partial.take());
+                        return match ended {
+                            Ok(_) => "the peer closed the connection".to_owned(),
+                            Err(error) => format!("the connection failed ({})", error.kind()),
+                        };
+                    }
                 },
+                // An answer of which only the beginning was read is handed out when no more is there to be read at once.
+                () = std::future::ready(()), if partial.is_some() => {
+                    if let Err(end) = self.dispatch_partial(partial.take()) {
+                        return self.say_goodbye(pump, end).await;
+                    }
+                }
                 () = self.stop.notified() => if self.streams.lock().open.is_empty() {
                     return "the connection is no longer needed".to_owned();
                 },
@@ -244,14 +257,14 @@ impl Exchange {
         }
     }
 
-    /// Takes every frame that is here. An answer that is here whole is handed out as a whole.
-    fn dispatch_all(self: &Arc<Self>, pump: &mut Pump) -> Result<(), End> {
-        let mut partial: Option<Partial> = None;
+    /// Takes every frame that is here. An answer that is here whole is handed out as a whole; of the last one, what is here stays
+    /// in `partial`.
+    fn dispatch_all(self: &Arc<Self>, pump: &mut Pump, partial: &mut Option<Partial>) -> Result<(), End> {
         loop {
             let next = pump.reader().next_frame();
             let (request, message) = match next {
                 Ok(Some(Envelope { request, message })) => (request, message),
-                Ok(None) => return self.dispatch_partial(partial.take()),
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     self.dispatch_partial(partial.take())?;
                     return Err(End::Violation(error));
@@ -267,7 +280,7 @@ impl Exchange {
                 (message, _) => {
                     self.dispatch_partial(partial.take())?;
                     match message {
-                        Message::Head(head) => partial = Some(Partial { request, head, body: None }),
+                        Message::Head(head) => *partial = Some(Partial { request, head, body: None }),
                         message => self.dispatch(Envelope { request, message })?,
                     }
                 }

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::{Answer, Script, ask, hop, read};
 use crate::fields::Fields;
+use crate::fleet::Begun;
 use crate::peer::LocalNode;
+use crate::peer::checksum::Checksum;
 use crate::peer::client::{ClientSettings, NativePeer};
 use crate::peer::dial::Dial;
 use crate::peer::handshake::{Secrets, answer_upgrade, ask_for_upgrade};
@@ -410,4 +412,44 @@ async fn an_asker_that_vanished_is_noticed() {
     tokio::time::sleep(Duration::from_secs(32)).await;
     assert_eq!(server.counters().rejects.value("silent"), 1);
     assert_eq!(played.hear().await, None);
+}
+
+/// What is read at once ends somewhere within an answer; that one is whole too when the rest is there to be read.
+#[tokio::test(start_paused = true)]
+async fn answers_that_come_together_come_whole_wherever_a_read_ends() {
+    const QUESTIONS: usize = 100;
+    let (peer, mut streams) = asker();
+    peer.connect();
+    let mut owner = play_owner(&mut streams).await;
+    // The connection is the peer's once it carries a question.
+    let first = tokio::spawn({
+        let peer = peer.clone();
+        async move { read(peer.fetch(&ask("k")).await?).await }
+    });
+    let mut out = BytesMut::new();
+    let body = Bytes::from(vec![7; 5000]);
+    let mut answer = |request| {
+        let head = Head { status: 200, fields: Fields::empty(), content_length: Some(5000), hop: Some(hop()) };
+        encode(request, &Message::Head(Box::new(head)), &mut out);
+        encode(request, &Message::Data(body.clone()), &mut out);
+        encode(request, &Message::End { length: 5000, checksum: Checksum::of(&body) }, &mut out);
+        out.split()
+    };
+    let (request, _) = owner.hear().await.unwrap();
+    owner.stream.write_all(&answer(request)).await.unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), body);
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    for _ in 0..QUESTIONS {
+        let sender = sender.clone();
+        peer.begin(&ask("k"), EntryId::default(), Box::new(move |begun| sender.send(begun).unwrap_or_default()));
+    }
+    let mut answers = BytesMut::new();
+    for _ in 0..QUESTIONS {
+        let (request, _) = owner.hear().await.unwrap();
+        answers.unsplit(answer(request));
+    }
+    owner.stream.write_all(&answers).await.unwrap();
+    for _ in 0..QUESTIONS {
+        assert!(matches!(begun.recv().await, Some(Begun::Whole(_, whole)) if whole == body));
+    }
 }

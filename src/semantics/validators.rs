@@ -1,5 +1,7 @@
 //! Validators of a response: entity tags and dates of last change (RFC 9110 section 8.8).
 
+use once_cell::sync::OnceCell;
+
 use super::not_modified::LinesOf304;
 use crate::fields::FieldLines;
 
@@ -227,6 +229,37 @@ impl StoredValidators {
     #[inline]
     pub fn write_fields_of_304(&self, response: &FieldLines, out: &mut Vec<u8>) {
         self.lines_of_304.write(response, out);
+    }
+}
+
+/// The validators of a response that may pass through without anybody asking for them: found when they are wanted first.
+#[derive(Clone, Debug)]
+pub struct LazyValidators {
+    received_wall_seconds: i64,
+    date_is_ours: bool,
+    found: OnceCell<StoredValidators>,
+}
+
+impl LazyValidators {
+    /// Those of a response that was received at `received_wall_seconds`; `date_is_ours`: as
+    /// [`StoredValidators::with_date_of_ours`].
+    pub fn received(received_wall_seconds: i64, date_is_ours: bool) -> Self {
+        LazyValidators { received_wall_seconds, date_is_ours, found: OnceCell::new() }
+    }
+
+    /// The validators in `response`, which must be the same block each time.
+    pub fn of(&self, response: &FieldLines) -> &StoredValidators {
+        self.found.get_or_init(|| {
+            let found = StoredValidators::of(response, self.received_wall_seconds);
+            if self.date_is_ours { found.with_date_of_ours() } else { found }
+        })
+    }
+}
+
+impl From<StoredValidators> for LazyValidators {
+    fn from(found: StoredValidators) -> Self {
+        let (received_wall_seconds, date_is_ours) = (i64::from(found.date_seconds), false);
+        LazyValidators { received_wall_seconds, date_is_ours, found: OnceCell::with_value(found) }
     }
 }
 

@@ -328,20 +328,20 @@ impl Common {
 
     async fn answer_load(&self, mut exchange: Exchange, head: Parts, load: Load, exit: Exit) {
         let edge = &self.http_2.edge;
-        let Load { site, request, wanted, pass } = load;
-        let Ok(answer) = self.wait_for_answer(&mut exchange, &site, &request).await else {
+        let site = load.site.clone();
+        let Ok(answer) = self.wait_for_answer(&mut exchange, &site, &load.request).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             let finished = Finished { site: Some(&site), ..Finished::of(&self.client, exit) };
             let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
             return edge.log(&log_facts(&head), finished);
         };
         let now = edge.cache.now();
-        let mut response = match (Response::of_answer(answer, &wanted, now), pass) {
-            (Ok(response), _) => response,
-            (Err(reason), Some(facts)) => {
-                return Box::pin(self.pass(exchange, head, PassFacts { detail: Some(reason), ..facts })).await;
-            }
-            (Err(reason), None) => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+        let mut response = match Response::of_answer(answer, &load.wanted, now) {
+            Ok(response) => response,
+            Err(reason) => match load.into_pass(target(&head), &self.client, exit.started, reason) {
+                Some(facts) => return Box::pin(self.pass(exchange, head, facts)).await,
+                None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+            },
         };
         let sent = self.send(&mut exchange, &mut response, &site.to_client).await;
         self.finish(&head, &response, sent, &site, exit);
