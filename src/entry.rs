@@ -93,7 +93,7 @@ impl Entry {
         let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
         let rare = rare.then(|| Box::new(Rare { body_id, sent: sent.as_bytes().to_vec().into(), tags }));
         let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
-        debug_assert!(units <= usize::from(u16::MAX), "no source sends such a head");
+        // No source passes on a head that is longer than what fits.
         let units = u16::try_from(units).unwrap_or(u16::MAX);
         charge.resize(charged_bytes(units, &body, rare.as_deref()));
         let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
@@ -210,8 +210,8 @@ impl AsRef<[u8]> for Head {
 /// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
 pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
 
-/// All sizes of blocks that are larger than an empty entry are multiples of it.
-const UNIT_BYTES: usize = 16;
+/// All sizes that the allocator gives for an entry are multiples of it.
+const UNIT_BYTES: usize = 32;
 
 /// What a block behind a `Bytes` takes: the block, and the small one that counts its holders.
 fn shared_bytes(length: usize) -> usize {
