@@ -51,7 +51,8 @@ const _: () = assert!(size_of::<Facts>() == 104 && size_of::<Entry>() == 8, "eve
 /// What few entries have.
 struct Rare {
     body_id: EntryId,
-    sent: Fields,
+    /// A block of fields.
+    sent: Box<[u8]>,
     tags: Tags,
 }
 
@@ -90,9 +91,9 @@ impl Entry {
     pub fn new(parts: Parts, mut charge: Charge) -> Entry {
         let rare = parts.has_rare();
         let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
-        let rare = rare.then(|| Box::new(Rare { body_id, sent, tags }));
+        let rare = rare.then(|| Box::new(Rare { body_id, sent: sent.as_bytes().to_vec().into(), tags }));
         let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
-        debug_assert!(units <= usize::from(u16::MAX), "no source sends such a head");
+        // No source passes on a head that is longer than what fits.
         let units = u16::try_from(units).unwrap_or(u16::MAX);
         charge.resize(charged_bytes(units, &body, rare.as_deref()));
         let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
@@ -114,7 +115,7 @@ impl Entry {
             fields: self.fields().to_fields(),
             freshness: self.freshness,
             validators: self.validators,
-            sent: self.sent().clone(),
+            sent: self.sent().to_fields(),
             tags: self.tags().clone(),
             body: self.body.clone(),
         }
@@ -137,9 +138,8 @@ impl Entry {
     }
 
     /// See [`Parts::sent`].
-    pub fn sent(&self) -> &Fields {
-        static NONE: Fields = Fields::empty();
-        self.rare.as_ref().map_or(&NONE, |rare| &rare.sent)
+    pub fn sent(&self) -> &FieldLines {
+        FieldLines::of_block(self.rare.as_ref().map_or(&[], |rare| &rare.sent))
     }
 
     /// See [`Parts::tags`].
@@ -178,7 +178,7 @@ impl Drop for Facts {
 /// What an entry takes of memory, as the allocator gives it.
 fn charged_bytes(units: u16, body: &Body, rare: Option<&Rare>) -> usize {
     let rare = rare.map_or(0, |rare| {
-        allocated_bytes(size_of::<Rare>()) + shared_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
+        allocated_bytes(size_of::<Rare>()) + allocated_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
     });
     allocated_bytes(usize::from(units) * UNIT_BYTES) + body.charged_bytes() + rare
 }
@@ -210,8 +210,8 @@ impl AsRef<[u8]> for Head {
 /// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
 pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
 
-/// All sizes of blocks that are larger than an empty entry are multiples of it.
-const UNIT_BYTES: usize = 16;
+/// All sizes that the allocator gives for an entry are multiples of it.
+const UNIT_BYTES: usize = 32;
 
 /// What a block behind a `Bytes` takes: the block, and the small one that counts its holders.
 fn shared_bytes(length: usize) -> usize {

@@ -123,7 +123,7 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
         storable: true,
-        sent: entry.sent().clone(),
+        sent: entry.sent().to_fields(),
         entry: entry.id,
         body: entry.body_id(),
         weak_date: entry.validators.has_weak_date(),

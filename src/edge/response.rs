@@ -135,11 +135,11 @@ impl Segments<'_> {
     }
 
     /// The bytes for a writer that keeps them.
-    pub fn shared(&self) -> Cow<'_, [Bytes]> {
+    pub fn shared(&self) -> Shared<'_> {
         match self {
-            Segments::Block(bytes, body) => Cow::Owned(vec![body.share(bytes)]),
-            Segments::Shared(segments) => Cow::Borrowed(segments),
-            Segments::Parts(segments) => Cow::Borrowed(segments),
+            Segments::Block(bytes, body) => Shared::One([body.share(bytes)]),
+            Segments::Shared(segments) => Shared::Many(segments),
+            Segments::Parts(segments) => Shared::Many(segments),
         }
     }
 
@@ -149,6 +149,25 @@ impl Segments<'_> {
             Segments::Block(bytes, _) => bytes.len(),
             Segments::Shared(segments) => segments.iter().map(Bytes::len).sum(),
             Segments::Parts(segments) => segments.iter().map(Bytes::len).sum(),
+        }
+    }
+}
+
+/// [`Segments`] that may be kept.
+pub enum Shared<'a> {
+    /// In one piece.
+    One([Bytes; 1]),
+    /// In several.
+    Many(&'a [Bytes]),
+}
+
+impl std::ops::Deref for Shared<'_> {
+    type Target = [Bytes];
+
+    fn deref(&self) -> &[Bytes] {
+        match self {
+            Shared::One(segment) => segment,
+            Shared::Many(segments) => segments,
         }
     }
 }

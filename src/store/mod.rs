@@ -8,7 +8,7 @@
 //!
 //! **One budget.** What may be stored is the ledger's limit minus everything that is alive and not stored. Entries are
 //! charged for their value (which owns its charge, so it counts until its last holder lets go) and their allocated key;
-//! index, order and the memory of evicted hashes are charged as they are allocated. There is one order for the node and
+//! index, order, the books that a purge searches and the memory of evicted hashes are charged as they are allocated. There is one order for the node and
 //! not one per shard: a budget that is cut into shards refuses objects that would fit, evicts what another shard would
 //! have kept, and cannot give LRU its exact order. Only the index is in shards, for the locks of hits.
 //!
