@@ -19,6 +19,8 @@ pub struct Fleet {
     ring_id: String,
     /// Whether a purge needs a majority and leases, rather than every member.
     strict: bool,
+    /// Whether memory moves with the keys when members come and go.
+    warm: bool,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
 }
@@ -161,6 +163,7 @@ impl Fleet {
             urls: Vec::new(),
             ring_id: String::new(),
             strict: false,
+            warm: true,
             ring_key: |key| Some(key.into()),
         }
     }
@@ -174,7 +177,7 @@ impl Fleet {
     ) -> Self {
         let ring_id = ring.id().to_string();
         let urls = (0..peers.len()).map(|index| index.to_string()).collect();
-        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, ring_key }
+        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, ring_key }
     }
 
     /// The same with the URLs of all nodes, in the ring's order.
@@ -191,6 +194,17 @@ impl Fleet {
     /// Whether that is so here.
     pub fn keeps_leases(&self) -> bool {
         self.strict
+    }
+
+    /// The same, where keys change hands with what is in memory of them ([`crate::warm`]), as they do unless said otherwise, or
+    /// without.
+    pub fn with_warm_resharding(self, warm: bool) -> Self {
+        Fleet { warm, ..self }
+    }
+
+    /// Whether they do here.
+    pub fn is_warm(&self) -> bool {
+        self.warm
     }
 
     /// Whether this node is the key's owner by its own view of the ring, whatever anybody's health.

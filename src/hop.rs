@@ -27,15 +27,21 @@ use crate::purge::Vector;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::ranges::{ByteRange, ContentRange};
 use crate::semantics::validators::LazyValidators;
-use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Method, ReadyBody, Whole};
+use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Fits, Hop, Method, ReadyBody, Whole};
 use crate::stats::Outcome;
 use crate::store::Role;
 
 impl Cache {
-    /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole and in one piece, and the asker has
+    /// What [`Cache::get_as_owner`] answers to a plain `GET`, if memory has it fresh, whole, in one piece and so that it `fits`, and the asker has
     /// nothing (`have`) that could be confirmed instead. Counts as [`Cache::get_as_owner`] does when it finds something, and
     /// nothing otherwise.
-    pub fn find_for_peer(self: &Arc<Self>, group: &Arc<Group>, ask: &Ask, have: EntryId) -> Option<Whole> {
+    pub fn find_for_peer(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        ask: &Ask,
+        have: EntryId,
+        fits: Fits<'_>,
+    ) -> Option<Whole> {
         if ask.method != Method::Get || have.is_some() || !is_plain(ask) {
             return None;
         }
@@ -50,7 +56,8 @@ impl Cache {
             let entry = slot.select(|| ask.fields.clone())?;
             let verdict = entry.freshness.verdict(&group.rules, &directives, now);
             let in_one_piece = entry.body.is_whole() && entry.body.segments().len() <= 1;
-            (verdict == Verdict::Fresh && in_one_piece).then(|| entry.clone())
+            let taken = in_one_piece && fits(entry.fields().len() + entry.sent().len(), entry.body.len() as usize);
+            (verdict == Verdict::Fresh && taken).then(|| entry.clone())
         })?;
         group.stats.gets.increment();
         group.stats.server_requests.increment();

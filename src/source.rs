@@ -84,6 +84,9 @@ pub struct Whole {
     pub body: Bytes,
 }
 
+/// Whether a [`Whole`] with so many bytes of fields and so many bytes of body can be taken now.
+pub type Fits<'a> = &'a dyn Fn(usize, usize) -> bool;
+
 /// What an owner says about its answer beside head and body. No instant of any clock is in here (architecture: freshness
 /// over the hop): ages and remaining lifetimes only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,9 @@
 //! the next on the ring, which stood in for it and from which it takes the key over when it joins (removing a node gives its
 //! keys to exactly the next). A node that answers in the owner's stead asks the owner: it may be draining, and have the key.
 //! One peek and one load at most belong to a client's request, and a peek is never passed on.
+//!
+//! `fleet.resharding: cold` turns both off, here and at once ([`Fleet::is_warm`]): such a node asks no previous holder and hands
+//! nothing over. It still answers peeks and takes what others offer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +53,9 @@ struct Previous {
 impl Warmth {
     /// `before` was the fleet until now; one that has the same ring is no other.
     pub fn replaced(&self, before: Arc<Fleet>, after: &Fleet, now: Now) {
-        if before.ring().is_some() && before.ring_id() != after.ring_id() {
+        if !after.is_warm() {
+            self.previous.store(None);
+        } else if before.ring().is_some() && before.ring_id() != after.ring_id() {
             let until = now.monotonic.saturating_add(WARM_FOR);
             self.previous.store(Some(Arc::new(Previous { fleet: before, until })));
         }
@@ -131,6 +136,9 @@ impl Cache {
     /// Who may have the key in memory, if this node has not.
     pub(crate) fn previous_holder(&self, key: &[u8], now: Now) -> Option<Arc<dyn Peer>> {
         let fleet = self.fleet.load();
+        if !fleet.is_warm() {
+            return None;
+        }
         let reachable = |peer: &&Arc<dyn Peer>| peer.health() != Health::Down;
         if let Some(owner) = fleet.owner(key) {
             return Some(owner).filter(reachable).cloned();
@@ -150,8 +158,11 @@ impl Cache {
     }
 
     /// Lets the nodes that own this node's keys without it take over what it has in main memory, most wanted first; returns
-    /// how many entries they took or had. `group` finds a group by its number. Dropping the future ends it.
+    /// how many entries they took or had; none where resharding is cold. `group` finds a group by its number. Dropping the future ends it.
     pub async fn hand_over(self: &Arc<Self>, group: impl Fn(GroupId) -> Option<Arc<Group>>) -> u64 {
+        if !self.fleet.load().is_warm() {
+            return 0;
+        }
         let mut taken = 0;
         let mut offers: JoinSet<bool> = JoinSet::new();
         // The keys alone: holding the values would keep them alive while others are to be stored.

@@ -478,18 +478,24 @@ class Variants:
 
 
 def build(features, setting):
-    """A release build with these features, in a folder of its own so that it does not take the place of another."""
+    """A release build with these features, beside which the ordinary one stays what it was."""
     if not features:
         return setting.binary
-    folder = PROJECT / "target" / "variants" / "-".join(features)
     setting.say(f"building with {', '.join(features)}")
-    built = subprocess.run(
-        ["cargo", "build", "--locked", "--release", "--features", ",".join(features), "--bin", "groupcache-proxy", "--target-dir", str(folder)],
-        cwd=PROJECT, capture_output=True, text=True,
-    )
+    kept = PROJECT / "target" / "variants" / "-".join(features)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # In the ordinary folder, where what does not differ is built already.
+    build_release(["--features", ",".join(features)])
+    shutil.copy2(PROJECT / "target" / "release" / "groupcache-proxy", kept)
+    build_release([])
+    return kept
+
+
+def build_release(arguments):
+    command = ["cargo", "build", "--locked", "--release", "--bin", "groupcache-proxy", *arguments]
+    built = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if built.returncode != 0:
         raise Missing(f"cargo build: {built.stderr.strip().splitlines()[-1]}")
-    return folder / "release" / "groupcache-proxy"
 
 
 ALLOCATORS = {"mimalloc": [], "jemalloc": ["jemalloc"], "system": ["system-allocator"]}

@@ -246,8 +246,8 @@ async def fill(fleet, keys):
     await asyncio.gather(*(client(node) for node in fleet.members for _ in range(16)))
 
 
-async def rolling_once(setting, stop_signal, requests):
-    with Fleet(setting) as fleet:
+async def rolling_once(setting, stop_signal, requests, resharding="warm"):
+    with Fleet(setting, resharding=resharding) as fleet:
         await fill(fleet, WARM_KEYS)
         mixed = Mixed(WARM_KEYS, NEW_PERCENT)
         async with Readiness(lambda: fleet.nodes) as readiness:
@@ -273,10 +273,16 @@ async def rolling_once(setting, stop_signal, requests):
 
 
 async def rolling(setting):
-    """A rolling restart of five."""
+    """A rolling restart of five: as promised, on a plain ring, and without notice."""
     rows = []
-    for name, stop_signal, promised in (("SIGTERM", signal.SIGTERM, True), ("without hand-over (kill -9)", signal.SIGKILL, False)):
-        before, restarting, during, failed, count = await rolling_once(setting, stop_signal, setting.requests if promised else 0)
+    for name, stop_signal, resharding in (
+        ("SIGTERM", signal.SIGTERM, "warm"),
+        ("SIGTERM on a plain ring (resharding: cold)", signal.SIGTERM, "cold"),
+        ("without hand-over (kill -9)", signal.SIGKILL, "warm"),
+    ):
+        promised = name == "SIGTERM"
+        requests = 0 if stop_signal == signal.SIGKILL else setting.requests
+        before, restarting, during, failed, count = await rolling_once(setting, stop_signal, requests, resharding)
         rows += [
             row(
                 f"rolling restart of five, {name}: failed",
@@ -286,14 +292,19 @@ async def rolling(setting):
             ),
         ]
         rows += memory_rows(f"{name}, while nodes restart", before, restarting, promised)
-        if promised:
-            rows += memory_rows(f"{name}, all requests", before, during)
+        if requests:
+            rows += memory_rows(f"{name}, all requests", before, during, promised)
     return rows
 
 
 async def scale(setting):
-    """Five nodes, six, and five again, by the file that lists them."""
-    with Fleet(setting, size=6, listed=5, in_file=True) as fleet:
+    """Five nodes, six, and five again, by the file that lists them: as promised, and on a plain ring."""
+    plain = "5 to 6 to 5 nodes on a plain ring (resharding: cold)"
+    return await scale_once(setting, "5 to 6 to 5 nodes", "warm") + await scale_once(setting, plain, "cold")
+
+
+async def scale_once(setting, name, resharding):
+    with Fleet(setting, size=6, listed=5, in_file=True, resharding=resharding) as fleet:
         await fill(fleet, WARM_KEYS)
         mixed = Mixed(WARM_KEYS, NEW_PERCENT)
         async with Readiness(lambda: fleet.members) as readiness:
@@ -320,8 +331,10 @@ async def scale(setting):
         before = spent(load, counts[0], counts[1], times[0], times[1])
         during = spent(load, counts[1], counts[2], times[1], times[2])
         failed = [result for result in load.results if result.error]
-    failed_row = row("5 to 6 to 5 nodes: failed", "0", f"{failures(failed)} of {len(load.results):,}", not failed)
-    return [failed_row] + memory_rows("5 to 6 to 5 nodes", before, during)
+    promised = resharding == "warm"
+    measured = f"{failures(failed)} of {len(load.results):,}"
+    failed_row = row(f"{name}: failed", "0" if promised else "", measured, not failed if promised else None)
+    return [failed_row] + memory_rows(name, before, during, promised)
 
 
 async def purge(setting):

@@ -90,7 +90,7 @@ class Node:
             f"admin: {{ address: '127.0.0.1:{self.admin}' }}\n"
             "memory: 512MiB\nthreads: 1\nlog: { access: none }\n"
             f"shutdown: {{ delay: {self.fleet.delay}, timeout: 20s }}\n"
-            f"fleet: {{ self: '{self.url}', peers: {peers} }}\n"
+            f"fleet: {{ self: '{self.url}', peers: {peers}, resharding: {self.fleet.resharding} }}\n"
             f"groups: [{{ name: all, origin: 'http://127.0.0.1:{self.fleet.origin.port}', {self.fleet.keys} }}]\n"
         )
         (self.folder / "proxy.yaml").write_text(config)
@@ -144,10 +144,11 @@ class Node:
 class Fleet:
     """So many nodes that know each other, with an origin of their own."""
 
-    def __init__(self, setting, size=5, keys="", delay="2s", listed=None, views=None, in_file=False):
+    def __init__(self, setting, size=5, keys="", delay="2s", listed=None, views=None, in_file=False, resharding="warm"):
         self.folder = setting.folder / f"fleet-{setting.fleets}"
         setting.fleets += 1
         self.binary, self.keys, self.delay, self.in_file = setting.binary, keys, delay, in_file
+        self.resharding = resharding
         self.folder.mkdir(parents=True)
         self.origin = Origin()
         ports = free_ports(2 * size)

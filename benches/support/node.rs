@@ -36,7 +36,7 @@ use groupcache_proxy::peer::server::{PeerServer, ServerSettings};
 use groupcache_proxy::peer::{AskContext, LocalNode, Owner};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::semantics::router::MatchRule;
-use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, ReadyBody, Source, Whole};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, Fits, InterimSink, ReadyBody, Source, Whole};
 use groupcache_proxy::stats::{GroupStats, NodeStats};
 use groupcache_proxy::store::{Settings, Store};
 use pingora::apps::ServerApp;
@@ -177,8 +177,8 @@ struct Answering {
 
 #[async_trait]
 impl Owner for Answering {
-    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
-        self.cache.find_for_peer(&self.group, ask, context.have)
+    fn at_once(&self, ask: &Ask, context: &AskContext, fits: Fits<'_>) -> Option<Whole> {
+        self.cache.find_for_peer(&self.group, ask, context.have, fits)
     }
 
     async fn get_as_owner(

@@ -288,7 +288,7 @@ impl Source for Link {
 impl crate::fleet::Peer for Link {
     fn begin(self: Arc<Self>, ask: &Ask, have: EntryId, then: Then) {
         let cut = self.cut.load(Ordering::SeqCst);
-        let found = self.to.cache.find_for_peer(&self.to.group, ask, have).filter(|_| !cut);
+        let found = self.to.cache.find_for_peer(&self.to.group, ask, have, &|_, _| true).filter(|_| !cut);
         let Some(Whole { status, fields, hop, body }) = found else {
             return then(Begun::Later(Box::new(Unasked { peer: self, ask: ask.clone(), have })));
         };
@@ -399,6 +399,11 @@ impl TestFleet {
 
     /// From now on `node` believes in these.
     fn see(&self, node: usize, seen: &[usize]) {
+        self.nodes[node].cache.set_fleet(self.view(node, seen));
+    }
+
+    /// What `node` sees of the fleet when it believes in these.
+    fn view(&self, node: usize, seen: &[usize]) -> Fleet {
         let peers: Vec<_> = seen.iter().map(|peer| RingPeer::new(format!("http://node-{peer}"))).collect();
         let ring = Ring::new(RingKind::Groupcache, 50, &peers);
         let cache = &self.nodes[node].cache;
@@ -414,7 +419,7 @@ impl TestFleet {
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });
         let fleet = Fleet::new(ring, links.collect(), |key| Some(key.into()));
-        cache.set_fleet(fleet.named(seen.iter().map(ToString::to_string).collect()));
+        fleet.named(seen.iter().map(ToString::to_string).collect())
     }
 
     /// The index of the key's owner, by the first node's view.

@@ -9,7 +9,7 @@ use super::units::{Amount, show_amount, show_duration, show_percent, show_size};
 use super::values::{
     AccessLog, Balance, Cookies, Eviction, Fleet, Group, GroupSource, HEADER_BYTES_MAX, HeaderEdit, HostPattern,
     LogFormat, LogLevel, Lookup, NamePattern, Origin, OriginHost, Partition, Pass, PeerSource, Query,
-    RequestDirectives, RequestHeaders, Ring, Secret, SelfPeer, SetCookie, TlsPair,
+    RequestDirectives, RequestHeaders, Resharding, Ring, Secret, SelfPeer, SetCookie, TlsPair,
 };
 use super::yaml::join;
 
@@ -239,6 +239,13 @@ impl Printer<'_> {
             match fleet.partition {
                 Partition::Serve => "serve",
                 Partition::Strict => "strict",
+            },
+        );
+        self.leaf(
+            "resharding",
+            match fleet.resharding {
+                Resharding::Warm => "warm",
+                Resharding::Cold => "cold",
             },
         );
     }

@@ -251,6 +251,10 @@ struct FleetKeys {
     /// memory. `strict` needs peers that are listed, here or in a file, and the ring `balanced`.
     #[schemars(extend("default" = "serve", "enum" = ["serve", "strict"]))]
     partition: Option<String>,
+    /// When members come and go, keys get new owners: `warm` lets those ask the owners before them, and a node that leaves
+    /// hands over what it has; with `cold` they ask the origin, as on a plain ring.
+    #[schemars(extend("default" = "warm", "enum" = ["warm", "cold"]))]
+    resharding: Option<String>,
 }
 
 #[derive(JsonSchema)]

@@ -46,6 +46,7 @@ fleet:
   timeouts: { connect: 100ms, silence: 2s }
   go: { allow: [10.1.0.0/16], replicas: 100, base_path: /_peers/, accept_set: true }
   partition: serve
+  resharding: cold
 defaults:
   name: inherited
   match: { path: /inherited/, host: inherited.example }
@@ -440,6 +441,10 @@ fn single_mistakes() {
         (
             with_group("fleet: { peers: [\"http://127.0.0.1:1\"], partition: split }"),
             "fleet.partition: found \"split\", expected serve or strict",
+        ),
+        (
+            with_group("fleet: { peers: [\"http://127.0.0.1:1\"], resharding: false }"),
+            "fleet.resharding: found \"false\", expected warm or cold",
         ),
         (
             with_group(&format!("{go_ring}  address: 127.0.0.1:1\n  partition: strict")),

@@ -179,6 +179,18 @@ pub struct Fleet {
     pub go: GoPeers,
     /// What is more to be had when the network splits the fleet.
     pub partition: Partition,
+    /// Whether memory moves with the keys when members come and go.
+    pub resharding: Resharding,
+}
+
+/// What becomes of what is in memory when keys change hands (`fleet.resharding`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resharding {
+    /// The new owner asks the one before it, and a node that leaves hands over.
+    #[default]
+    Warm,
+    /// Nothing: the new owner asks the origin, as on a plain ring.
+    Cold,
 }
 
 /// What counts when members cannot reach one another (`fleet.partition`).

@@ -87,6 +87,11 @@ impl Outbox {
         });
     }
 
+    /// Whether there is room now for a whole answer with so many bytes of fields and body.
+    pub(super) fn has_room_for_whole(&self, head_bytes: usize, body_bytes: usize) -> bool {
+        self.room.available_permits() >= (head_bytes + HEAD_BYTES_EXTRA + body_bytes).min(OUTBOX_BYTES_MAX)
+    }
+
     /// Adds a whole answer: head, body in one piece, end. False, and nothing is added, when there is no room now.
     pub(super) fn push_whole(&self, request: u64, whole: Whole) -> bool {
         let Whole { status, fields, hop, body } = whole;
@@ -305,7 +310,7 @@ impl Pump {
     }
 }
 
-/// Reserved bytes that may wait in one outbox. With one connection per peer this is what a peer that does not read costs.
+/// Reserved bytes that may wait in one outbox: what a connection to a peer costs that does not read.
 const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// What a head takes beside its fields, at most.
 pub(super) const HEAD_BYTES_EXTRA: usize = 128;

@@ -33,6 +33,8 @@ pub(super) struct Exchange {
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
+    /// The peer was found dead elsewhere.
+    given_up: AtomicBool,
     stop: Notify,
     tallies: Tallies,
     window_bytes: u32,
@@ -106,8 +108,9 @@ struct Partial {
 impl Exchange {
     pub(super) fn new(outbox: Arc<Outbox>, remote: &Identity, window_bytes: u32, tallies: Tallies) -> Arc<Self> {
         let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
-        let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, tallies, window_bytes })
+        let (streams, stop) = (Mutex::default(), Notify::new());
+        let (stopping, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, given_up, stop, tallies, window_bytes })
     }
 
     /// Whether the peer is leaving.
@@ -123,6 +126,12 @@ impl Exchange {
     /// Ends the connection as soon as no question is open.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.stop.notify_one();
+    }
+
+    /// Ends the connection as one to a peer that says nothing, which another connection to it has found out.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
         self.stop.notify_one();
     }
 
@@ -232,9 +241,14 @@ impl Exchange {
                         return self.say_goodbye(pump, end).await;
                     }
                 }
-                () = self.stop.notified() => if self.streams.lock().open.is_empty() {
-                    return "the connection is no longer needed".to_owned();
-                },
+                () = self.stop.notified() => {
+                    if self.given_up.load(Ordering::SeqCst) {
+                        return SILENT.to_owned();
+                    }
+                    if self.streams.lock().open.is_empty() {
+                        return "the connection is no longer needed".to_owned();
+                    }
+                }
                 _ = ticks.tick() => {
                     if self.is_silent(&mut quiet) {
                         return SILENT.to_owned();

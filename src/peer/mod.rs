@@ -59,7 +59,7 @@ use crate::fleet::Purpose;
 use crate::peer::handshake::Secrets;
 use crate::peer::protocol::Identity;
 use crate::purge::{Notice, Reply};
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method, Source, Whole};
+use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, Fits, InterimSink, Method, Source, Whole};
 
 /// Somebody who answers peers: the cache.
 #[async_trait]
@@ -79,9 +79,10 @@ pub trait Owner: Send + Sync {
     ) -> Result<Fetched, FetchError>;
 
     /// What [`Owner::get_as_owner`] would answer, if memory has it whole, fresh and in one piece: most questions are of this
-    /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`.
-    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
-        let _ = (ask, context);
+    /// kind, and nothing has to wait for their answer. Everything else, and whatever is in doubt, is `None`; so is what does not
+    /// fit, because it will be asked for once more and should count once.
+    fn at_once(&self, ask: &Ask, context: &AskContext, fits: Fits<'_>) -> Option<Whole> {
+        let _ = (ask, context, fits);
         None
     }
 

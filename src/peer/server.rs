@@ -286,15 +286,17 @@ impl PeerServer {
         }
         let context =
             AskContext { ring_id: question.ring_id, asker: conversation.remote.incarnation, have: question.have };
+        let bytes_max = DATA_BYTES_MAX.min(question.window as usize);
+        let fits = |head_bytes: usize, body_bytes: usize| {
+            body_bytes <= bytes_max
+                && head_bytes <= FIELDS_BYTES_MAX
+                && conversation.outbox.has_room_for_whole(head_bytes, body_bytes)
+        };
         // Who panics here does so again where it is counted.
-        let answer = catch_unwind(AssertUnwindSafe(|| self.owner.at_once(&question.ask, &context))).unwrap_or_default();
-        answer.is_some_and(|whole| {
-            let bytes_max = DATA_BYTES_MAX.min(question.window as usize);
-            let fits = whole.body.len() <= bytes_max
-                && whole.fields.len().max(whole.hop.sent.len()) <= FIELDS_BYTES_MAX
-                && (200..=599).contains(&whole.status);
-            fits && conversation.outbox.push_whole(request, whole)
-        })
+        let answer = || self.owner.at_once(&question.ask, &context, &fits);
+        let answer = catch_unwind(AssertUnwindSafe(answer)).unwrap_or_default();
+        answer
+            .is_some_and(|whole| (200..=599).contains(&whole.status) && conversation.outbox.push_whole(request, whole))
     }
 
     /// Answers at once what can be answered at once, and in a task of its own what cannot. The answer is tried here first

@@ -19,7 +19,8 @@ use crate::peer::server::{PeerServer, ServerSettings};
 use crate::peer::{AskContext, LocalNode, Owner, Peer, PeerState};
 use crate::purge::{Notice, Position, Reply, Tags, Vector};
 use crate::source::{
-    Aside, Ask, BodyStream, EntryId, FetchError, Fetched, Hop, Interim, InterimSink, Method, ReadyBody, Source, Whole,
+    Aside, Ask, BodyStream, EntryId, FetchError, Fetched, Fits, Hop, Interim, InterimSink, Method, ReadyBody, Source,
+    Whole,
 };
 
 /// An owner whose answers are written down by key; what is not written down is a panic.
@@ -142,7 +143,7 @@ impl Owner for Script {
         }
     }
 
-    fn at_once(&self, ask: &Ask, _: &AskContext) -> Option<Whole> {
+    fn at_once(&self, ask: &Ask, _: &AskContext, _: Fits<'_>) -> Option<Whole> {
         match self.answers.lock().get("ready") {
             Some(Answer::Body(chunks)) if ask.key == "ready" => {
                 Some(Whole { status: 200, fields: Fields::empty(), hop: hop(), body: chunks[0].clone() })

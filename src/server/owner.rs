@@ -18,7 +18,7 @@ use crate::peer::{AskContext, KnowsPurges, LocalNode, Owner};
 use crate::purge::{Notice, Reply};
 use crate::server::groups::Groups;
 use crate::server::node::Node;
-use crate::source::{Aside, Ask, FetchError, Fetched, InterimSink, Method, Whole};
+use crate::source::{Aside, Ask, FetchError, Fetched, Fits, InterimSink, Method, Whole};
 
 /// Answers peers from the cache of this node.
 pub struct CacheOwner {
@@ -62,11 +62,11 @@ impl Owner for CacheOwner {
         self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
     }
 
-    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
+    fn at_once(&self, ask: &Ask, context: &AskContext, fits: Fits<'_>) -> Option<Whole> {
         // Nothing is asked of the origin, so what the target says does not matter.
         let groups = self.groups.load();
         let group = groups.find(&ask.group)?;
-        let answer = self.cache.find_for_peer(group, ask, context.have)?;
+        let answer = self.cache.find_for_peer(group, ask, context.have, fits)?;
         self.count_disagreement(group, &ask.key, context);
         Some(answer)
     }

@@ -163,3 +163,43 @@ async fn a_fleet_grows_by_a_reload() {
     let shared = first.group("all").await["peer_loads"].as_u64().expect("a counter");
     assert!(shared > 0, "the new peer owns some keys");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resharding_is_cold_from_a_reload_on() {
+    let origin = Origin::start().await;
+    let keys: Vec<String> = (0..20).map(|number| format!("/{number}")).collect();
+    for key in &keys {
+        origin.on(key, Reply::ok("here").header("Cache-Control", "max-age=600"));
+    }
+    let addresses = free_addresses(2);
+    let with = |own: usize, peers: &[usize], resharding: &str| {
+        let peers: Vec<String> = peers.iter().map(|&peer| format!("'http://{}'", addresses[peer])).collect();
+        let setup = Setup::group(&format!("origin: '{}'", origin.url()));
+        let list = peers.join(", ");
+        let fleet =
+            format!("fleet: {{ self: 'http://{}', peers: [{list}], resharding: {resharding} }}\n", addresses[own]);
+        Setup { address: addresses[own], more: format!("{}{fleet}", setup.more), ..setup }
+    };
+    let (first, second) = (with(0, &[0], "warm").start(), with(1, &[0, 1], "cold").start());
+    for key in &keys {
+        assert_eq!(first.get(key).await.text(), "here");
+    }
+    first.rewrite(&with(0, &[0, 1], "cold"));
+    first.signal("HUP");
+    first.wait_for_log("configuration read again");
+    first.wait_until_connected().await;
+    second.wait_until_connected().await;
+    for key in &keys {
+        assert_eq!(second.get(key).await.text(), "here");
+    }
+    let asked = || keys.iter().map(|key| origin.requests(key)).sum::<usize>();
+    let moved = second.group("all").await["local_loads"].as_u64().expect("a counter") as usize;
+    assert!(moved > 0, "the new peer owns some keys");
+    assert_eq!(asked(), keys.len() + moved, "each key that moved is fetched again");
+    for node in [&first, &second] {
+        assert_eq!(node.group("all").await["peeks"], 0);
+    }
+    // Who leaves hands nothing over.
+    second.signal("TERM");
+    second.wait_for_log("\"entries\":0");
+}

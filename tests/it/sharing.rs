@@ -168,3 +168,20 @@ async fn a_body_beyond_max_object_streams_through_every_node_and_stays_in_none()
         assert!(resident < 128 << 20, "{resident} bytes resident for a budget of 64 MiB");
     }
 }
+
+/// An answer from the owner's memory that is too long to leave in one frame is looked for twice there, and is one question.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_answer_over_the_hop_counts_once() {
+    let origin = Origin::start().await;
+    let body = "0123456789".repeat(20_000);
+    origin.on("/long", Reply::ok(body.clone()).header("Cache-Control", "max-age=600"));
+    let fleet = Fleet::start(2, &setup(&origin)).await;
+    let owner = fleet.owner_of("/long").await;
+    assert_eq!(fleet.nodes[owner].get("/long").await.text(), body);
+    let other = &fleet.nodes[1 - owner];
+    assert_eq!(other.get("/long").await.text(), body);
+    let owner = fleet.nodes[owner].group("all").await;
+    let counted =
+        ["gets", "server_requests", "cache_hits", "loads"].map(|name| owner[name].as_u64().expect("a counter"));
+    assert_eq!(counted, [2, 1, 1, 1]);
+}

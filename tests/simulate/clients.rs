@@ -35,9 +35,9 @@ pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
         return false;
     }
     let (begun, floor) = (Instant::now(), world.journal.floor(node.incarnation, &key));
-    world.journal.client_asks(node.incarnation, &key);
+    let fields = world.journal.client_asks(node.incarnation);
     event!(world.trace, "client asks node {place} for {}", text(&key));
-    let got = tokio::time::timeout(HANG, get(&node, &key)).await;
+    let got = tokio::time::timeout(HANG, get(&node, &key, fields)).await;
     world.network.running(place).await;
     if node.is_dead() {
         world.journal.count("lost with their node");
@@ -51,9 +51,9 @@ pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
     check(&world, place, &key, begun, floor, got)
 }
 
-/// What a client of `node` gets for `key`.
-pub async fn get(node: &Node, key: &Bytes) -> Got {
-    let request = Request::plain(key.clone());
+/// What a client of `node` gets for `key`; `fields` are forwarded.
+pub async fn get(node: &Node, key: &Bytes, fields: Fields) -> Got {
+    let request = Request { forwarded: fields, ..Request::plain(key.clone()) };
     let (cache, group) = (&node.cache, &node.group);
     let hashed = HashedKey::new(group.id, key);
     if let Some(hit) = cache.find_fresh(group, &hashed, Fields::empty, &request.directives, cache.now()) {

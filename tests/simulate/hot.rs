@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use groupcache_proxy::fields::Fields;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clients::{Got, get};
-use crate::network::Place;
+use crate::hops::Heard;
 use crate::node::Asked;
 use crate::origin::Kind;
 use crate::world::{Setting, World};
@@ -18,7 +18,7 @@ use crate::world::{Setting, World};
 struct Nobody;
 
 impl Asked for Nobody {
-    fn asked(&self, _: Place, _: u64, _: &Bytes) {}
+    fn heard(&self, _: &Heard<'_>) {}
 }
 
 /// What came of a run.
@@ -54,7 +54,7 @@ pub async fn run(seed: u64, nodes: usize, kind: Kind) -> Outcome {
                 let (world, failed) = (world.clone(), failed.clone());
                 clients.spawn(async move {
                     let Some(node) = world.node(place) else { return };
-                    if !matches!(get(&node, &key).await, Got::Whole(200, ..)) {
+                    if !matches!(get(&node, &key, Fields::empty()).await, Got::Whole(200, ..)) {
                         failed.fetch_add(1, Ordering::Relaxed);
                     }
                 });

@@ -194,7 +194,7 @@ fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, lim
 }
 
 /// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
-const PURGE_LAG: Duration = Duration::from_secs(15);
+pub const PURGE_LAG: Duration = Duration::from_secs(15);
 /// What remembering a target may take beside its value.
 const RECORD_BYTES_MAX: usize = 400;
 const HEALED_WITHIN: Duration = Duration::from_secs(5);

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use groupcache_proxy::fields::Fields;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::chart::{Panel, Phase, svg};
 use crate::clients::{Got, get};
+use crate::hops::{Heard, What};
 use crate::network::Place;
 use crate::node::Asked;
 use crate::origin::{Kind, version_in};
@@ -34,8 +36,8 @@ struct Second {
 }
 
 impl Asked for Counts {
-    fn asked(&self, _: Place, _: u64, _: &Bytes) {
-        self.hops.fetch_add(1, Ordering::Relaxed);
+    fn heard(&self, heard: &Heard<'_>) {
+        self.hops.fetch_add(u64::from(matches!(heard.what, What::Load(_))), Ordering::Relaxed);
     }
 }
 
@@ -100,7 +102,7 @@ pub async fn run(seed: u64, nodes: usize) -> (String, String) {
 async fn client(world: Arc<World>, counts: Arc<Counts>, second: usize, place: Place, key: Bytes) {
     // A client whose node is gone takes another one, as behind a load balancer.
     let node = (0..).map(|next| (place + next) % world.size()).find_map(|place| world.node(place)).expect("a node");
-    let got = get(&node, &key).await;
+    let got = get(&node, &key, Fields::empty()).await;
     let died = node.is_dead();
     let mut seconds = counts.seconds.lock();
     let second = &mut seconds[second];

@@ -14,6 +14,7 @@
 mod chart;
 mod clients;
 mod direct;
+mod hops;
 mod hot;
 mod invariants;
 mod large;

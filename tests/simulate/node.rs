@@ -22,7 +22,7 @@ use groupcache_proxy::peer::{AskContext, KnowsPurges, LocalNode, Owner};
 use groupcache_proxy::purge::{Notice, Reply};
 use groupcache_proxy::ring::{Ring, RingKind, RingPeer};
 use groupcache_proxy::slot::Slot;
-use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, InterimSink, Whole};
+use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, Fits, InterimSink, Whole};
 use groupcache_proxy::stats::GroupStats;
 use groupcache_proxy::store::{Settings, Store};
 use parking_lot::Mutex;
@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::direct::{DirectPeer, Host, Hosts};
+use crate::hops::{Heard, What};
 use crate::network::{Network, Place, SimulatedDial};
 use crate::origin::{Origin, OriginOf};
 
@@ -50,8 +51,13 @@ pub struct Node {
 
 /// Hears of every question that a node gets of a peer.
 pub trait Asked: Send + Sync {
-    /// The life `asker` asks `node` for `key`.
-    fn asked(&self, node: Place, asker: u64, key: &Bytes);
+    /// One was asked.
+    fn heard(&self, heard: &Heard<'_>);
+
+    /// A life answers a peer's question for a key.
+    fn answered(&self, life: u64, key: &Bytes, fetched: &Fetched) {
+        let _ = (life, key, fetched);
+    }
 }
 
 /// What all nodes of a run have in common.
@@ -103,8 +109,13 @@ impl Node {
         });
         let cache = Cache::new(store.clone(), clock.clone(), incarnation);
         let local = LocalNode::new("simulated", incarnation, Secrets::new(["secret"]));
-        let owner = NodeOwner { place, cache: cache.clone(), group: group.clone(), asked: common.asked.clone() };
-        let owner = Arc::new(owner);
+        let owner = Arc::new(NodeOwner {
+            place,
+            life: incarnation,
+            cache: cache.clone(),
+            group: group.clone(),
+            asked: common.asked.clone(),
+        });
         local.set_purges(owner.clone());
         common.hosts.join(place, Host { owner: owner.clone(), incarnation, alive: alive.clone() });
         let server = PeerServer::new(local.clone(), owner, ServerSettings::default());
@@ -216,9 +227,16 @@ impl Clock for NodeClock {
 /// Answers peers, as the server's owner does for the groups of a configuration.
 pub struct NodeOwner {
     pub place: Place,
+    pub life: u64,
     pub cache: Arc<Cache>,
     pub group: Arc<Group>,
     pub asked: Arc<dyn Asked>,
+}
+
+impl NodeOwner {
+    fn heard(&self, context: &AskContext, what: What<'_>) {
+        self.asked.heard(&Heard { place: self.place, life: self.life, asker: context.asker, what });
+    }
 }
 
 #[async_trait]
@@ -229,18 +247,21 @@ impl Owner for NodeOwner {
         context: AskContext,
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError> {
-        self.asked.asked(self.place, context.asker, &ask.key);
+        self.heard(&context, What::Load(&ask));
         let aside = Aside { have: context.have, interims };
-        self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask), aside).await
+        let fetched = self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask), aside).await?;
+        self.asked.answered(self.life, &ask.key, &fetched);
+        Ok(fetched)
     }
 
-    fn at_once(&self, ask: &Ask, context: &AskContext) -> Option<Whole> {
-        let whole = self.cache.find_for_peer(&self.group, ask, context.have)?;
-        self.asked.asked(self.place, context.asker, &ask.key);
+    fn at_once(&self, ask: &Ask, context: &AskContext, fits: Fits<'_>) -> Option<Whole> {
+        let whole = self.cache.find_for_peer(&self.group, ask, context.have, fits)?;
+        self.heard(context, What::Load(ask));
         Some(whole)
     }
 
-    async fn peek(&self, ask: Ask, _: AskContext) -> Result<Option<Fetched>, FetchError> {
+    async fn peek(&self, ask: Ask, context: AskContext) -> Result<Option<Fetched>, FetchError> {
+        self.heard(&context, What::Peek(&ask));
         Ok(self.cache.peek(&self.group, &Request::from_ask(&self.group, &ask)))
     }
 
@@ -249,14 +270,17 @@ impl Owner for NodeOwner {
     }
 
     async fn offered(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        self.heard(&context, What::Offer(&ask));
         self.cache.take_over(&self.group, &ask, context.asker).await
     }
 
     async fn replicate(&self, ask: Ask, context: AskContext) -> Result<(), FetchError> {
+        self.heard(&context, What::Replicate(&ask));
         self.cache.take_replica(&self.group, &ask, context.asker).await
     }
 
     async fn permit(&self, _: &str, purpose: Purpose, context: AskContext) -> Result<Fetched, FetchError> {
+        self.heard(&context, What::Permit(purpose));
         self.cache.grant_permit(&self.group, purpose, context.asker).await
     }
 }

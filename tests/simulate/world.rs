@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use groupcache_proxy::fields::Fields;
 use groupcache_proxy::freshness::Rules;
 use groupcache_proxy::group::Limit;
 use groupcache_proxy::purge::Target;
+use groupcache_proxy::source::Fetched;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::direct::Hosts;
+use crate::hops::{Heard, Hops, What};
 use crate::network::{Delays, Network, Place};
 use crate::node::{Asked, Common, Links, Node, ring_of};
 use crate::origin::{Manners, Origin, text};
@@ -42,6 +45,7 @@ pub struct World {
 pub struct Journal {
     trace: Arc<Trace>,
     state: Mutex<State>,
+    hops: Mutex<Hops>,
 }
 
 #[derive(Default)]
@@ -52,8 +56,6 @@ struct State {
     floors: BTreeMap<Bytes, Floors>,
     /// By life that accepted it, what was ever purged.
     targets: BTreeSet<(u64, Target)>,
-    /// By life and key: how many clients asked there, and how often that life asked peers.
-    asked: BTreeMap<(u64, Bytes), (u64, u64)>,
     /// All owners that the keys had in some node's view.
     owners: BTreeMap<Bytes, Vec<Place>>,
     tally: BTreeMap<&'static str, u64>,
@@ -157,7 +159,7 @@ impl World {
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
-        let journal = Arc::new(Journal { trace: trace.clone(), state: Mutex::default() });
+        let journal = Arc::new(Journal { trace: trace.clone(), state: Mutex::default(), hops: Mutex::default() });
         let common = Common {
             network: network.clone(),
             origin: origin.clone(),
@@ -309,6 +311,7 @@ impl Journal {
 
     /// A purge is received by a life; returns its number.
     pub fn purge_begins(&self, life: u64, aim: &Aim) -> usize {
+        self.hops.lock().purged(&aim.keys);
         let mut state = self.state.lock();
         state.targets.extend(aim.targets().iter().map(|target| (life, target.clone())));
         state.purges.push(Purge { keys: aim.keys.clone().into(), begun: Instant::now(), acknowledged: None });
@@ -317,7 +320,9 @@ impl Journal {
 
     /// A purge has its receipt.
     pub fn purge_ends(&self, number: usize) {
-        self.state.lock().purges[number].acknowledged = Some(Instant::now());
+        let mut state = self.state.lock();
+        state.purges[number].acknowledged = Some(Instant::now());
+        self.hops.lock().purged(&state.purges[number].keys);
     }
 
     /// From now on no answer is older than `floors`: none at all, or none of this life.
@@ -339,7 +344,8 @@ impl Journal {
         state.purges.clear();
         state.targets.clear();
         state.floors.remove(key);
-        state.asked.clear();
+        drop(state);
+        self.hops.lock().forget();
     }
 
     /// A life may purge everything by itself.
@@ -365,9 +371,15 @@ impl Journal {
         floors.everywhere.with(floors.lives.get(&life).copied().unwrap_or_default())
     }
 
-    /// A client asks a life of a node.
-    pub fn client_asks(&self, incarnation: u64, key: &Bytes) {
-        self.state.lock().asked.entry((incarnation, key.clone())).or_default().0 += 1;
+    /// A client asks a life of a node; returns the fields of its request.
+    pub fn client_asks(&self, incarnation: u64) -> Fields {
+        self.hops.lock().request(incarnation)
+    }
+
+    fn note(&self, breach: Option<(&'static str, String)>) {
+        if let Some((promise, detail)) = breach {
+            self.trace.broken(promise, detail);
+        }
     }
 
     fn note_owner(&self, key: &Bytes, owner: Place) {
@@ -395,27 +407,23 @@ impl Journal {
 }
 
 impl Asked for Journal {
-    fn asked(&self, node: Place, asker: u64, key: &Bytes) {
-        event!(self.trace, "life {asker} asks node {node} for {}", text(key));
-        let (clients, peers) = {
-            let mut state = self.state.lock();
-            let (clients, peers) = state.asked.entry((asker, key.clone())).or_default();
-            *peers += 1;
-            (*clients, *peers)
-        };
-        // A request asks at most every other node once; it may do so again for another variant, which keys here have not.
-        if peers > clients * FLEET_MAX {
-            let detail = format!("life {asker} asked peers {peers} times for {} and clients {clients}", text(key));
-            self.trace.broken("one hop", detail);
+    fn heard(&self, heard: &Heard<'_>) {
+        let Heard { place, asker, .. } = heard;
+        match heard.what {
+            What::Load(ask) => event!(self.trace, "life {asker} asks node {place} for {}", text(&ask.key)),
+            What::Peek(ask) => event!(self.trace, "life {asker} peeks at {} of node {place}", text(&ask.key)),
+            What::Offer(_) | What::Replicate(_) | What::Permit(_) => {}
         }
+        self.note(self.hops.lock().heard(heard));
+    }
+
+    fn answered(&self, life: u64, key: &Bytes, fetched: &Fetched) {
+        self.note(self.hops.lock().answered(life, key, fetched));
     }
 }
 
 /// How long a node that leaves hands over.
 const LEAVING_MAX: Duration = Duration::from_secs(1);
-
-/// No run but those of large fleets has more nodes.
-const FLEET_MAX: u64 = 16;
 
 /// How long a peer may take beside its origin, at most: the silence, the ticks by which it is counted, and connecting.
 pub const PEER_MAX: Duration = Duration::from_millis(1600);

@@ -241,6 +241,6 @@ async fn without_a_lease_every_answer_was_asked_for_after_its_request() {
     split.origin.on(&path, Script::fails(FetchError::unreachable("scripted")));
     assert_eq!(lonely.ask(key).await, "error 503");
     let ask = lonely.group.ask(&Bytes::from_static(key.as_bytes()), Method::Get, Fields::empty()).unwrap();
-    assert!(lonely.cache.find_for_peer(&lonely.group, &ask, EntryId::default()).is_none());
+    assert!(lonely.cache.find_for_peer(&lonely.group, &ask, EntryId::default(), &|_, _| true).is_none());
     assert!(lonely.cache.peek(&lonely.group, &get(key, &[])).is_none());
 }

@@ -141,6 +141,47 @@ async fn a_peek_finds_nothing_that_is_stale_and_the_origin_is_asked() {
 }
 
 #[tokio::test]
+async fn where_resharding_is_cold_a_key_that_moves_is_fetched_again() {
+    let fleet = loaded(4, 3).await;
+    let see_all = |warm| {
+        for (place, node) in fleet.nodes.iter().enumerate() {
+            node.cache.set_fleet(fleet.view(place, &[0, 1, 2, 3]).with_warm_resharding(warm));
+        }
+    };
+    fleet.nodes[3].cache.warm_up();
+    see_all(false);
+    let moved: Vec<_> = (0..KEYS).map(|key| key.to_string()).filter(|key| fleet.owner(key) == 3).collect();
+    assert!(moved.len() > 1);
+    assert_eq!(fleet.nodes[3].ask(&moved[0]).await, format!("miss 200 body {}", moved[0]));
+    assert_eq!((fleet.origin.asks().len(), sum(&fleet, |stats| &stats.peeks)), (KEYS + 1, 0));
+    // Nor does a node that leaves hand anything over, or one that stands in ask the owner that is leaving.
+    let group = fleet.nodes[0].group.clone();
+    assert_eq!(fleet.nodes[0].cache.hand_over(|_| Some(group.clone())).await, 0);
+    let leaving = (0..KEYS).map(|key| key.to_string()).find(|key| fleet.owner(key) == 0).unwrap();
+    fleet.leaving[0].store(true, Ordering::SeqCst);
+    let other = fleet.others(&leaving).into_iter().find(|&node| fleet.places(&leaving).as_bytes()[node] == b'-');
+    assert_eq!(fleet.nodes[other.unwrap()].ask(&leaving).await, format!("miss 200 body {leaving}"));
+    assert_eq!((fleet.origin.asks().len(), sum(&fleet, |stats| &stats.peeks)), (KEYS + 2, 0));
+
+    // A reload warms it again, for changes from now on: the ring before is forgotten, but this node has just started.
+    see_all(true);
+    assert_eq!(fleet.nodes[3].ask(&moved[1]).await, format!("miss 200 body {}", moved[1]));
+    assert_eq!(sum(&fleet, |stats| &stats.peeks), 1);
+}
+
+#[tokio::test]
+async fn a_fleet_that_is_made_cold_forgets_the_ring_before() {
+    let fleet = loaded(4, 3).await;
+    (0..4).for_each(|node| fleet.see(node, &[0, 1, 2, 3]));
+    let cold = fleet.view(3, &[0, 1, 2, 3]).with_warm_resharding(false);
+    fleet.nodes[3].cache.set_fleet(cold);
+    fleet.see(3, &[0, 1, 2, 3]);
+    let moved = (0..KEYS).map(|key| key.to_string()).find(|key| fleet.owner(key) == 3).unwrap();
+    assert_eq!(fleet.nodes[3].ask(&moved).await, format!("miss 200 body {moved}"));
+    assert_eq!((fleet.origin.asks().len(), sum(&fleet, |stats| &stats.peeks)), (KEYS + 1, 0));
+}
+
+#[tokio::test]
 async fn what_lies_in_main_and_belongs_to_another_node_now_is_a_copy() {
     let fleet = TestFleet::with_views(2, |node| vec![node]);
     let fields = &[("Cache-Control", "max-age=60, stale-while-revalidate=600")];

@@ -9,8 +9,8 @@ use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
 use super::super::units::{Expected, duration_above_zero};
 use super::super::values::{
-    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Ring, SelfPeer,
-    TlsPair,
+    Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Resharding, Ring,
+    SelfPeer, TlsPair,
 };
 use super::super::yaml::{Node, Value};
 use super::{secrets, text, tls};
@@ -19,6 +19,8 @@ const RINGS: &[(&str, Ring)] =
     &[("balanced", Ring::Balanced), ("groupcache", Ring::Groupcache), ("mailgun", Ring::Mailgun), ("v3", Ring::V3)];
 
 const PARTITIONS: &[(&str, Partition)] = &[("serve", Partition::Serve), ("strict", Partition::Strict)];
+
+const RESHARDINGS: &[(&str, Resharding)] = &[("warm", Resharding::Warm), ("cold", Resharding::Cold)];
 
 /// Shorter secrets can be guessed from one recorded proof.
 const SECRET_BYTES_MIN: usize = 16;
@@ -58,6 +60,7 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
             checker.unexpected(node, "serve: a majority is one of members that are listed, in fleet.peers or a file");
         }
     }
+    let resharding = checker.leaf(&mut section, "resharding", Resharding::Warm, text::word(RESHARDINGS));
 
     // Who finds its peers while it runs cannot know where they are.
     let all_loopback =
@@ -128,6 +131,7 @@ pub(super) fn fleet(checker: &mut Checker<'_>, node: &Node, listen: &[Listener])
         timeouts,
         go,
         partition,
+        resharding,
     }
 }
 
