@@ -5,7 +5,7 @@
 //! | 120 | the entry: facts, count, length of its head, which lies behind them |
 //! | 32 | the block that points to the body, with its count |
 //! | 16 | count and length in front of the key |
-//! | 80 | place in index (32), table, order (24) and books (8), with their spare room; less in a larger store |
+//! | 80 | place in index (32), table, order (24) and books (8), with their spare room; 70 in a store of a million |
 //!
 //! Of an object with tags 148 more: 64 for what few have, 48 for the text, 36 for two pairs of tag and key in the books.
 
