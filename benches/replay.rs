@@ -23,7 +23,7 @@ use groupcache_proxy::key::{GroupId, HashedKey};
 use groupcache_proxy::memory::{Charge, Ledger, allocated_bytes};
 use groupcache_proxy::ring::{REPLICAS_DEFAULT, Ring, RingKind, RingPeer};
 use groupcache_proxy::store::promote::Popularity;
-use groupcache_proxy::store::{Eviction, Role, Settings, Store, Stored};
+use groupcache_proxy::store::{Eviction, Role, Settings, Store, Weighed};
 use random::{Random, Zipf};
 
 fn main() {
@@ -263,14 +263,14 @@ fn key(object: u32) -> [u8; KEY_BYTES] {
 /// A value that weighs without taking memory.
 struct Weight(Charge);
 
-impl Stored for Weight {
+impl Weighed for Weight {
     fn charged_bytes(&self) -> usize {
         self.0.bytes()
     }
 }
 
 /// The store of this project as a cache.
-struct StoreCache(Arc<Store<Weight>>);
+struct StoreCache(Arc<Store<Arc<Weight>>>);
 
 impl StoreCache {
     fn new(eviction: Eviction, capacity: usize) -> Self {

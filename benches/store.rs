@@ -19,7 +19,7 @@ use groupcache_proxy::clock::Now;
 use groupcache_proxy::key::{GroupId, HashedKey};
 use groupcache_proxy::memory::{Charge, Ledger};
 use groupcache_proxy::store::promote::Popularity;
-use groupcache_proxy::store::{Eviction, Role, Settings, Store, Stored};
+use groupcache_proxy::store::{Eviction, Role, Settings, Store, Weighed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,7 +29,7 @@ struct Object {
     charge: Charge,
 }
 
-impl Stored for Object {
+impl Weighed for Object {
     fn charged_bytes(&self) -> usize {
         self.charge.bytes()
     }
@@ -120,7 +120,7 @@ fn popularity(criterion: &mut Criterion) {
     });
 }
 
-fn filled(eviction: Eviction, entries: u64) -> Arc<Store<Object>> {
+fn filled(eviction: Eviction, entries: u64) -> Arc<Store<Arc<Object>>> {
     let store = Store::new(Ledger::new(LIMIT_BYTES), &Settings { eviction, caps: vec![] }, None);
     for number in 0..entries {
         put(&store, number, 500);
@@ -129,7 +129,7 @@ fn filled(eviction: Eviction, entries: u64) -> Arc<Store<Object>> {
     store
 }
 
-fn put(store: &Store<Object>, number: u64, bytes: usize) {
+fn put(store: &Store<Arc<Object>>, number: u64, bytes: usize) {
     let object = Arc::new(Object { charge: store.ledger().charge(bytes) });
     black_box(store.insert(Role::Main, &HashedKey::new(GROUP, &key(number)), object));
 }
@@ -173,7 +173,7 @@ mod compare {
     use super::*;
 
     enum Engine {
-        Store(Arc<Store<Object>>),
+        Store(Arc<Store<Arc<Object>>>),
         Foyer(Cache<Vec<u8>, Arc<Object>>, Ledger),
     }
 

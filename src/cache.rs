@@ -41,7 +41,7 @@ use crate::purging::{Dating, Spread};
 use crate::remembered::{Memory, Remembered};
 use crate::replicas::Replicas;
 use crate::semantics::ranges::RangeSpec;
-use crate::semantics::validators::StoredValidators;
+use crate::semantics::validators::{LazyValidators, StoredValidators};
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
 use crate::source::{Aside, Deaf, EntryId, FetchError, Fetched, InterimSink, Method};
@@ -93,7 +93,7 @@ pub struct Answer {
 pub enum Payload {
     /// A stored entry. It may be incomplete ([`crate::entry::Body::is_whole`]), but only for a request whose one range it
     /// holds: [`crate::entry::Body::slice`] gives that.
-    Entry(Arc<Entry>),
+    Entry(Entry),
     /// A response that is arriving: its head is known, its body is read as it comes. To a request for a range it may be a
     /// whole 200, out of which the range is cut, or a 206 that goes as it is.
     Stream(Arc<Head>, Following),
@@ -151,8 +151,8 @@ pub struct Head {
     pub content_length: Option<u64>,
     /// Freshness facts.
     pub freshness: Freshness,
-    /// Validators.
-    pub validators: StoredValidators,
+    /// Validators; see [`Head::validators`].
+    pub(crate) lazy_validators: LazyValidators,
     /// Which fill this is.
     pub id: EntryId,
     /// As [`Entry::body_id`], of what is arriving.
@@ -177,6 +177,13 @@ pub struct Head {
     pub dating: Dating,
 }
 
+impl Head {
+    /// What conditional requests are compared with.
+    pub fn validators(&self) -> &StoredValidators {
+        self.lazy_validators.of(&self.fields)
+    }
+}
+
 /// What a flight tells its readers at the head.
 #[derive(Clone)]
 pub enum Landed {
@@ -185,7 +192,7 @@ pub enum Landed {
     /// There is an entry already: of a fill that landed just before ([`Outcome::Hit`]), or confirmed by the origin or the owner
     /// ([`Outcome::Revalidated`], or [`Outcome::Stale`] when the owner's own is stale), with what the owner reported and
     /// the purges that it is not older than.
-    Entry(Arc<Entry>, Outcome, Option<OwnerReport>, Dating),
+    Entry(Entry, Outcome, Option<OwnerReport>, Dating),
 }
 
 /// What is collapsed into one flight.
@@ -222,7 +229,7 @@ pub(crate) enum FlightKind {
 /// A fresh answer from memory.
 pub struct Hit {
     /// The entry.
-    pub entry: Arc<Entry>,
+    pub entry: Entry,
     /// Which memory it lies in.
     pub role: Role,
 }
@@ -470,7 +477,7 @@ impl Cache {
         };
         // A failure is left to the flight of the range, which has the rules for it.
         let Ok(Landed::Streaming(head)) = reader.head_hearing(interims).await else { return None };
-        let part = request.part(head.status, &head.fields, &head.validators, head.content_length)?;
+        let part = request.part(head.status, &head.fields, || head.validators(), head.content_length)?;
         let ours = head.rule.variant_key(&request.forwarded).is_some_and(|variant| variant == head.variant);
         if !self.may_have(group, &request.key, &head.tags, head.dating.reach, &miss.asked) {
             return None;
@@ -599,7 +606,7 @@ impl Cache {
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
-        stale: &Arc<Entry>,
+        stale: &Entry,
         asked: &Stamp,
     ) {
         // Authorization, ranges and directives of this one client have no part in what everybody gets; but where there are
@@ -753,7 +760,7 @@ fn detail_of(role: Role) -> Option<&'static str> {
 }
 
 impl Answer {
-    fn from_entry(entry: Arc<Entry>, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
+    fn from_entry(entry: Entry, outcome: Outcome, detail: Option<&'static str>, stamp: Stamp) -> Self {
         let report = Report { detail, ..Report::default() };
         Answer { outcome, payload: Payload::Entry(entry), report, stamp }
     }
@@ -762,7 +769,8 @@ impl Answer {
         let mut head = reader.head().clone();
         if let Some(own) = head.for_causer.as_deref().filter(|_| !collapsed) {
             let (fields, validators) = own.clone();
-            head = Arc::new(Head { fields, validators, for_causer: None, ..Head::clone(&head) });
+            let lazy_validators = validators.into();
+            head = Arc::new(Head { fields, lazy_validators, for_causer: None, ..Head::clone(&head) });
         }
         let report = Report {
             forward: Some(forward),

@@ -1,24 +1,63 @@
-//! A stored response: head, freshness facts, body in segments. Immutable once made; who changes one makes another.
+//! A stored response: head, freshness facts, body. Immutable once made; who changes one makes another.
+//!
+//! There may be very many of them, so that an entry is one block, with its head behind the facts that a hit needs, and a body
+//! of its own block; what few entries have lies behind one pointer ([`Rare`]).
 //!
 //! A body may be incomplete: then it holds some ranges of a representation whose length and strong validator are known,
 //! which is RFC 9111 section 3.3's "as if it were an incomplete 200 response". The entry looks like one of the whole
 //! (status 200, fields without `Content-Range`) and answers only requests for a range that it holds.
 
+use std::fmt;
+use std::ops::Deref;
+
 use bytes::{Bytes, BytesMut};
+use triomphe::{Arc, ThinArc};
 
 use crate::clock::Now;
-use crate::fields::Fields;
+use crate::fields::{FieldLines, Fields};
 use crate::freshness::Freshness;
-use crate::memory::{Charge, allocated_bytes};
+use crate::memory::{Charge, Ledger, allocated_bytes};
 use crate::purge::Tags;
 use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::source::EntryId;
 
-/// One stored response.
-#[derive(Debug)]
-pub struct Entry {
+/// One stored response; clones are the same.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Facts, u8>);
+
+/// What an [`Entry`] knows beside its fields.
+pub struct Facts {
+    /// What RFC 9111 needs to know of the fields, parsed once.
+    pub freshness: Freshness,
+    /// What conditional requests are compared with, parsed once.
+    pub validators: StoredValidators,
+    /// Final status code.
+    pub status: u16,
+    /// Which fill of which node made it.
+    pub id: EntryId,
+    /// The body.
+    pub body: Body,
+    /// Of the block, in units of [`UNIT_BYTES`].
+    units: u16,
+    rare: Option<Box<Rare>>,
+    /// The node's memory, in which an entry counts until its last holder lets go.
+    ledger: Ledger,
+}
+
+const _: () = assert!(size_of::<Facts>() == 104 && size_of::<Entry>() == 8, "every entry has this");
+
+/// What few entries have.
+struct Rare {
+    body_id: EntryId,
+    sent: Fields,
+    tags: Tags,
+}
+
+/// All that an entry is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
     /// Which fill of which node made it.
     pub id: EntryId,
     /// Which fill brought the body, whole and in one piece; what revalidation over the hop compares. An entry that was
@@ -28,9 +67,9 @@ pub struct Entry {
     pub status: u16,
     /// End-to-end fields as they go to clients, without those that are written anew each time (`Age`, `Cache-Status`, `Via`).
     pub fields: Fields,
-    /// What RFC 9111 needs to know of the fields, parsed once.
+    /// What RFC 9111 needs to know of the fields.
     pub freshness: Freshness,
-    /// What conditional requests are compared with, parsed once.
+    /// What conditional requests are compared with.
     pub validators: StoredValidators,
     /// What we sent the origin in the fields that the response's `Vary` names.
     pub sent: Fields,
@@ -38,77 +77,203 @@ pub struct Entry {
     pub tags: Tags,
     /// The body.
     pub body: Body,
-    /// The charge in the node's memory; it ends with the last holder of this entry.
-    pub charge: Charge,
+}
+
+impl Parts {
+    fn has_rare(&self) -> bool {
+        self.body_id != self.id || !self.sent.is_empty() || self.tags != Tags::default()
+    }
 }
 
 impl Entry {
+    /// An entry of these parts; `charge` becomes what they take, as the allocator gives it.
+    pub fn new(parts: Parts, mut charge: Charge) -> Entry {
+        let rare = parts.has_rare();
+        let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
+        let rare = rare.then(|| Box::new(Rare { body_id, sent, tags }));
+        let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
+        debug_assert!(units <= usize::from(u16::MAX), "no source sends such a head");
+        let units = u16::try_from(units).unwrap_or(u16::MAX);
+        charge.resize(charged_bytes(units, &body, rare.as_deref()));
+        let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
+        Entry(ThinArc::from_header_and_slice(facts, fields.as_bytes()))
+    }
+
     /// The same, stale from now on at the latest.
     pub fn expired(&self, now: Now) -> Entry {
-        Entry {
+        let parts = Parts { freshness: self.freshness.expired(now), ..self.to_parts() };
+        Entry::new(parts, self.another_charge(0))
+    }
+
+    /// What it is made of; the body is shared.
+    pub fn to_parts(&self) -> Parts {
+        Parts {
             id: self.id,
-            body_id: self.body_id,
+            body_id: self.body_id(),
             status: self.status,
-            fields: self.fields.clone(),
-            freshness: self.freshness.expired(now),
+            fields: self.fields().to_fields(),
+            freshness: self.freshness,
             validators: self.validators,
-            sent: self.sent.clone(),
-            tags: self.tags.clone(),
+            sent: self.sent().clone(),
+            tags: self.tags().clone(),
             body: self.body.clone(),
-            charge: self.charge.another(self.charge.bytes()),
         }
     }
 
-    /// What an entry of these parts takes of memory, as the allocator gives it.
-    pub fn charged_bytes(fields: &Fields, sent: &Fields, tags: &Tags, body: &Body) -> usize {
-        let handles = if body.segments().len() > 1 { size_of_val(body.segments()) } else { 0 };
-        let segments = body.segments().iter().map(|segment| shared_bytes(segment.len())).sum::<usize>();
-        allocated_bytes(ARC_BYTES + size_of::<Entry>())
-            + shared_bytes(fields.len())
-            + shared_bytes(sent.len())
-            + allocated_bytes(tags.len())
-            + allocated_bytes(handles)
-            + allocated_bytes(size_of_val(body.held.as_deref().unwrap_or_default()))
-            + segments
+    /// See [`Parts::fields`].
+    #[inline]
+    pub fn fields(&self) -> &FieldLines {
+        FieldLines::of_block(&self.0.slice)
+    }
+
+    /// The fields as a block that may outlive this handle; not copied.
+    pub fn shared_fields(&self) -> Fields {
+        Fields::of_checked(Bytes::from_owner(Head(self.clone())))
+    }
+
+    /// See [`Parts::body_id`].
+    pub fn body_id(&self) -> EntryId {
+        self.rare.as_ref().map_or(self.id, |rare| rare.body_id)
+    }
+
+    /// See [`Parts::sent`].
+    pub fn sent(&self) -> &Fields {
+        static NONE: Fields = Fields::empty();
+        self.rare.as_ref().map_or(&NONE, |rare| &rare.sent)
+    }
+
+    /// See [`Parts::tags`].
+    pub fn tags(&self) -> &Tags {
+        static NONE: Tags = Tags::none();
+        self.rare.as_ref().map_or(&NONE, |rare| &rare.tags)
+    }
+
+    /// What it takes of memory, in bytes.
+    pub fn charged_bytes(&self) -> usize {
+        charged_bytes(self.units, &self.body, self.rare.as_deref())
+    }
+
+    /// A charge in the same ledger.
+    pub fn another_charge(&self, bytes: usize) -> Charge {
+        self.ledger.charge(bytes)
+    }
+
+    /// Whether both are the same entry, not only equal ones.
+    pub fn is_same(&self, other: &Entry) -> bool {
+        std::ptr::eq::<Facts>(&**self, &**other)
+    }
+
+    /// How many handles there are, this one included.
+    pub fn holders(&self) -> usize {
+        ThinArc::strong_count(&self.0)
     }
 }
+
+impl Drop for Facts {
+    fn drop(&mut self) {
+        self.ledger.give_back(charged_bytes(self.units, &self.body, self.rare.as_deref()));
+    }
+}
+
+/// What an entry takes of memory, as the allocator gives it.
+fn charged_bytes(units: u16, body: &Body, rare: Option<&Rare>) -> usize {
+    let rare = rare.map_or(0, |rare| {
+        allocated_bytes(size_of::<Rare>()) + shared_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
+    });
+    allocated_bytes(usize::from(units) * UNIT_BYTES) + body.charged_bytes() + rare
+}
+
+impl Deref for Entry {
+    type Target = Facts;
+
+    #[inline]
+    fn deref(&self) -> &Facts {
+        &self.0.header.header
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_parts().fmt(formatter)
+    }
+}
+
+/// The head of an entry as the owner of its bytes.
+struct Head(Entry);
+
+impl AsRef<[u8]> for Head {
+    fn as_ref(&self) -> &[u8] {
+        self.0.fields().as_bytes()
+    }
+}
+
+/// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
+pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+
+/// All sizes of blocks that are larger than an empty entry are multiples of it.
+const UNIT_BYTES: usize = 16;
 
 /// What a block behind a `Bytes` takes: the block, and the small one that counts its holders.
 fn shared_bytes(length: usize) -> usize {
     if length == 0 { 0 } else { allocated_bytes(length) + allocated_bytes(SHARED_HANDLE_BYTES) }
 }
 
-/// The two counts in front of what an `Arc` holds.
-pub const ARC_BYTES: usize = 16;
-
 /// What `bytes` allocates beside a block once it is shared: pointer, capacity, count.
 const SHARED_HANDLE_BYTES: usize = 24;
 
-/// A body in memory, in segments that can be sent without a copy. It holds all of the representation, or ranges of it.
-#[derive(Clone, Debug, Default)]
-pub struct Body {
-    segments: Segments,
+/// A body in memory. It holds all of the representation, or ranges of it. Clones share the bytes.
+#[derive(Clone, Default)]
+pub struct Body(Option<Arc<Content>>);
+
+enum Content {
+    /// All of a representation that is not large, in one block.
+    Block(Box<[u8]>),
+    Segments(Box<Segments>),
+}
+
+/// What the block of a [`Body`] takes that points to its bytes: the count of its holders, place and length.
+const CONTENT_BYTES: usize = size_of::<usize>() + size_of::<Content>();
+
+const _: () = assert!(CONTENT_BYTES == 24, "every entry has this");
+
+/// A body in segments that can be sent without a copy.
+struct Segments {
+    segments: Box<[Bytes]>,
     /// Length of the representation.
     bytes: u64,
     /// What the segments hold, one behind the other: ascending ranges with gaps between them. `None`: everything.
     held: Option<Box<[ByteRange]>>,
 }
 
-#[derive(Clone, Debug, Default)]
-enum Segments {
-    #[default]
-    None,
-    One(Bytes),
-    Many(Box<[Bytes]>),
+/// The block of a body as the owner of its bytes.
+struct Block(Arc<Content>);
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        self.0.block().unwrap_or_default()
+    }
+}
+
+impl Content {
+    #[inline]
+    fn block(&self) -> Option<&[u8]> {
+        match self {
+            Content::Block(block) => Some(block),
+            Content::Segments(_) => None,
+        }
+    }
 }
 
 impl Body {
-    /// Gathers chunks as they arrived into segments of [`SEGMENT_BYTES`], so that a body of many small chunks neither costs
-    /// a handle each nor holds read buffers larger than itself.
+    /// Gathers chunks as they arrived: into one block, or into segments of [`SEGMENT_BYTES`], so that a body of many small
+    /// chunks neither costs a handle each nor holds read buffers larger than itself.
     pub fn gather(chunks: &[Bytes]) -> Body {
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if let [] | [_] = chunks {
-            return Body { segments: Segments::of(chunks.to_vec()), bytes, held: None };
+        if bytes <= SEGMENT_BYTES as u64 {
+            return Body::of_block(chunks.concat().into());
+        }
+        if let [only] = chunks {
+            return Body::of_segments(vec![only.clone()], bytes, None);
         }
         let mut segments = Vec::with_capacity(bytes.div_ceil(SEGMENT_BYTES as u64) as usize);
         let mut left = bytes as usize;
@@ -129,7 +294,7 @@ impl Body {
         if !segment.is_empty() {
             segments.push(segment.freeze());
         }
-        Body { segments: Segments::of(segments), bytes, held: None }
+        Body::of_segments(segments, bytes, None)
     }
 
     /// The same of chunks that own what they hold and nothing else. Those of a very large body stay as they are, if the allocator
@@ -140,7 +305,7 @@ impl Body {
         if bytes < KEPT_BYTES_LEAST || taken > bytes + bytes / KEPT_WASTE_SHARE {
             return Body::gather(chunks);
         }
-        Body { segments: Segments::of(chunks.to_vec()), bytes: bytes as u64, held: None }
+        Body::of_segments(chunks.to_vec(), bytes as u64, None)
     }
 
     /// A body of which only ranges are here: ascending, apart from one another, `segments` being their bytes one behind
@@ -151,29 +316,55 @@ impl Body {
             held.iter().map(ByteRange::length).sum::<u64>(),
             segments.iter().map(|segment| segment.len() as u64).sum::<u64>()
         );
-        let whole = matches!(*held, [ByteRange { first: 0, last }] if last.checked_add(1) == Some(length));
-        Body { segments: Segments::of(segments), bytes: length, held: (!whole).then(|| held.into()) }
+        match *held {
+            [ByteRange { first: 0, last }] if last.checked_add(1) == Some(length) => match length {
+                0..=SEGMENT_BYTES_U64 => Body::gather(&segments),
+                _ => Body::of_segments(segments, length, None),
+            },
+            _ => Body::of_segments(segments, length, Some(held.into())),
+        }
+    }
+
+    fn of_block(block: Box<[u8]>) -> Body {
+        Body((!block.is_empty()).then(|| Arc::new(Content::Block(block))))
+    }
+
+    fn of_segments(segments: Vec<Bytes>, bytes: u64, held: Option<Box<[ByteRange]>>) -> Body {
+        Body(Some(Arc::new(Content::Segments(Box::new(Segments { segments: segments.into(), bytes, held })))))
     }
 
     /// Length of the representation in bytes, whether all of it is here or not.
+    #[inline]
     pub fn len(&self) -> u64 {
-        self.bytes
+        match self.0.as_deref() {
+            Some(Content::Block(block)) => block.len() as u64,
+            Some(Content::Segments(segments)) => segments.bytes,
+            None => 0,
+        }
     }
 
     /// Whether the representation has no byte.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.len() == 0
     }
 
     /// Whether all of the representation is here.
     #[inline]
     pub fn is_whole(&self) -> bool {
-        self.held.is_none()
+        self.ranges().is_none()
+    }
+
+    #[inline]
+    fn ranges(&self) -> Option<&[ByteRange]> {
+        match self.0.as_deref() {
+            Some(Content::Segments(segments)) => segments.held.as_deref(),
+            Some(Content::Block(_)) | None => None,
+        }
     }
 
     /// The ranges that are here, ascending and apart from one another; none of an empty body.
     pub fn held(&self) -> Vec<ByteRange> {
-        match (&self.held, self.bytes.checked_sub(1)) {
+        match (self.ranges(), self.len().checked_sub(1)) {
             (Some(held), _) => held.to_vec(),
             (None, Some(last)) => vec![ByteRange { first: 0, last }],
             (None, None) => Vec::new(),
@@ -182,8 +373,8 @@ impl Body {
 
     /// Whether all bytes of `range` are here.
     pub fn holds(&self, range: ByteRange) -> bool {
-        match &self.held {
-            None => range.last < self.bytes,
+        match self.ranges() {
+            None => range.last < self.len(),
             Some(held) => held.iter().any(|held| held.covers(&range)),
         }
     }
@@ -191,53 +382,99 @@ impl Body {
     /// The bytes of `range`, shared and not copied; `None` when they are not all here. The only way into a body that may be
     /// incomplete.
     pub fn slice(&self, range: ByteRange) -> Option<Vec<Bytes>> {
-        let Some(held) = &self.held else { return slice_chunks(self.segments(), range) };
+        let Some(Content::Segments(content)) = self.0.as_deref() else {
+            return Some(vec![self.share(self.block_of(range)?)]);
+        };
+        let Some(held) = &content.held else { return slice_chunks(&content.segments, range) };
         let mut before: u64 = 0;
         for part in held {
             if part.covers(&range) {
                 // Where the range lies among the bytes that are here.
                 let moved = |place: u64| before + (place - part.first);
                 let range = ByteRange { first: moved(range.first), last: moved(range.last) };
-                return slice_chunks(self.segments(), range);
+                return slice_chunks(&content.segments, range);
             }
             before += part.length();
         }
         None
     }
 
-    /// The same where one segment holds all of the body: the usual case, which needs no list.
-    pub fn slice_of_only_segment(&self, range: ByteRange) -> Option<Bytes> {
-        match (&self.segments, &self.held) {
-            (Segments::One(segment), None) if range.last < segment.len() as u64 => {
-                Some(segment.slice(range.first as usize..=range.last as usize))
-            }
-            _ => None,
+    /// All of the body where it lies in one block, as small ones do.
+    #[inline]
+    pub fn block(&self) -> Option<&[u8]> {
+        self.0.as_deref().map_or(Some(&[]), Content::block)
+    }
+
+    /// The bytes of `range` out of it.
+    #[inline]
+    pub fn block_of(&self, range: ByteRange) -> Option<&[u8]> {
+        let block = self.block().filter(|block| range.last < block.len() as u64)?;
+        block.get(range.first as usize..=range.last as usize)
+    }
+
+    /// A part of [`block`](Self::block) that may outlive this body; not copied.
+    pub fn share(&self, part: &[u8]) -> Bytes {
+        match &self.0 {
+            Some(content) if !part.is_empty() => Bytes::from_owner(Block(content.clone())).slice_ref(part),
+            _ => Bytes::new(),
         }
     }
 
-    /// The segments in order: of a whole body, its bytes; of another, those that are here.
+    /// The segments of a body that does not lie in one block, in order: of a whole body, its bytes; of another, those that are
+    /// here.
+    #[inline]
     pub fn segments(&self) -> &[Bytes] {
-        match &self.segments {
-            Segments::None => &[],
-            Segments::One(segment) => std::slice::from_ref(segment),
-            Segments::Many(segments) => segments,
+        match self.0.as_deref() {
+            Some(Content::Segments(content)) => &content.segments,
+            Some(Content::Block(_)) | None => &[],
         }
+    }
+
+    /// All that is here, shared and not copied.
+    pub fn to_segments(&self) -> Vec<Bytes> {
+        match self.block() {
+            Some([]) => Vec::new(),
+            Some(block) => vec![self.share(block)],
+            None => self.segments().to_vec(),
+        }
+    }
+
+    /// The same, given up: where nobody else has it, its block needs no holder.
+    pub fn into_segments(self) -> Vec<Bytes> {
+        let Some(content) = self.0 else { return Vec::new() };
+        match Arc::try_unwrap(content) {
+            Ok(Content::Block(block)) => vec![block.into()],
+            Ok(Content::Segments(content)) => content.segments.into(),
+            Err(content) => Body(Some(content)).to_segments(),
+        }
+    }
+
+    /// What it takes of memory, as the allocator gives it.
+    pub fn charged_bytes(&self) -> usize {
+        let own = match self.0.as_deref() {
+            None => return 0,
+            Some(Content::Block(block)) => allocated_bytes(block.len()),
+            Some(Content::Segments(content)) => {
+                allocated_bytes(size_of::<Segments>())
+                    + allocated_bytes(size_of_val(&*content.segments))
+                    + allocated_bytes(size_of_val(content.held.as_deref().unwrap_or_default()))
+                    + content.segments.iter().map(|segment| shared_bytes(segment.len())).sum::<usize>()
+            }
+        };
+        allocated_bytes(CONTENT_BYTES) + own
     }
 }
 
-impl Segments {
-    fn of(mut segments: Vec<Bytes>) -> Self {
-        match segments.len() {
-            0 => Segments::None,
-            1 => Segments::One(segments.swap_remove(0)),
-            _ => Segments::Many(segments.into()),
-        }
+impl fmt::Debug for Body {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Body({} bytes, {:?} here)", self.len(), self.held())
     }
 }
 
 /// Guess: large enough that one vectored write of a few segments fills a socket's buffer, small enough that the allocator
 /// rounds little away.
 pub const SEGMENT_BYTES: usize = 256 * 1024;
+const SEGMENT_BYTES_U64: u64 = SEGMENT_BYTES as u64;
 
 /// A smaller body is gathered: its second copy is soon used again, and few segments are sent with few calls.
 const KEPT_BYTES_LEAST: usize = 8 << 20;
@@ -254,12 +491,15 @@ mod tests {
             let parts: Vec<Bytes> = (0..chunks).map(|index| Bytes::from(vec![index as u8; chunk_bytes])).collect();
             let body = Body::gather(&parts);
             assert_eq!(body.len(), (chunk_bytes * chunks) as u64);
-            assert_eq!(body.segments().concat(), parts.concat());
-            assert!(chunks < 2 || body.segments().iter().all(|segment| segment.len() <= SEGMENT_BYTES));
+            let segments = body.to_segments();
+            assert_eq!(segments.concat(), parts.concat());
+            assert_eq!(body.block().is_some(), body.len() <= SEGMENT_BYTES as u64);
+            assert!(chunks < 2 || segments.iter().all(|segment| segment.len() <= SEGMENT_BYTES));
             assert_eq!(
-                body.segments().len(),
+                segments.len(),
                 if chunks == 1 { 1 } else { body.len().div_ceil(SEGMENT_BYTES as u64) as usize }
             );
+            assert_eq!(body.into_segments(), segments);
         }
     }
 
@@ -277,7 +517,7 @@ mod tests {
             let body = Body::of_owned(&chunks);
             let same = body.segments().len() == chunks.len() && body.segments()[0].as_ptr() == chunks[0].as_ptr();
             assert_eq!(same, stays, "{chunk_bytes}");
-            assert_eq!(body.segments().concat(), chunks.concat());
+            assert_eq!(body.to_segments().concat(), chunks.concat());
         }
     }
 

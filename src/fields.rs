@@ -1,6 +1,9 @@
 //! A block of header fields as the bytes that go on the wire: compact to keep, free to send, simple to read.
 
+use std::ops::Deref;
+
 use bytes::{BufMut, Bytes, BytesMut};
+use ref_cast::{RefCastCustom, ref_cast_custom};
 
 /// Header fields as one block of `Name: value\r\n` lines, in the order in which they were received.
 ///
@@ -40,11 +43,12 @@ impl Fields {
             let colon = rest.iter().position(|&byte| !is_token_byte(byte)).ok_or(MalformedField)?;
             // No CR may stand anywhere but at the end of a line, so the first one ends it.
             let end = colon + memchr::memchr(b'\r', &rest[colon..]).ok_or(MalformedField)?;
-            let (name, value) =
-                split_line(&rest[..end]).filter(|(name, _)| name.len() == colon).ok_or(MalformedField)?;
-            if name.is_empty()
+            let value = rest[colon..end].strip_prefix(b":").ok_or(MalformedField)?;
+            let value = value.strip_prefix(b" ").unwrap_or(value);
+            let is_trimmed = |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_whitespace());
+            if colon == 0
                 || !is_field_value(value)
-                || value != value.trim_ascii()
+                || !(is_trimmed(value.first()) && is_trimmed(value.last()))
                 || rest.get(end + 1) != Some(&b'\n')
             {
                 return Err(MalformedField);
@@ -59,14 +63,51 @@ impl Fields {
         &self.block
     }
 
+    /// A block whose bytes were a block's already.
+    pub(crate) fn of_checked(block: Bytes) -> Self {
+        Fields { block }
+    }
+}
+
+impl Deref for Fields {
+    type Target = FieldLines;
+
+    #[inline]
+    fn deref(&self) -> &FieldLines {
+        FieldLines::of_block(&self.block)
+    }
+}
+
+/// The lines of a block of header fields, wherever it lies; the invariant is that of [`Fields`].
+#[derive(Debug, PartialEq, Eq, RefCastCustom)]
+#[repr(transparent)]
+pub struct FieldLines([u8]);
+
+impl FieldLines {
+    /// Sees a block that is known to be one.
+    #[ref_cast_custom]
+    pub(crate) fn of_block(block: &[u8]) -> &FieldLines;
+
+    /// The bytes for the wire, without the empty line that ends a header section.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// A copy of the block.
+    pub fn to_fields(&self) -> Fields {
+        Fields { block: Bytes::copy_from_slice(&self.0) }
+    }
+
     /// Length of the block in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.block.len()
+        self.0.len()
     }
 
     /// Whether the block has no field.
     pub fn is_empty(&self) -> bool {
-        self.block.is_empty()
+        self.0.is_empty()
     }
 
     /// The fields in order.
@@ -77,7 +118,7 @@ impl Fields {
 
     /// The fields in order, with their names as bytes: for comparing alone, which needs no text.
     pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut rest: &[u8] = &self.block;
+        let mut rest: &[u8] = &self.0;
         std::iter::from_fn(move || {
             let end = memchr::memchr(b'\r', rest)?;
             let (name, value) = split_line(&rest[..end])?;
@@ -88,8 +129,7 @@ impl Fields {
 
     /// The first value of the field `name`, compared without regard to case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let name = name.as_bytes();
-        self.lines().find(|(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name).next()
     }
 
     /// The first value of the field `name` when it is visible ASCII or UTF-8.
@@ -99,8 +139,23 @@ impl Fields {
 
     /// All values of the field `name` in order; a list field may come in several lines (RFC 9110 section 5.3).
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let name = name.as_bytes();
-        self.lines().filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.values(name)
+    }
+
+    fn values<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let (name, mut rest) = (name.as_bytes(), &self.0);
+        // Where a line ends is all that has to be searched for: its name is compared and not looked for.
+        std::iter::from_fn(move || {
+            while let Some(end) = memchr::memchr(b'\r', rest) {
+                let line = &rest[..end];
+                rest = &rest[end + 2..];
+                if line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name) {
+                    let value = &line[name.len() + 1..];
+                    return Some(value.strip_prefix(b" ").unwrap_or(value));
+                }
+            }
+            None
+        })
     }
 
     /// Whether the field `name` is there.
@@ -119,7 +174,7 @@ impl Fields {
 
     /// A builder that starts with these fields.
     pub fn to_builder(&self) -> FieldsBuilder {
-        FieldsBuilder { block: BytesMut::from(&self.block[..]) }
+        FieldsBuilder { block: BytesMut::from(&self.0) }
     }
 }
 

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use crate::cache::{Cache, FlightKey, Head, Landed, OwnerReport, Request, Route};
 use crate::clock::Now;
-use crate::entry::{Body, Entry};
+use crate::entry::{Body, Entry, Parts};
 use crate::fields::{Fields, FieldsBuilder};
 use crate::fill::begin::First;
 pub(crate) use crate::fill::dating::Came;
@@ -73,9 +73,9 @@ enum Whom {
 pub(crate) enum Basis {
     Nothing,
     /// An entry that the origin may confirm.
-    Confirm(Arc<Entry>),
+    Confirm(Entry),
     /// Ranges of the representation: if one range is all that is missing, the origin may send just that.
-    Complete(Arc<Entry>),
+    Complete(Entry),
 }
 
 /// What the origin's answer and the basis make together.
@@ -84,7 +84,7 @@ enum Brought {
     /// A response of its own.
     Response(Fetched),
     /// The entry of the basis, confirmed by the origin or by the owner of the key.
-    Confirmed(Arc<Entry>, Option<OwnerReport>),
+    Confirmed(Entry, Option<OwnerReport>),
     /// Nothing: they do not fit.
     Useless,
 }
@@ -194,7 +194,7 @@ impl Filling {
 
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
-    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Arc<Entry>, Stamp)> {
+    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Entry, Stamp)> {
         if matches!(self.basis, Basis::Confirm(_)) || !self.cache.leasing.lets_memory_answer(self.cache.now()) {
             return None;
         }
@@ -305,15 +305,15 @@ impl Filling {
             Basis::Nothing => {}
             // A condition comes before the range (RFC 9110 section 13.2.2): 304, or the range of something new.
             Basis::Confirm(stale) => {
-                if let Some(tag) = stale.fields.get("etag") {
+                if let Some(tag) = stale.fields().get("etag") {
                     fields.push_checked(b"If-None-Match", tag);
                 }
-                if let Some(date) = stale.fields.get("last-modified") {
+                if let Some(date) = stale.fields().get("last-modified") {
                     fields.push_checked(b"If-Modified-Since", date);
                 }
             }
             Basis::Complete(entry) => {
-                let validator = entry.fields.get("etag").or_else(|| entry.fields.get("last-modified"));
+                let validator = entry.fields().get("etag").or_else(|| entry.fields().get("last-modified"));
                 if let (Some(gap), Some(validator)) = (self.missing(entry), validator) {
                     fields.push_checked(b"Range", format!("bytes={}-{}", gap.first, gap.last).as_bytes());
                     fields.push_checked(b"If-Range", validator);
@@ -444,13 +444,13 @@ impl Filling {
         let mut tags = Tags::of(&fetched.fields);
         if let Basis::Complete(entry) = &self.basis {
             // Some of its bytes may be in this.
-            tags = tags.union(&entry.tags);
+            tags = tags.union(entry.tags());
         }
         let head = Head {
             status: fetched.status,
             content_length: fetched.content_length,
             freshness: judgement.freshness,
-            validators: self.validators(&fetched.fields, &fields, received_at),
+            lazy_validators: self.validators(&fetched.fields, &fields, received_at).into(),
             for_causer: for_causer.map(|fields| {
                 let fields = fields.without(stays_inside);
                 Box::new((fields.clone(), self.validators(&fetched.fields, &fields, received_at)))
@@ -659,10 +659,10 @@ impl Filling {
         place: Option<(Role, Charge)>,
     ) {
         match place {
-            Some((role, reservation)) => match self.entry_of(head, kept, extent, reservation) {
-                Some(entry) => {
+            Some((role, reservation)) => match self.parts_of(head, kept, extent) {
+                Some(parts) => {
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
-                    self.cache.insert(&self.group, fill.key(), shelf, entry, &head.dating.stamp);
+                    self.cache.insert(&self.group, fill.key(), shelf, (parts, reservation), &head.dating.stamp);
                 }
                 None => self.group.stats.not_stored.increment("partial"),
             },
@@ -702,8 +702,8 @@ impl Filling {
         }
     }
 
-    /// The entry of a response that has arrived; `None` when a part is not what it says.
-    fn entry_of(&self, head: &Head, kept: &[Bytes], extent: Extent, reservation: Charge) -> Option<Entry> {
+    /// What is to be stored of a response that has arrived; `None` when a part is not what it says.
+    fn parts_of(&self, head: &Head, kept: &[Bytes], extent: Extent) -> Option<Parts> {
         let content = match head.owner {
             // Pieces of what was read of the connection to the owner.
             Some(_) => Body::gather(kept),
@@ -713,23 +713,21 @@ impl Filling {
             Extent::Whole => (head.status, head.fields.clone(), content),
             Extent::Part(place) if place.range.length() != content.len() => return None,
             Extent::Part(place) => {
-                let body = Body::of_ranges(place.complete_length, vec![place.range], content.segments().to_vec());
+                let body = Body::of_ranges(place.complete_length, vec![place.range], content.into_segments());
                 (200, Place::fields_of_whole(&head.fields), body)
             }
         };
         // The place of the tag in the block may have moved.
         let found = StoredValidators::of(&fields, self.cache.now().wall_seconds);
-        let date_is_strong = head.validators.in_block(&head.fields).last_modified_is_strong;
+        let date_is_strong = head.validators().in_block(&head.fields).last_modified_is_strong;
         let validators = match extent {
-            Extent::Whole => head.validators,
+            Extent::Whole => *head.validators(),
             Extent::Part(_) if date_is_strong => found,
             Extent::Part(_) => found.with_date_of_ours(),
         };
-        let mut charge = reservation;
-        charge.resize(Entry::charged_bytes(&fields, &head.sent, &head.tags, &body));
         let (id, freshness, sent, tags) = (head.id, head.freshness, head.sent.clone(), head.tags.clone());
         let body_id = if let Extent::Whole = extent { head.body_id } else { EntryId::default() };
-        Some(Entry { id, body_id, status, fields, freshness, validators, sent, tags, body, charge })
+        Some(Parts { id, body_id, status, fields, freshness, validators, sent, tags, body })
     }
 
     pub(crate) fn rule_of(&self, fields: &Fields) -> VaryRule {
@@ -790,23 +788,30 @@ impl Cache {
 
     /// Stores what a fill brought, beside the other variants of its key. A part is put together with what is stored of the
     /// same representation; of an entry that a later fill brought meanwhile, it takes nothing away.
-    pub(crate) fn insert(&self, group: &Group, flight: &FlightKey, shelf: Shelf, entry: Entry, stamp: &Stamp) {
+    pub(crate) fn insert(
+        &self,
+        group: &Group,
+        flight: &FlightKey,
+        shelf: Shelf,
+        (new, charge): (Parts, Charge),
+        stamp: &Stamp,
+    ) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        if self.purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &entry.tags).is_some() {
+        if self.purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &new.tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
         let stored = slot.as_ref().and_then(|slot| slot.get(&shelf.rule, &shelf.variant));
-        let entry = match stored.filter(|_| !entry.body.is_whole()) {
-            Some(stored) => match parts::combined(stored, entry, group.object_bytes_max) {
+        let new = match stored.filter(|_| !new.body.is_whole()) {
+            Some(stored) => match parts::combined(stored, new, group.object_bytes_max) {
                 Ok(combined) => combined,
                 Err(part) if is_later(stored, &part) => return,
                 Err(part) => part,
             },
-            None => entry,
+            None => new,
         };
-        self.put(group, &key, slot.as_deref(), shelf, Arc::new(entry));
+        self.put(group, &key, slot.as_ref(), shelf, Entry::new(new, charge));
     }
 
     /// Stores `new`, which was made of `old`, if that is still there.
@@ -815,43 +820,43 @@ impl Cache {
         group: &Group,
         flight: &FlightKey,
         shelf: Shelf,
-        old: &Arc<Entry>,
-        new: Arc<Entry>,
+        old: &Entry,
+        new: Entry,
         stamp: &Stamp,
     ) {
         let key = HashedKey::new(group.id, &flight.key);
         let _writing = self.slot_writer(&key).lock();
-        let (purges, tags) = (&self.purges, old.tags.union(&new.tags));
+        let (purges, tags) = (&self.purges, old.tags().union(new.tags()));
         if purges.overtaken(stamp, Overtaking::Any, &group.name, &flight.key, &tags).is_some() {
             return group.stats.not_stored.increment("invalidated");
         }
         let slot = self.store.peek(&key).map(|(slot, _)| slot);
         let stored = slot.as_ref().and_then(|slot| slot.get(&shelf.rule, &shelf.variant));
-        if stored.is_none_or(|stored| Arc::ptr_eq(stored, old)) {
-            self.put(group, &key, slot.as_deref(), shelf, new);
+        if stored.is_none_or(|stored| stored.is_same(old)) {
+            self.put(group, &key, slot.as_ref(), shelf, new);
         }
     }
 
     /// The caller holds the key's lock.
-    fn put(&self, group: &Group, key: &HashedKey<'_>, slot: Option<&Slot>, shelf: Shelf, entry: Arc<Entry>) {
+    fn put(&self, group: &Group, key: &HashedKey<'_>, slot: Option<&Slot>, shelf: Shelf, entry: Entry) {
         let slot = Slot::with(slot, shelf.rule, shelf.variant, entry, group.variants_max);
-        self.store.insert(shelf.role, key, Arc::new(slot));
+        self.store.insert(shelf.role, key, slot);
     }
 
-    pub(crate) fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Arc<Entry>) {
+    pub(crate) fn remove_entry(&self, group: &Group, key: &Bytes, entry: &Entry) {
         let hashed = HashedKey::new(group.id, key);
         let _writing = self.slot_writer(&hashed).lock();
         let Some((slot, role)) = self.store.peek(&hashed) else { return };
         match slot.without(entry) {
-            Some(rest) => drop(self.store.insert(role, &hashed, Arc::new(rest))),
+            Some(rest) => drop(self.store.insert(role, &hashed, rest)),
             None => drop(self.store.remove(&hashed)),
         }
     }
 }
 
 /// Whether `stored` came of a fill of the same node that got its answer later.
-fn is_later(stored: &Entry, entry: &Entry) -> bool {
-    stored.id.incarnation == entry.id.incarnation && stored.id.fill > entry.id.fill
+fn is_later(stored: &Entry, new: &Parts) -> bool {
+    stored.id.incarnation == new.id.incarnation && stored.id.fill > new.id.fill
 }
 
 /// The configuration key that decides about the reason for which answers are not stored.

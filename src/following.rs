@@ -84,7 +84,7 @@ impl Alone {
         if body_of.status != 200 || self.request.method != Method::Get || self.request.range.is_some() {
             return None;
         }
-        let tag = body_of.validators.in_block(&body_of.fields).entity_tag?;
+        let tag = body_of.validators().in_block(&body_of.fields).entity_tag?;
         let value = body_of.fields.get("etag").filter(|_| !tag.is_weak())?;
         let range = RangeAsked {
             set: RangeSet::parse_value(format!("bytes={offset}-").as_bytes())?,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::cache::{Answer, Cache, FlightKey, Head, Landed, OwnerReport, Payload, Request};
 use crate::clock::Now;
-use crate::entry::Entry;
+use crate::entry::{Entry, Parts};
 use crate::fields::Fields;
 use crate::fill::{Basis, Came, Filling, Received, Shelf};
 use crate::flight::{Fill, ReadError};
@@ -26,7 +26,7 @@ use crate::parts;
 use crate::purge::Vector;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
 use crate::semantics::ranges::{ByteRange, ContentRange};
-use crate::semantics::validators::StoredValidators;
+use crate::semantics::validators::LazyValidators;
 use crate::source::{Ask, BodyStream, EntryId, FetchError, Fetched, Fits, Hop, Method, ReadyBody, Whole};
 use crate::stats::Outcome;
 use crate::store::Role;
@@ -56,16 +56,16 @@ impl Cache {
             let entry = slot.select(|| ask.fields.clone())?;
             let verdict = entry.freshness.verdict(&group.rules, &directives, now);
             let in_one_piece = entry.body.is_whole() && entry.body.segments().len() <= 1;
-            let taken = in_one_piece && fits(entry.fields.len() + entry.sent.len(), entry.body.len() as usize);
+            let taken = in_one_piece && fits(entry.fields().len() + entry.sent().len(), entry.body.len() as usize);
             (verdict == Verdict::Fresh && taken).then(|| entry.clone())
         })?;
         group.stats.gets.increment();
         group.stats.server_requests.increment();
         group.stats.cache_hits.increment();
-        let body = entry.body.segments().first().cloned().unwrap_or_default();
+        let body = entry.body.to_segments().pop().unwrap_or_default();
         let mut hop = hop_of(&entry, Outcome::Hit, stamp, now);
         self.asked_by_peer(group, &ask.key, &mut hop, now);
-        Some(Whole { status: entry.status, fields: entry.fields.clone(), hop, body })
+        Some(Whole { status: entry.status, fields: entry.shared_fields(), hop, body })
     }
 
     /// Turns an answer into what the peer protocol carries.
@@ -87,7 +87,7 @@ impl Cache {
                     sent: head.sent.clone(),
                     entry: head.id,
                     body: head.body_id,
-                    weak_date: head.validators.has_weak_date(),
+                    weak_date: head.validators().has_weak_date(),
                     hit: false,
                     stale: answer.outcome == Outcome::Stale,
                     revalidated: false,
@@ -105,7 +105,7 @@ impl Cache {
                     body: Box::new(StreamedBody(reader)),
                 };
                 let length = head.content_length;
-                if let Some(part) = request.part(head.status, &head.fields, &head.validators, length) {
+                if let Some(part) = request.part(head.status, &head.fields, || head.validators(), length) {
                     fetched.body = parts::cut(fetched.body, part);
                     as_part(&mut fetched, part, length);
                 }
@@ -123,15 +123,15 @@ fn hop_of(entry: &Entry, outcome: Outcome, stamp: Vector, now: Now) -> Hop {
         freshness: entry.freshness.over_hop(now),
         shareable: true,
         storable: true,
-        sent: entry.sent.clone(),
+        sent: entry.sent().clone(),
         entry: entry.id,
-        body: entry.body_id,
+        body: entry.body_id(),
         weak_date: entry.validators.has_weak_date(),
         hit: outcome == Outcome::Hit,
         stale: outcome == Outcome::Stale,
         revalidated: outcome == Outcome::Revalidated,
         not_modified: false,
-        tags: entry.tags.clone(),
+        tags: entry.tags().clone(),
         stamp: Some(stamp),
         ..Hop::default()
     }
@@ -157,12 +157,12 @@ pub(crate) fn entry_for_peer(
     now: Now,
 ) -> Fetched {
     let plain = request.method == Method::Get && request.range.is_none();
-    let not_modified = plain && have.is_some() && have == entry.body_id && entry.body.is_whole();
+    let not_modified = plain && have.is_some() && have == entry.body_id() && entry.body.is_whole();
     let hop = Hop { not_modified, ..hop_of(entry, outcome, stamp, now) };
     let length = entry.body.len();
     let mut fetched = Fetched {
         status: entry.status,
-        fields: entry.fields.clone(),
+        fields: entry.shared_fields(),
         content_length: Some(length),
         hop: Some(hop),
         close_delimited: false,
@@ -177,7 +177,7 @@ pub(crate) fn entry_for_peer(
             as_part(&mut fetched, part, Some(length));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        None => fetched.body = Box::new(ReadyBody::new(entry.body.segments().iter().cloned())),
+        None => fetched.body = Box::new(ReadyBody::new(entry.body.to_segments())),
     }
     fetched
 }
@@ -210,7 +210,7 @@ impl Filling {
     /// by validators or dates: equal names are equal bytes.
     pub(crate) fn have(&self) -> EntryId {
         match &self.basis {
-            Basis::Confirm(copy) if self.wants_whole() && copy.body.is_whole() => copy.body_id,
+            Basis::Confirm(copy) if self.wants_whole() && copy.body.is_whole() => copy.body_id(),
             _ => EntryId::default(),
         }
     }
@@ -219,10 +219,10 @@ impl Filling {
     pub(crate) fn confirm_copy(
         &self,
         fill: &Fill<FlightKey, Landed>,
-        copy: &Arc<Entry>,
+        copy: &Entry,
         fetched: &Fetched,
         came: &Came,
-    ) -> Option<(Arc<Entry>, Option<OwnerReport>)> {
+    ) -> Option<(Entry, Option<OwnerReport>)> {
         let hop = fetched.hop.as_ref()?;
         let meant = self.have().is_some() && hop.body == self.have() && fetched.status == copy.status;
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
@@ -230,20 +230,20 @@ impl Filling {
         }
         self.hear_of_heat(hop, self.cache.now());
         let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
-        let owner = head.owner;
+        let (owner, validators) = (head.owner, *head.validators());
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
-        let entry = Arc::new(Entry {
+        let parts = Parts {
             id: head.id,
             body_id: head.body_id,
             status: head.status,
             freshness: head.freshness,
-            validators: head.validators,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&head.fields, &head.sent, &head.tags, &copy.body)),
+            validators,
             fields: head.fields,
             sent: head.sent,
             tags: head.tags,
             body: copy.body.clone(),
-        });
+        };
+        let entry = Entry::new(parts, self.cache.ledger.charge(0));
         // Of the answer to such a request nothing is kept, wherever the owner has it from (RFC 9111 section 5.2.1.5).
         if !self.request.directives.no_store {
             self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);
@@ -286,7 +286,7 @@ impl Filling {
     /// What all may see of a head that came over the hop, where that is less: the owner sends the fields that are for the
     /// causer of its own fill alone, because this node's question was that.
     fn shared_of_copy(&self, fetched: &Fetched, hop: &Hop) -> Option<Fields> {
-        if !(hop.shareable || hop.storable) {
+        if !(hop.shareable || hop.storable) || !freshness::may_name_fields(&fetched.fields) {
             return None;
         }
         let (rules, now) = (&self.group.rules, self.cache.now());
@@ -301,19 +301,17 @@ impl Filling {
     fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied) -> Head {
         let rule = self.rule_of(&fetched.fields);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let validators = |fields: &Fields| {
-            let validators = StoredValidators::of(fields, self.cache.now().wall_seconds);
-            if hop.weak_date { validators.with_date_of_ours() } else { validators }
-        };
+        let lazy_validators = LazyValidators::received(self.cache.now().wall_seconds, hop.weak_date);
         let shared = self.shared_of_copy(fetched, hop);
-        let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), validators(&fetched.fields))));
+        let of_causer = || *lazy_validators.clone().of(&fetched.fields);
+        let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), of_causer())));
         let fields = shared.unwrap_or_else(|| fetched.fields.clone());
         Head {
             status: fetched.status,
             content_length: fetched.content_length,
             // Read before the question was sent, hence certainly not later than the owner's own reading.
             freshness: Freshness::from_hop(&hop.freshness, came.asked_at, copied),
-            validators: validators(&fields),
+            lazy_validators,
             for_causer,
             fields,
             id: hop.entry,

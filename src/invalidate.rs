@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::cache::{Cache, FlightKey, Landed, Request, read_to_end};
 use crate::clock::Now;
-use crate::entry::{Body, Entry};
+use crate::entry::{Body, Parts};
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling, Shelf};
 use crate::fleet::Peer;
@@ -240,7 +240,7 @@ impl Cache {
         }
         let charge = self.ledger.reserve(length? as usize)?;
         let id = self.next_entry_id();
-        let entry = Entry {
+        let parts = Parts {
             id,
             body_id: id,
             status: passed.status,
@@ -250,14 +250,13 @@ impl Cache {
             sent,
             tags,
             body: Body::default(),
-            charge: self.ledger.charge(0),
         };
         Some(Deposit {
             cache: self.clone(),
             group: group.clone(),
             flight: self.flight_of_key(group, passed.key),
             shelf: Shelf { role: self.role_of_origin_answers(passed.key), rule, variant },
-            entry,
+            parts,
             stamp,
             kept: Vec::new(),
             left_bytes: length?,
@@ -273,7 +272,7 @@ pub struct Deposit {
     flight: FlightKey,
     shelf: Shelf,
     /// All but the body.
-    entry: Entry,
+    parts: Parts,
     stamp: Stamp,
     kept: Vec<Bytes>,
     left_bytes: u64,
@@ -296,14 +295,13 @@ impl Deposit {
     /// The body has ended as its framing says. Stores it, if that is what was declared and nothing was invalidated since. To
     /// be called inside a runtime: where another node owns the key, it is told to come and take it.
     pub fn finish(self) {
-        let Deposit { cache, group, flight, shelf, entry, stamp, kept, left_bytes, mut charge } = self;
+        let Deposit { cache, group, flight, shelf, parts, stamp, kept, left_bytes, charge } = self;
         if left_bytes > 0 {
             return;
         }
         let body = Body::gather(&kept);
-        charge.resize(Entry::charged_bytes(&entry.fields, &entry.sent, &entry.tags, &body));
-        let (role, sent) = (shelf.role, entry.sent.clone());
-        cache.insert(&group, &flight, shelf, Entry { body, charge, ..entry }, &stamp);
+        let (role, sent) = (shelf.role, parts.sent.clone());
+        cache.insert(&group, &flight, shelf, (Parts { body, ..parts }, charge), &stamp);
         let Some(ask) = group.ask(&flight.key, Method::Get, sent).filter(|_| role == Role::Hot) else { return };
         let Some(owner) = cache.fleet.load().owner(&flight.key).cloned() else { return };
         tokio::spawn(async move {

@@ -75,6 +75,11 @@ impl Ledger {
         self.used().saturating_sub(self.stored())
     }
 
+    /// Gives back `bytes` of a charge that was [kept apart](Charge::keep_apart).
+    pub fn give_back(&self, bytes: usize) {
+        self.subtract(bytes);
+    }
+
     /// Counts `bytes` without asking: for what is small or has been admitted in another way.
     pub fn charge(&self, bytes: usize) -> Charge {
         self.add(bytes);
@@ -156,6 +161,13 @@ impl Charge {
     /// How much this charge holds, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The ledger alone; the bytes stay counted. For who can tell them at any time, and gives them back by
+    /// [`Ledger::give_back`] in the end.
+    pub fn keep_apart(mut self) -> Ledger {
+        self.bytes = 0;
+        self.ledger.clone()
     }
 
     /// A charge of its own in the same ledger, as [`Ledger::charge`].

@@ -5,13 +5,12 @@
 //! contradicts itself, leaves the complete length open, or has several parts goes to who asked and is forgotten.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::entry::{Body, Entry, SEGMENT_BYTES};
-use crate::fields::{Fields, FieldsBuilder};
+use crate::entry::{Body, Entry, Parts, SEGMENT_BYTES};
+use crate::fields::{FieldLines, Fields, FieldsBuilder};
 use crate::semantics::ranges::{ByteRange, ContentRange};
 use crate::semantics::validators::{StoredValidators, Validators};
 use crate::source::{BodyStream, EntryId, FetchError, Fetched};
@@ -40,7 +39,7 @@ impl Place {
     }
 
     /// The fields that an entry keeps of a 206: those that the whole would have.
-    pub fn fields_of_whole(fields: &Fields) -> Fields {
+    pub fn fields_of_whole(fields: &FieldLines) -> Fields {
         fields.without(|name| name.eq_ignore_ascii_case("content-range"))
     }
 }
@@ -60,24 +59,22 @@ fn validators_of(fetched: &Fetched) -> Validators<'_> {
 /// The part, when they are not of one representation, or would hold more than `bytes_max` bytes or too many ranges.
 // The error is the argument, given back.
 #[allow(clippy::result_large_err)]
-pub fn combined(stored: &Entry, part: Entry, bytes_max: u64) -> Result<Entry, Entry> {
-    let (old, new) = (stored.validators.in_block(&stored.fields), part.validators.in_block(&part.fields));
+pub fn combined(stored: &Entry, part: Parts, bytes_max: u64) -> Result<Parts, Parts> {
+    let (old, new) = (stored.validators.in_block(stored.fields()), part.validators.in_block(&part.fields));
     if stored.status != 200 || !old.strongly_equal(&new) || stored.body.len() != part.body.len() {
         return Err(part);
     }
-    let tags = stored.tags.union(&part.tags);
+    let tags = stored.tags().union(&part.tags);
     if tags.are_too_many() {
         return Err(part);
     }
     let Some(body) = united(&stored.body, &part.body, bytes_max) else { return Err(part) };
     let date_is_strong = new.last_modified_is_strong;
-    let fields = replaced(&stored.fields, &part.fields);
+    let fields = replaced(stored.fields(), &part.fields);
     let validators = StoredValidators::of(&fields, new.date_seconds);
     let validators = if date_is_strong { validators } else { validators.with_date_of_ours() };
-    let mut charge = part.charge;
-    charge.resize(Entry::charged_bytes(&fields, &part.sent, &tags, &body));
     // What was put together of several answers is nobody's to confirm.
-    Ok(Entry { body_id: EntryId::default(), fields, validators, tags, body, charge, ..part })
+    Ok(Parts { body_id: EntryId::default(), fields, validators, tags, body, ..part })
 }
 
 /// The one range that `body` lacks; `None` when it is whole or lacks several.
@@ -91,10 +88,10 @@ pub fn only_gap(body: &Body) -> Option<ByteRange> {
 
 /// The whole response that `stored`, which lacks one range, and a 206 with just that range make; the stored bytes stream
 /// before and behind the arriving ones. `None` when they do not fit: nothing of the answer has been used then.
-pub fn completed(stored: &Arc<Entry>, fetched: Fetched) -> Option<Fetched> {
+pub fn completed(stored: &Entry, fetched: Fetched) -> Option<Fetched> {
     let gap = only_gap(&stored.body)?;
     let place = Place::of(&fetched)?;
-    let same = stored.validators.in_block(&stored.fields).strongly_equal(&validators_of(&fetched));
+    let same = stored.validators.in_block(stored.fields()).strongly_equal(&validators_of(&fetched));
     if !same || place.range != gap || place.complete_length != stored.body.len() || fetched.close_delimited {
         return None;
     }
@@ -111,7 +108,7 @@ pub fn completed(stored: &Arc<Entry>, fetched: Fetched) -> Option<Fetched> {
     };
     Some(Fetched {
         status: 200,
-        fields: replaced(&stored.fields, &Place::fields_of_whole(&fetched.fields)),
+        fields: replaced(stored.fields(), &Place::fields_of_whole(&fetched.fields)),
         content_length: Some(stored.body.len()),
         body: Box::new(body),
         ..fetched
@@ -130,7 +127,7 @@ struct Completing {
     missing_bytes: u64,
     behind: VecDeque<Bytes>,
     /// The entry that the bytes are charged to.
-    _charged: Arc<Entry>,
+    _charged: Entry,
 }
 
 #[async_trait]
@@ -190,6 +187,9 @@ fn united(stored: &Body, new: &Body, bytes_max: u64) -> Option<Body> {
     if stored.is_whole() {
         return Some(stored.clone());
     }
+    if new.is_whole() {
+        return (new.len() <= bytes_max).then(|| new.clone());
+    }
     let stored_ranges = stored.held();
     let mut pieces: Vec<(ByteRange, Vec<Bytes>)> = Vec::new();
     for &range in &stored_ranges {
@@ -226,7 +226,7 @@ fn united(stored: &Body, new: &Body, bytes_max: u64) -> Option<Body> {
     for (run, slices) in runs {
         held.push(run);
         match slices.len() as u64 > SMALL_SEGMENTS_MAX + 2 * run.length() / SEGMENT_BYTES as u64 {
-            true => segments.extend_from_slice(Body::gather(&slices).segments()),
+            true => segments.extend_from_slice(&Body::gather(&slices).into_segments()),
             false => segments.extend(slices),
         }
     }
@@ -250,7 +250,7 @@ fn gaps(held: &[ByteRange], within: ByteRange) -> Vec<ByteRange> {
 }
 
 /// `stored` with all fields of `new` in the place of those with the same names.
-fn replaced(stored: &Fields, new: &Fields) -> Fields {
+fn replaced(stored: &FieldLines, new: &FieldLines) -> Fields {
     let mut builder = FieldsBuilder::with_capacity(stored.len() + new.len());
     for (name, value) in stored.iter().filter(|(name, _)| !new.contains(name)).chain(new.iter()) {
         builder.push_checked(name.as_bytes(), value);
@@ -338,7 +338,7 @@ mod tests {
         for place in 1..1000 {
             held = united(&held, &part(100_000, range(place, place)), 1000).unwrap();
         }
-        assert!(held.segments().len() <= SMALL_SEGMENTS_MAX as usize + 1);
+        assert!(held.to_segments().len() <= SMALL_SEGMENTS_MAX as usize + 1);
         assert_eq!(held.slice(range(0, 999)).unwrap().concat(), content(range(0, 999)));
     }
 

@@ -25,7 +25,7 @@ use crate::cache::{Cache, Landed};
 use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
-use crate::key::{GroupId, HashedKey};
+use crate::key::{GroupId, HashedKey, SharedKey};
 use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
 use crate::store::{Inserted, KEYS_PER_STEP};
 
@@ -564,7 +564,7 @@ impl Cache {
         loop {
             let (keys, next) = self.store.keys_with_tag(group, tag, place);
             for (group, key) in keys {
-                entries += self.act_on_key(group, &key, action, |entry| entry.tags.may_have(tag));
+                entries += self.act_on_key(group, &key, action, |entry| entry.tags().may_have(tag));
             }
             if next.is_none() {
                 return entries;
@@ -576,7 +576,7 @@ impl Cache {
 
     async fn act_on_prefix(&self, group: GroupId, prefix: &[u8], action: Action) -> u64 {
         let mut entries = 0;
-        let mut after: Option<Arc<[u8]>> = None;
+        let mut after: Option<SharedKey> = None;
         loop {
             let keys = self.store.keys_with_prefix(group, prefix, after.as_deref());
             for key in &keys {
@@ -606,12 +606,10 @@ impl Cache {
             Action::Remove if matching.len() == all => drop(self.store.remove(&key)),
             Action::Remove | Action::Expire => {
                 let changed = match action {
-                    Action::Expire => {
-                        Some(slot.with_each(|entry| matches(entry).then(|| Arc::new(entry.expired(now)))))
-                    }
+                    Action::Expire => Some(slot.with_each(|entry| matches(entry).then(|| entry.expired(now)))),
                     _ => slot.without_each(|entry| matches(entry)),
                 };
-                let stored = changed.map(|changed| self.store.insert(role, &key, Arc::new(changed)));
+                let stored = changed.map(|changed| self.store.insert(role, &key, changed));
                 if !matches!(stored, Some(Inserted::Stored { .. })) {
                     self.store.remove(&key);
                 }
@@ -626,7 +624,7 @@ impl Landed {
     pub(crate) fn tags_and_reach(&self) -> (&Tags, u64) {
         match self {
             Landed::Streaming(head) => (&head.tags, head.dating.reach),
-            Landed::Entry(entry, .., dating) => (&entry.tags, dating.reach),
+            Landed::Entry(entry, .., dating) => (entry.tags(), dating.reach),
         }
     }
 

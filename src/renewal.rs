@@ -1,11 +1,9 @@
 //! What is stored under new facts: an entry that the origin confirms with 304, or describes anew in the answer to a `HEAD`.
 
-use std::sync::Arc;
-
 use crate::cache::{FlightKey, Landed};
 use crate::clock::Now;
-use crate::entry::Entry;
-use crate::fields::Fields;
+use crate::entry::{Entry, Parts};
+use crate::fields::{FieldLines, Fields};
 use crate::fill::{Came, Filling, Shelf};
 use crate::flight::Fill;
 use crate::freshness::{self, HeadEffect};
@@ -23,15 +21,15 @@ impl Filling {
     pub(crate) fn confirm(
         &self,
         fill: &Fill<FlightKey, Landed>,
-        stale: &Arc<Entry>,
+        stale: &Entry,
         fetched: &Fetched,
         came: &Came,
-    ) -> Option<Arc<Entry>> {
-        if freshness::selected_by_304(&[&stale.fields], &fetched.fields).is_empty() {
+    ) -> Option<Entry> {
+        if freshness::selected_by_304(&[stale.fields()], &fetched.fields).is_empty() {
             return None;
         }
         let received_at = self.cache.now();
-        let updated = freshness::updated_by_304(&self.group.rules, &stale.fields, &fetched.fields, received_at);
+        let updated = freshness::updated_by_304(&self.group.rules, stale.fields(), &fetched.fields, received_at);
         // A 304 that forbids storing from now on confirms nothing that others may have: the answer itself decides who gets it.
         if self.judge(Method::Get, stale.status, &updated, came.asked_at, received_at).storable.is_err() {
             if !self.speaks_for_itself() {
@@ -60,7 +58,7 @@ impl Filling {
             head.push_checked(b"Content-Length", length.to_string().as_bytes());
         }
         let (length, head) = (Some(stored.body.len()), head.finish());
-        match freshness::updated_by_head(&group.rules, &stored.fields, length, fetched.status, &head, received_at) {
+        match freshness::updated_by_head(&group.rules, stored.fields(), length, fetched.status, &head, received_at) {
             HeadEffect::Update(updated) if fetched.hop.is_none() => {
                 self.renew(fill, stored, (&head, &updated), role, came);
             }
@@ -71,7 +69,7 @@ impl Filling {
                     rule: slot.rule().clone(),
                     variant: slot.rule().variant_key(&self.request.forwarded).unwrap_or_default(),
                 };
-                let expired = Arc::new(stored.expired(received_at));
+                let expired = stored.expired(received_at);
                 self.cache.replace(group, fill.key(), shelf, stored, expired, &came.dating.stamp);
             }
         }
@@ -82,11 +80,11 @@ impl Filling {
     fn renew(
         &self,
         fill: &Fill<FlightKey, Landed>,
-        stored: &Arc<Entry>,
+        stored: &Entry,
         (news, updated): (&Fields, &Fields),
         role: Role,
         came: &Came,
-    ) -> Arc<Entry> {
+    ) -> Entry {
         let received_at = self.cache.now();
         // What is stored came of a GET, whatever the method of the request that renews it.
         let judgement = self.judge(Method::Get, stored.status, updated, came.asked_at, received_at);
@@ -95,20 +93,20 @@ impl Filling {
         let rule = self.rule_of(&fields);
         let sent = self.sent_for(&rule);
         // As with other fields, what is said anew counts.
-        let tags = if Tags::are_in(updated) { Tags::of(updated) } else { stored.tags.clone() };
+        let tags = if Tags::are_in(updated) { Tags::of(updated) } else { stored.tags().clone() };
         let storable = judgement.storable.is_ok() && !tags.are_too_many();
-        let entry = Arc::new(Entry {
+        let parts = Parts {
             id: self.cache.next_entry_id(),
-            body_id: stored.body_id,
+            body_id: stored.body_id(),
             status: stored.status,
             validators: renewed_validators(stored, news, &fields, received_at),
             freshness: judgement.freshness,
-            charge: self.cache.ledger.charge(Entry::charged_bytes(&fields, &sent, &tags, &stored.body)),
             fields,
             sent,
             tags,
             body: stored.body.clone(),
-        });
+        };
+        let entry = Entry::new(parts, self.cache.ledger.charge(0));
         match (storable, rule.variant_key(&self.request.forwarded)) {
             (true, Some(variant)) => {
                 let shelf = Shelf { role, rule, variant };
@@ -125,9 +123,9 @@ impl Filling {
 ///
 /// A `Last-Modified` that stays is as strong as it was when the body came: a second change within that second shows in no
 /// later `Date` (RFC 9110 section 8.8.2.2). One that is new is measured by the `Date` beside it, and never by ours.
-fn renewed_validators(stored: &Entry, news: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
+fn renewed_validators(stored: &Entry, news: &FieldLines, fields: &FieldLines, received_at: Now) -> StoredValidators {
     let found = StoredValidators::of(fields, received_at.wall_seconds);
-    let (before, said) = (stored.validators.in_block(&stored.fields), Validators::of(news, received_at.wall_seconds));
+    let (before, said) = (stored.validators.in_block(stored.fields()), Validators::of(news, received_at.wall_seconds));
     let stays = found.in_block(fields).last_modified_seconds == before.last_modified_seconds;
     let is_strong = if stays { before.last_modified_is_strong } else { said.last_modified_is_strong };
     if is_strong { found } else { found.with_date_of_ours() }

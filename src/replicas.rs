@@ -120,7 +120,7 @@ impl Cache {
                 let request = Request {
                     key: replicated.key.clone(),
                     method: Method::Get,
-                    forwarded: entry.sent.clone(),
+                    forwarded: entry.sent().clone(),
                     authorization: false,
                     directives: RequestDirectives::default(),
                     range: None,

@@ -177,6 +177,7 @@ impl Parts {
                     clock: &clock,
                     listeners: &peer_listeners(&listening),
                     origin_patience: origin_patience(&config),
+                    threads: config.threads,
                 };
                 Members::build(fleet, &surroundings, &Members::default())?
             }

@@ -196,7 +196,7 @@ impl Cache {
         let fresh = slot.entries().filter(|entry| entry.body.is_whole() && entry.freshness.is_fresh(now));
         // A field that varies by everything names nothing that could be asked for.
         let named = fresh.filter(|_| !matches!(slot.rule(), VaryRule::Any));
-        named.filter_map(|entry| group.ask(key, Method::Get, entry.sent.clone())).collect()
+        named.filter_map(|entry| group.ask(key, Method::Get, entry.sent().clone())).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use groupcache_proxy::cache::Cache;
 use groupcache_proxy::clock::{Clock, Now, SystemClock};
 use groupcache_proxy::edge::request_head::{RequestHead, Scan, lines};
 use groupcache_proxy::edge::response::{FieldRules, Response};
-use groupcache_proxy::entry::{Body, Entry};
+use groupcache_proxy::entry::{Body, Entry, Parts};
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::flight::{Flights, Joined, Keep};
 use groupcache_proxy::freshness::{
@@ -24,7 +24,7 @@ use groupcache_proxy::semantics::validators::StoredValidators;
 use groupcache_proxy::semantics::variant::{VariantKey, VaryRule};
 use groupcache_proxy::slot::Slot;
 use groupcache_proxy::source::{Ask, EntryId, Hop, Method};
-use groupcache_proxy::store::{Role, Settings, Store, Stored};
+use groupcache_proxy::store::{Role, Settings, Store, Weighed};
 use tokio::runtime::{Builder, Runtime};
 
 use super::node::{Node, ready, serve_bare};
@@ -182,13 +182,13 @@ fn ring_owner_of_hash() -> Run {
 
 struct Object(Charge);
 
-impl Stored for Object {
+impl Weighed for Object {
     fn charged_bytes(&self) -> usize {
         self.0.bytes()
     }
 }
 
-fn put(store: &Store<Object>, number: u64) {
+fn put(store: &Store<Arc<Object>>, number: u64) {
     let value = Arc::new(Object(store.ledger().charge(4096)));
     black_box(store.insert(Role::Main, &HashedKey::new(GROUP, &number.to_be_bytes()), value));
 }
@@ -228,7 +228,7 @@ fn purge_by_tag(tags: u64) -> Run {
     let cache = Cache::new(store.clone(), Arc::new(SystemClock), 1);
     let (freshness, fields) = (freshness().0, Fields::from_pairs([("ETag", "\"1\"")]).expect("well-formed"));
     for number in 0..tags * 1000 {
-        let entry = Arc::new(Entry {
+        let parts = Parts {
             id: EntryId { incarnation: 1, fill: number },
             body_id: EntryId { incarnation: 1, fill: number },
             status: 200,
@@ -238,9 +238,9 @@ fn purge_by_tag(tags: u64) -> Run {
             sent: Fields::empty(),
             tags: Tags::new([&tag(number % tags)[..]]),
             body: Body::gather(&[Bytes::from_static(b"x")]),
-            charge: store.ledger().charge(400),
-        });
-        let slot = Arc::new(Slot::with(None, VaryRule::None, VariantKey::default(), entry, 4));
+        };
+        let entry = Entry::new(parts, store.ledger().charge(0));
+        let slot = Slot::with(None, VaryRule::None, VariantKey::default(), entry, 4);
         let key = format!("thumbnails/{number:08x}.jpg");
         store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), slot);
     }

@@ -173,7 +173,7 @@ impl Known {
             }),
             age: Some(freshness.age(now).as_secs()),
             ttl: Some(freshness.remaining(now).div_euclid(1000)),
-            tags: entry.tags.iter().map(|tag| String::from_utf8_lossy(tag).into_owned()).collect(),
+            tags: entry.tags().iter().map(|tag| String::from_utf8_lossy(tag).into_owned()).collect(),
             stale_until: Some(rfc3339(now.wall_seconds.saturating_add_unsigned(useful.as_secs()))),
             reason,
         }

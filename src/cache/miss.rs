@@ -1,6 +1,5 @@
 //! What a look into memory gives, and what a request has that memory cannot answer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Answer, Hit, Payload, Request};
@@ -22,7 +21,7 @@ pub(super) struct Miss {
     /// An entry that the origin may confirm.
     pub stale: Option<Stale>,
     /// Ranges of what is wanted.
-    pub incomplete: Option<Arc<Entry>>,
+    pub incomplete: Option<Entry>,
     /// The variant by what was known of the key's `Vary`; the empty one while nothing is known.
     pub variant: VariantKey,
     /// Which purges were applied when the request came, before memory was looked at.
@@ -37,7 +36,7 @@ pub(super) struct Looked {
     pub leased: bool,
     /// Which purges were applied before it.
     pub asked: Stamp,
-    pub found: Option<(Arc<Slot>, Role)>,
+    pub found: Option<(Slot, Role)>,
 }
 
 impl Miss {
@@ -97,7 +96,7 @@ impl Miss {
 
 /// An entry that has to be validated first, and what it may do if that fails.
 pub(super) struct Stale {
-    pub entry: Arc<Entry>,
+    pub entry: Entry,
     pub if_error: bool,
     pub if_slow: Option<Duration>,
 }
@@ -108,12 +107,12 @@ pub(super) enum Lookup {
     /// It is not fresh, or not fresh enough for this request.
     Stale(Hit),
     /// Ranges of the representation, but not those that are wanted.
-    Incomplete(Arc<Entry>),
+    Incomplete(Entry),
     Absent(&'static str),
 }
 
 /// What memory holds for the request in what it found under the key.
-pub(super) fn lookup(group: &Group, request: &Request, found: Option<(Arc<Slot>, Role)>, now: Now) -> Lookup {
+pub(super) fn lookup(group: &Group, request: &Request, found: Option<(Slot, Role)>, now: Now) -> Lookup {
     let Some((slot, role)) = found else {
         return Lookup::Absent("uri-miss");
     };

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::entry::Entry;
-use crate::fields::Fields;
+use crate::fields::{FieldLines, Fields};
 use crate::freshness::RequestDirectives;
 use crate::group::Group;
 use crate::semantics::ranges::{ByteRange, IfRange, RangeSet, Resolved};
@@ -86,22 +86,22 @@ impl Request {
 
     /// The one part that answers this request out of `entry`; `None` when the answer is something else.
     pub(crate) fn part_of(&self, entry: &Entry) -> Option<ByteRange> {
-        self.part(entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
+        self.part(entry.status, entry.fields(), || &entry.validators, Some(entry.body.len()))
     }
 
     /// The one part that answers this request out of a response; `None` when that is the whole, several parts, or a 416.
-    pub(crate) fn part(
+    pub(crate) fn part<'v>(
         &self,
         status: u16,
-        fields: &Fields,
-        validators: &StoredValidators,
+        fields: &FieldLines,
+        validators: impl FnOnce() -> &'v StoredValidators,
         length: Option<u64>,
     ) -> Option<ByteRange> {
         let (Method::Get, Some(range), 200, Some(length)) = (self.method, &self.range, status, length) else {
             return None;
         };
         match range.set.resolve(length) {
-            Resolved::Single(part) if range.if_range.holds(&validators.in_block(fields)) => Some(part),
+            Resolved::Single(part) if range.if_range.holds(&validators().in_block(fields)) => Some(part),
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ mod same;
 mod spread;
 mod strict;
 mod warm;
+mod weight;
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -180,12 +181,12 @@ async fn seen(request: &Request, answer: Answer) -> Seen {
             assert!(entry.body.is_whole() || part.is_some(), "an incomplete entry answers nothing but a range");
             let chunks = match part {
                 Some(part) => entry.body.slice(part).expect("a range that it holds"),
-                None => entry.body.segments().to_vec(),
+                None => entry.body.to_segments(),
             };
-            (entry.status, entry.fields.clone(), part, Some(entry.body.len()), Some(text(&chunks)))
+            (entry.status, entry.fields().to_fields(), part, Some(entry.body.len()), Some(text(&chunks)))
         }
         Payload::Stream(head, mut reader) => {
-            let part = request.part(head.status, &head.fields, &head.validators, head.content_length);
+            let part = request.part(head.status, &head.fields, || head.validators(), head.content_length);
             let mut chunks = Vec::new();
             let end = loop {
                 match reader.chunk().await {
@@ -220,7 +221,7 @@ async fn told(answer: Answer) -> String {
     let outcome = answer.outcome.as_str();
     match answer.payload {
         Payload::Entry(entry) => {
-            format!("{outcome} {} {}", entry.status, String::from_utf8_lossy(&entry.body.segments().concat()))
+            format!("{outcome} {} {}", entry.status, String::from_utf8_lossy(&entry.body.to_segments().concat()))
         }
         Payload::Stream(head, reader) => match read(reader).await {
             Ok(body) => format!("{outcome} {} {body}", head.status),

@@ -334,16 +334,15 @@ impl Connection {
     /// # Errors
     /// The connection broke, or the client takes the bytes too slowly.
     #[inline]
-    pub async fn send(&mut self, pace: &mut Pace, segments: &[Bytes], tail: &'static [u8]) -> io::Result<()> {
+    pub async fn send(&mut self, pace: &mut Pace, segments: Slices<'_>, tail: &'static [u8]) -> io::Result<()> {
         let mut cursor = Cursor { index: 0, offset: 0 };
         let Connection { stream, buffers, timer, limits, .. } = self;
         let head = &buffers.get_or_insert_with(spare_buffers).head;
         poll_fn(|context| {
             // The usual answer: one write takes all of it.
-            if let (0, [] | [_], b"") = (cursor.index + cursor.offset, segments, tail)
+            if let (0, Some(body), b"") = (cursor.index + cursor.offset, segments.only(), tail)
                 && !head.is_empty()
             {
-                let body = segments.first().map_or(&[][..], |segment| segment);
                 let slices = [IoSlice::new(head), IoSlice::new(body)];
                 match Pin::new(&mut *stream).poll_write_vectored(context, &slices) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -593,6 +592,46 @@ enum Read {
     TimedOut,
 }
 
+/// Bytes of a body in memory, in order.
+#[derive(Clone, Copy, Debug)]
+pub enum Slices<'a> {
+    /// In one piece.
+    One(&'a [u8]),
+    /// In several.
+    Many(&'a [Bytes]),
+}
+
+impl<'a> Slices<'a> {
+    /// No byte.
+    pub const NONE: Slices<'static> = Slices::One(&[]);
+
+    #[inline]
+    fn len(self) -> usize {
+        match self {
+            Slices::One(_) => 1,
+            Slices::Many(segments) => segments.len(),
+        }
+    }
+
+    fn get(self, index: usize) -> Option<&'a [u8]> {
+        match self {
+            Slices::One(slice) => (index == 0).then_some(slice),
+            Slices::Many(segments) => segments.get(index).map(|segment| &segment[..]),
+        }
+    }
+
+    /// All of them, if they are one piece at the most.
+    #[inline]
+    fn only(self) -> Option<&'a [u8]> {
+        match self {
+            Slices::One(slice) => Some(slice),
+            Slices::Many([]) => Some(&[]),
+            Slices::Many([segment]) => Some(segment),
+            Slices::Many(_) => None,
+        }
+    }
+}
+
 /// How far sending has come in the head, the segments and the tail, counted in this order.
 struct Cursor {
     index: usize,
@@ -600,10 +639,10 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn slice<'a>(index: usize, head: &'a [u8], segments: &'a [Bytes], tail: &'a [u8]) -> Option<&'a [u8]> {
+    fn slice<'a>(index: usize, head: &'a [u8], segments: Slices<'a>, tail: &'a [u8]) -> Option<&'a [u8]> {
         match index {
             0 => Some(head),
-            _ if index <= segments.len() => Some(&segments[index - 1]),
+            _ if index <= segments.len() => segments.get(index - 1),
             _ if index == segments.len() + 1 => Some(tail),
             _ => None,
         }
@@ -614,7 +653,7 @@ impl Cursor {
     fn gather<'a>(
         &self,
         head: &'a [u8],
-        segments: &'a [Bytes],
+        segments: Slices<'a>,
         tail: &'a [u8],
         slices: &mut [IoSlice<'a>; SLICES_MAX],
     ) -> (usize, bool) {
@@ -632,7 +671,7 @@ impl Cursor {
         (count, true)
     }
 
-    fn advance(&mut self, mut written: usize, head: &[u8], segments: &[Bytes], tail: &[u8]) {
+    fn advance(&mut self, mut written: usize, head: &[u8], segments: Slices<'_>, tail: &[u8]) {
         while let Some(slice) = Cursor::slice(self.index, head, segments, tail) {
             let left = slice.len() - self.offset;
             if written < left {
@@ -745,9 +784,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 86_400);
 const HEADER_BYTES_MAX: usize = 1 << 20;
 /// One read of a busy connection; a plain request has a few hundred bytes.
 const BUFFER_BYTES: usize = 8 * 1024;
-/// Buffers that a thread keeps for its connections. Only those that are being served at the moment have buffers, and one
-/// turn of the runtime seldom serves more.
-const SPARE_MAX: usize = 16;
+/// Buffers that a thread keeps for its connections: half a MiB. Only those that are being served at the moment have buffers, but
+/// those whose answers another node has are served together.
+const SPARE_MAX: usize = 64;
 /// Slices of one write; a body of 1 MiB has four segments.
 const SLICES_MAX: usize = 16;
 /// How long a closed connection is still listened to.

@@ -17,6 +17,7 @@ use crate::clock::Now;
 use crate::fields::Fields;
 use crate::freshness::RequestDirectives;
 use crate::key::HashedKey;
+use crate::purge::Stamp;
 use crate::semantics::cache_status::ForwardReason;
 use crate::semantics::forward::Credentials;
 use crate::semantics::ranges::{IfRange, RangeSet};
@@ -69,8 +70,36 @@ pub struct Load {
     pub request: Request,
     /// What the client wants of the answer.
     pub wanted: Wanted,
-    /// In case the cache has no part in it after all; `None` where nothing passes.
-    pub pass: Option<PassFacts>,
+    /// Which purges were recorded when the head arrived, in case the cache has no part in it after all; `None` where nothing
+    /// passes.
+    pub may_pass: Option<Stamp>,
+}
+
+impl Load {
+    /// The facts of a request that passes after all, for this `reason`; `None` where nothing passes, or the key has no target.
+    pub fn into_pass(
+        self,
+        received_target: &[u8],
+        client: &ClientFacts,
+        started: Now,
+        reason: &'static str,
+    ) -> Option<PassFacts> {
+        let purges = self.may_pass?;
+        let (_, target) = self.site.group.keys.target_of(&self.request.key)?;
+        Some(PassFacts {
+            socket: None,
+            site: self.site,
+            key: self.request.key,
+            target,
+            received_target: Bytes::copy_from_slice(received_target),
+            reason: ForwardReason::Bypass,
+            detail: Some(reason),
+            client: client.peer,
+            tls: client.tls,
+            started,
+            purges,
+        })
+    }
 }
 
 /// What matters of a request once its answer is known.
@@ -164,11 +193,9 @@ fn decide_within<'s>(
     match edge.cache.find_fresh(group, &key, forwarded, &directives, now) {
         Some(hit) => Decision::Hit(Response::hit(hit.entry, hit.role == Role::Hot, head), site),
         None => {
-            let pass = match passing(ForwardReason::Bypass, None) {
-                Decision::Pass(facts) => Some(*facts),
-                _ => None,
-            };
-            load(head, site, scratch, directives, credentials, Wanted::of(head), pass)
+            let may_pass = site.target.is_some() && !is_too_large(edge, head);
+            let may_pass = may_pass.then(|| edge.cache.purges_known());
+            load(head, site, scratch, directives, credentials, Wanted::of(head), may_pass)
         }
     }
 }
@@ -202,7 +229,7 @@ fn load(
     directives: RequestDirectives,
     credentials: Credentials,
     wanted: Wanted,
-    pass: Option<PassFacts>,
+    may_pass: Option<Stamp>,
 ) -> Decision<'static> {
     let fields = head.to_fields();
     let request = Request {
@@ -213,7 +240,7 @@ fn load(
         directives,
         range: head.seen.any(Seen::RANGE).then(|| range_asked(wanted.head_only, &fields)).flatten(),
     };
-    Decision::Load(Box::new(Load { site: site.clone(), request, wanted, pass }))
+    Decision::Load(Box::new(Load { site: site.clone(), request, wanted, may_pass }))
 }
 
 #[cold]
@@ -228,8 +255,7 @@ fn pass(
     client: &ClientFacts,
     now: Now,
 ) -> Decision<'static> {
-    let body_bytes_max = edge.limits().body_bytes;
-    if matches!(head.body, BodyFraming::Length(bytes) if body_bytes_max > 0 && bytes > body_bytes_max) {
+    if is_too_large(edge, head) {
         let refusal = Refusal::new(413, "body_bytes", "the body is too large");
         return Decision::Refuse(refusal, Fields::empty(), Some(site.clone()));
     }
@@ -249,6 +275,12 @@ fn pass(
         started: now,
         purges: edge.cache.purges_known(),
     }))
+}
+
+/// Whether the request says that its body is larger than bodies may be.
+fn is_too_large(edge: &Edge, head: &RequestHead<'_>) -> bool {
+    let bytes_max = edge.limits().body_bytes;
+    matches!(head.body, BodyFraming::Length(bytes) if bytes_max > 0 && bytes > bytes_max)
 }
 
 fn refuse(refusal: Refusal) -> Decision<'static> {

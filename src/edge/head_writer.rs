@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::fields::Fields;
+use crate::fields::{FieldLines, Fields};
 
 use super::response::Framing;
 
@@ -11,7 +11,7 @@ pub trait HeadWriter {
     /// Begins with the status.
     fn status(&mut self, status: u16);
     /// Adds a whole block.
-    fn block(&mut self, fields: &Fields);
+    fn block(&mut self, fields: &FieldLines, shared: impl FnOnce() -> Fields);
     /// Adds one field.
     fn line(&mut self, name: &str, value: &[u8]);
     /// Adds one field whose value the function appends to the vector; the vector may hold other bytes before it.
@@ -96,7 +96,7 @@ impl HeadWriter for Http1Head<'_> {
     }
 
     #[inline]
-    fn block(&mut self, fields: &Fields) {
+    fn block(&mut self, fields: &FieldLines, _: impl FnOnce() -> Fields) {
         self.0.extend_from_slice(fields.as_bytes());
     }
 
@@ -167,7 +167,8 @@ impl HeadWriter for Http2Head {
         self.status = http::StatusCode::from_u16(status).unwrap_or_default();
     }
 
-    fn block(&mut self, fields: &Fields) {
+    fn block(&mut self, _: &FieldLines, shared: impl FnOnce() -> Fields) {
+        let fields = shared();
         for (name, value) in fields.iter() {
             // Shares the bytes of the block.
             self.push(name, http::HeaderValue::from_maybe_shared(fields.as_bytes().slice_ref(value)));

@@ -26,7 +26,7 @@ use pingora::server::ShutdownWatch;
 use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
-use super::connection::{Connection, Gone, Pace, Received};
+use super::connection::{Connection, Gone, Pace, Received, Slices};
 use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
@@ -145,8 +145,9 @@ impl Lane {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
-                    let segments = response.segments().unwrap_or(Segments::Shared(&[]));
-                    let sent = connection.send(&mut pace, &segments, b"").await;
+                    let segments = response.segments();
+                    let slices = segments.as_ref().map_or(Slices::NONE, Segments::slices);
+                    let sent = connection.send(&mut pace, slices, b"").await;
                     let body_bytes = pace.bytes.saturating_sub(head_length);
                     site.group.stats.client.count(response.outcome, body_bytes);
                     if self.edge.log.wants(sent.is_err()) {
@@ -253,24 +254,27 @@ impl Lane {
         client: &ClientFacts,
         shutdown: &ShutdownWatch,
     ) -> Next {
-        let Load { site, request, wanted, pass } = load;
+        let site = load.site.clone();
         let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
-        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &request, exit.http_11).await else {
+        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &load.request, exit.http_11).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
             self.log_unread(&connection, head_bytes, finished);
             return Next::Gone;
         };
         let now = self.edge.cache.now();
-        let mut response = match (Response::of_answer(answer, &wanted, now), pass) {
-            (Ok(response), _) => response,
-            (Err(reason), Some(facts)) => {
-                let facts = PassFacts { detail: Some(reason), ..facts };
-                let Some(passing) = passing_of(&connection.unread()[..head_bytes], exit) else { return Next::Gone };
-                connection.consume(head_bytes);
-                return self.answer_pass(connection, passing, facts, shutdown).await;
+        let mut response = match Response::of_answer(answer, &load.wanted, now) {
+            Ok(response) => response,
+            Err(reason) => {
+                let head = &connection.unread()[..head_bytes];
+                match passing_of(head, client, exit, reason, load) {
+                    Some((passing, facts)) => {
+                        connection.consume(head_bytes);
+                        return self.answer_pass(connection, passing, facts, shutdown).await;
+                    }
+                    None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+                }
             }
-            (Err(reason), None) => Response::own(502, reason, Fields::empty(), exit.head_only, now),
         };
         let (sent, keep_alive) = self.send(&mut connection, &mut response, &site.to_client, exit).await;
         site.group.stats.client.count(response.outcome, sent.body_bytes);
@@ -304,7 +308,7 @@ impl Lane {
             if http_11 && !interims.is_empty() {
                 connection.head().clear();
                 interims.iter().for_each(|interim| interim::write(interim, &site.to_client, connection.head()));
-                connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| Gone)?;
+                connection.send(&mut Pace::default(), Slices::NONE, b"").await.map_err(|_| Gone)?;
             }
             if let Some(answer) = answer {
                 return Ok(answer);
@@ -328,8 +332,8 @@ impl Lane {
         let head_length = connection.head().len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
-            Body::None => connection.send(&mut pace, &[], b"").await,
-            Body::Segments(segments) => connection.send(&mut pace, &segments, b"").await,
+            Body::None => connection.send(&mut pace, Slices::NONE, b"").await,
+            Body::Segments(segments) => connection.send(&mut pace, segments.slices(), b"").await,
             Body::Stream(reader, cutter) => {
                 let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
                     .send(connection, reader, cutter, &mut pace)
@@ -408,7 +412,7 @@ impl Lane {
                 connection.head().extend_from_slice(fields.as_bytes());
                 connection.head().extend_from_slice(b"\r\n");
                 // Without fields of ours, the protocol answers the upgrade itself.
-                if fields.is_empty() || connection.send(&mut Pace::default(), &[], b"").await.is_ok() {
+                if fields.is_empty() || connection.send(&mut Pace::default(), Slices::NONE, b"").await.is_ok() {
                     let (stream, read) = connection.into_parts();
                     protocol.run(stream, read).await;
                 }
@@ -439,7 +443,7 @@ impl Lane {
         if !reader.is_done() && exit.http_11 && fields.contains("expect") {
             connection.head().clear();
             connection.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            connection.send(&mut Pace::default(), &[], b"").await.map_err(|_| None)?;
+            connection.send(&mut Pace::default(), Slices::NONE, b"").await.map_err(|_| None)?;
         }
         let mut body = Vec::new();
         let deadline = Instant::now() + connection.limits().send_stall;
@@ -534,11 +538,18 @@ impl<'s> Turn<'s> {
 
 /// What a full session needs of a request whose head was read before.
 #[cold]
-fn passing_of(head: &[u8], exit: Exit) -> Option<Passing> {
+fn passing_of(
+    head: &[u8],
+    client: &ClientFacts,
+    exit: Exit,
+    reason: &'static str,
+    load: Load,
+) -> Option<(Passing, PassFacts)> {
     let mut lines: Lines<'_> = lines();
     let head = RequestHead::parse(head, &mut lines).ok()?;
+    let facts = load.into_pass(head.target, client, exit.started, reason)?;
     let canonical = canonical_head(&head, exit.keep_alive);
-    Some(Passing { canonical, framing: head.body, keep_alive: exit.keep_alive })
+    Some((Passing { canonical, framing: head.body, keep_alive: exit.keep_alive }, facts))
 }
 
 fn next(connection: Connection, sound: bool, keep_alive: bool) -> Next {
@@ -630,7 +641,7 @@ impl Streamed {
                 Some(Err(error)) => {
                     if first {
                         // The head goes out, so that the client sees an answer that broke off rather than none.
-                        let _ = connection.send(pace, &[], b"").await;
+                        let _ = connection.send(pace, Slices::NONE, b"").await;
                     }
                     return broken(body_bytes, error.to_string().into());
                 }
@@ -649,7 +660,7 @@ impl Streamed {
                 connection.head().clear();
             }
             let tail = self.chunk(bytes, done, connection.head());
-            if let Err(error) = connection.send(pace, &out, tail).await {
+            if let Err(error) = connection.send(pace, Slices::Many(&out), tail).await {
                 return broken(body_bytes, broken_by(&error));
             }
             body_bytes = so_far;

@@ -463,7 +463,7 @@ impl ProxyHttp for Pass {
             response.write_head(&FieldRules::default(), self.edge.cache.now(), &mut head);
             let head = ResponseHeader::from(head.finish(response.framing()).into_parts().0);
             let body = match response.body() {
-                Body::Segments(segments) => Bytes::from(segments.concat()),
+                Body::Segments(segments) => Bytes::from(segments.shared().concat()),
                 _ => Bytes::new(),
             };
             if session.as_downstream_mut().write_error_response(head, body).await.is_err() {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use super::connection::Slices;
 use super::head_writer::{
     CENTURY_SECONDS, Decimal, HEAD_BYTES_BESIDE_FIELDS, HeadWriter, Http1Head, end_of_head, put_decimal,
 };
@@ -17,7 +18,7 @@ use super::request_head::{Method, RequestHead, Seen};
 use crate::cache::{Answer, Head, OwnerReport, Payload, Report};
 use crate::clock::Now;
 use crate::entry::Entry;
-use crate::fields::Fields;
+use crate::fields::{FieldLines, Fields};
 use crate::following::Following;
 use crate::freshness::{Freshness, format_http_date};
 use crate::semantics::cache_status::{Cache as StatusOf, CacheStatus, ForwardReason, Handling};
@@ -86,7 +87,7 @@ pub struct Response {
 
 /// Where head and body come from. A hit is moved about, and the others are boxed, to be small.
 enum Content {
-    Entry(Arc<Entry>),
+    Entry(Entry),
     Stream(Box<(Arc<Head>, Following)>),
     /// An answer of our own: plain text, and fields beside the usual ones.
     Own(Box<(Fields, Bytes)>),
@@ -114,23 +115,40 @@ pub enum Body<'a> {
 
 /// A body in memory, or the wanted parts of one.
 pub enum Segments<'a> {
-    /// All of it.
+    /// All of a body that lies in one block, or a part of it.
+    Block(&'a [u8], &'a crate::entry::Body),
+    /// All of another.
     Shared(&'a [Bytes]),
-    /// One part, out of one segment.
-    Part([Bytes; 1]),
-    /// Others.
+    /// Parts of it.
     Parts(Vec<Bytes>),
 }
 
-impl std::ops::Deref for Segments<'_> {
-    type Target = [Bytes];
-
+impl Segments<'_> {
+    /// The bytes for a writer that has them written before the answer goes.
     #[inline]
-    fn deref(&self) -> &[Bytes] {
+    pub fn slices(&self) -> Slices<'_> {
         match self {
-            Segments::Shared(segments) => segments,
-            Segments::Part(segment) => segment,
-            Segments::Parts(segments) => segments,
+            Segments::Block(bytes, _) => Slices::One(bytes),
+            Segments::Shared(segments) => Slices::Many(segments),
+            Segments::Parts(segments) => Slices::Many(segments),
+        }
+    }
+
+    /// The bytes for a writer that keeps them.
+    pub fn shared(&self) -> Cow<'_, [Bytes]> {
+        match self {
+            Segments::Block(bytes, body) => Cow::Owned(vec![body.share(bytes)]),
+            Segments::Shared(segments) => Cow::Borrowed(segments),
+            Segments::Parts(segments) => Cow::Borrowed(segments),
+        }
+    }
+
+    /// How many bytes there are.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Segments::Block(bytes, _) => bytes.len(),
+            Segments::Shared(segments) => segments.iter().map(Bytes::len).sum(),
+            Segments::Parts(segments) => segments.iter().map(Bytes::len).sum(),
         }
     }
 }
@@ -170,7 +188,7 @@ impl FieldRules {
 impl Response {
     /// The answer of a fresh hit to the request that is being read.
     #[inline]
-    pub fn hit(entry: Arc<Entry>, hot: bool, head: &RequestHead<'_>) -> Self {
+    pub fn hit(entry: Entry, hot: bool, head: &RequestHead<'_>) -> Self {
         let selection = match head.seen.any(Seen::CONDITION.with(Seen::RANGE)) {
             true => select_of_head(head, &entry),
             false => Selection::Whole,
@@ -185,7 +203,7 @@ impl Response {
                 Ok(Self::of_entry(entry, answer.outcome, Some(Box::new(answer.report)), false, wanted))
             }
             Payload::Stream(head, reader) => {
-                let selection = select(wanted, head.status, &head.fields, &head.validators, head.content_length);
+                let selection = select(wanted, head.status, &head.fields, || head.validators(), head.content_length);
                 Ok(Response {
                     status: selection.status(head.status),
                     outcome: answer.outcome,
@@ -254,14 +272,14 @@ impl Response {
     }
 
     #[inline]
-    fn of_entry(entry: Arc<Entry>, outcome: Outcome, report: Option<Box<Report>>, hot: bool, wanted: &Wanted) -> Self {
-        let selection = select(wanted, entry.status, &entry.fields, &entry.validators, Some(entry.body.len()));
+    fn of_entry(entry: Entry, outcome: Outcome, report: Option<Box<Report>>, hot: bool, wanted: &Wanted) -> Self {
+        let selection = select(wanted, entry.status, entry.fields(), || &entry.validators, Some(entry.body.len()));
         Self::of_selection(entry, outcome, report, hot, selection, wanted.head_only)
     }
 
     #[inline]
     fn of_selection(
-        entry: Arc<Entry>,
+        entry: Entry,
         outcome: Outcome,
         report: Option<Box<Report>>,
         hot: bool,
@@ -332,11 +350,11 @@ impl Response {
     /// The same bytes for the usual hit, in as few pieces as can be.
     #[inline]
     fn write_hit(&self, entry: &Entry, age: u64, ttl: u64, out: &mut Vec<u8>) {
-        out.reserve(entry.fields.len() + HEAD_BYTES_BESIDE_FIELDS);
+        out.reserve(entry.fields().len() + HEAD_BYTES_BESIDE_FIELDS);
         Http1Head(out).status(self.status);
         match &self.selection {
-            Selection::NotModified => entry.validators.write_fields_of_304(&entry.fields, out),
-            _ => out.extend_from_slice(entry.fields.as_bytes()),
+            Selection::NotModified => entry.validators.write_fields_of_304(entry.fields(), out),
+            _ => out.extend_from_slice(entry.fields().as_bytes()),
         }
         if let Selection::Part(range, length) = &self.selection {
             out.extend_from_slice(b"Content-Range: bytes ");
@@ -369,14 +387,19 @@ impl Response {
     #[inline]
     pub fn write_head(&self, to_client: &FieldRules, now: Now, out: &mut impl HeadWriter) {
         out.status(self.status);
-        let (fields, freshness) = match &self.content {
-            Content::Entry(entry) => (&entry.fields, Some(&entry.freshness)),
+        let (fields, freshness): (&FieldLines, _) = match &self.content {
+            Content::Entry(entry) => (entry.fields(), Some(&entry.freshness)),
             Content::Stream(stream) => (&stream.0.fields, Some(&stream.0.freshness)),
             Content::Own(own) => (&own.0, None),
         };
+        let shared = || match &self.content {
+            Content::Entry(entry) => entry.shared_fields(),
+            Content::Stream(stream) => stream.0.fields.clone(),
+            Content::Own(own) => own.0.clone(),
+        };
         match (&self.selection, freshness) {
-            (Selection::Whole | Selection::Part(..), Some(_)) if to_client.is_empty() => out.block(fields),
-            (Selection::Whole, None) => out.block(fields),
+            (Selection::Whole | Selection::Part(..), Some(_)) if to_client.is_empty() => out.block(fields, shared),
+            (Selection::Whole, None) => out.block(fields, shared),
             _ => self.write_fields(fields, to_client, freshness.is_some(), out),
         }
         if let Some(freshness) = freshness {
@@ -388,8 +411,8 @@ impl Response {
 
     /// The fields one by one, where some of them are changed or left out.
     #[cold]
-    fn write_fields(&self, fields: &Fields, to_client: &FieldRules, of_origin: bool, out: &mut impl HeadWriter) {
-        let of_304;
+    fn write_fields(&self, fields: &FieldLines, to_client: &FieldRules, of_origin: bool, out: &mut impl HeadWriter) {
+        let of_304: Fields;
         let mut fields = fields;
         match &self.selection {
             Selection::NotModified => {
@@ -499,7 +522,7 @@ impl Response {
             (Selection::Whole, Content::Entry(entry))
                 if !self.head_only && !matches!(self.status, ..200 | 204 | 304) =>
             {
-                Some(Segments::Shared(entry.body.segments()))
+                Some(all_of(&entry.body))
             }
             _ => self.segments_of_others(),
         }
@@ -512,8 +535,8 @@ impl Response {
         match &self.content {
             Content::Own(own) => Some(Segments::Shared(std::slice::from_ref(&own.1))),
             Content::Entry(entry) => Some(match &self.selection {
-                Selection::Part(range, _) => match entry.body.slice_of_only_segment(*range) {
-                    Some(part) => Segments::Part([part]),
+                Selection::Part(range, _) => match entry.body.block_of(*range) {
+                    Some(part) => Segments::Block(part, &entry.body),
                     None => Segments::Parts(cut(&entry.body, *range)),
                 },
                 Selection::Parts(parts) => {
@@ -525,7 +548,7 @@ impl Response {
                     segments.push(parts.end().clone());
                     Segments::Parts(segments)
                 }
-                _ => Segments::Shared(entry.body.segments()),
+                _ => all_of(&entry.body),
             }),
             Content::Stream(_) => None,
         }
@@ -553,11 +576,11 @@ impl Selection {
 /// What [`select`] says of the same request, without a copy of its fields where one range or conditions are all there is.
 fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     if head.seen.any(Seen::CONDITION) {
-        let tag = entry.validators.entity_tag_in(&entry.fields);
+        let tag = entry.validators.entity_tag_in(entry.fields());
         if matches!(entry.status, 200..300) && preconditions::name_only(tag, head.lines()) {
             return Selection::NotModified;
         }
-        let validators = entry.validators.in_block(&entry.fields);
+        let validators = entry.validators.in_block(entry.fields());
         match preconditions::evaluate_lines(|| head.lines(), entry.status, &validators) {
             preconditions::Outcome::NotModified => return Selection::NotModified,
             preconditions::Outcome::PreconditionFailed => return Selection::PreconditionFailed,
@@ -572,7 +595,7 @@ fn select_of_head(head: &RequestHead<'_>, entry: &Entry) -> Selection {
     {
         return Selection::Part(range, entry.body.len());
     }
-    select(&Wanted::of(head), entry.status, &entry.fields, &entry.validators, Some(entry.body.len()))
+    select(&Wanted::of(head), entry.status, entry.fields(), || &entry.validators, Some(entry.body.len()))
 }
 
 /// The one range that a request asks for without a condition.
@@ -590,16 +613,16 @@ fn only_range(head: &RequestHead<'_>) -> Option<RangeSpec> {
 
 /// Conditions first, then ranges (RFC 9110 section 13.2.2).
 #[inline]
-fn select(
+fn select<'v>(
     wanted: &Wanted,
     status: u16,
-    fields: &Fields,
-    validators: &StoredValidators,
+    fields: &FieldLines,
+    validators: impl FnOnce() -> &'v StoredValidators,
     length: Option<u64>,
 ) -> Selection {
     match &wanted.exceptional {
         None => Selection::Whole,
-        Some(wanted) => select_exceptional(wanted, status, fields, validators, length),
+        Some(wanted) => select_exceptional(wanted, status, fields, validators(), length),
     }
 }
 
@@ -607,7 +630,7 @@ fn select(
 fn select_exceptional(
     wanted: &Exceptional,
     status: u16,
-    fields: &Fields,
+    fields: &FieldLines,
     validators: &StoredValidators,
     length: Option<u64>,
 ) -> Selection {
@@ -642,6 +665,14 @@ fn boundary() -> String {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let random = RandomState::new();
     format!("{:016x}{:016x}", random.hash_one(count), random.hash_one(!count))
+}
+
+#[inline]
+fn all_of(body: &crate::entry::Body) -> Segments<'_> {
+    match body.block() {
+        Some(block) => Segments::Block(block, body),
+        None => Segments::Shared(body.segments()),
+    }
 }
 
 fn cut(body: &crate::entry::Body, range: ByteRange) -> Vec<Bytes> {
@@ -754,8 +785,10 @@ mod tests {
 
     use super::super::head_writer::Http2Head;
     use super::*;
+    use crate::entry::Parts;
     use crate::flight::{Flights, Joined, Keep};
     use crate::memory::Ledger;
+    use crate::semantics::validators::LazyValidators;
     use crate::semantics::variant::{VariantKey, VaryRule};
     use crate::source::EntryId;
 
@@ -778,9 +811,9 @@ mod tests {
         ])
     }
 
-    fn entry_of(status: u16, fields: Fields, chunks: &[&'static str]) -> Arc<Entry> {
+    fn entry_of(status: u16, fields: Fields, chunks: &[&'static str]) -> Entry {
         let chunks: Vec<Bytes> = chunks.iter().map(|chunk| Bytes::from_static(chunk.as_bytes())).collect();
-        Arc::new(Entry {
+        let parts = Parts {
             id: EntryId::default(),
             body_id: EntryId::default(),
             status,
@@ -790,15 +823,15 @@ mod tests {
             sent: Fields::empty(),
             tags: Default::default(),
             body: crate::entry::Body::gather(&chunks),
-            charge: Ledger::new(1000).charge(0),
-        })
+        };
+        Entry::new(parts, Ledger::new(1000).charge(0))
     }
 
     fn wanted(request: &[(&str, &str)]) -> Wanted {
         Wanted::of_fields(false, &fields(request))
     }
 
-    fn hit(entry: Arc<Entry>, hot: bool, wanted: &Wanted) -> Response {
+    fn hit(entry: Entry, hot: bool, wanted: &Wanted) -> Response {
         Response::of_entry(entry, Outcome::Hit, None, hot, wanted)
     }
 
@@ -813,7 +846,7 @@ mod tests {
     fn body_of(response: &mut Response) -> String {
         match response.body() {
             Body::None => String::new(),
-            Body::Segments(segments) => String::from_utf8(segments.concat()).unwrap(),
+            Body::Segments(segments) => String::from_utf8(segments.shared().concat()).unwrap(),
             Body::Stream(..) => panic!("a stream"),
         }
     }
@@ -1107,7 +1140,7 @@ mod tests {
             for_causer: None,
             content_length,
             freshness: Freshness::of_ours(Duration::from_secs(60), NOW),
-            validators: StoredValidators::of(&stored(), NOW.wall_seconds),
+            lazy_validators: LazyValidators::received(NOW.wall_seconds, false),
             id: EntryId::default(),
             body_id: EntryId::default(),
             rule: VaryRule::None,

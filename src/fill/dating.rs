@@ -45,7 +45,7 @@ impl Filling {
     fn basis_is_purged(&self) -> bool {
         let (Basis::Confirm(entry) | Basis::Complete(entry)) = &self.basis else { return false };
         let (purges, group) = (&self.cache.purges, &self.group.name);
-        purges.overtaken(&self.asked, Overtaking::Hard, group, &self.request.key, &entry.tags).is_some()
+        purges.overtaken(&self.asked, Overtaking::Hard, group, &self.request.key, entry.tags()).is_some()
     }
 
     /// Which purge an answer with this stamp and these tags has not seen.

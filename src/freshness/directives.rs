@@ -296,6 +296,18 @@ impl Directive<'_> {
     }
 }
 
+/// Whether a field of the block may name others with `no-cache="..."` or `private="..."`. Says yes too often rather than too
+/// seldom, and costs a search for one byte where [`ResponseDirectives::parse`] costs thousands of instructions.
+pub fn may_name_fields(received: &Fields) -> bool {
+    let block = received.as_bytes();
+    memchr::memchr_iter(b'=', block).any(|at| {
+        let before = block[..at].trim_ascii_end();
+        let ends_with =
+            |name: &[u8]| before.len() >= name.len() && before[before.len() - name.len()..].eq_ignore_ascii_case(name);
+        ends_with(b"no-cache") || ends_with(b"private")
+    })
+}
+
 /// Lower-case field names of a comma-separated list; `None` when it is empty, malformed, or names a field without which
 /// the response cannot be used.
 pub(super) fn parse_field_names(list: &[u8]) -> Option<Vec<String>> {

@@ -22,7 +22,7 @@ mod update;
 use std::time::Duration;
 
 pub use dates::{format_http_date, parse_http_date};
-pub use directives::{FoundIn, MaxStale, RequestDirectives, ResponseDirectives, SECONDS_MAX, Seconds};
+pub use directives::{FoundIn, MaxStale, RequestDirectives, ResponseDirectives, SECONDS_MAX, Seconds, may_name_fields};
 pub use invalidation::{Target, content_location_is_target, invalidated_by, is_safe};
 pub use lifetime::LifetimeSource;
 pub use rules::{Rules, SetCookie};
@@ -41,17 +41,42 @@ use crate::clock::Now;
 /// To other nodes it travels as [`HopFreshness`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    received_milliseconds: u64,
+    /// Milliseconds in the upper 48 bits, what is said in words in the lower 16.
+    received_and_words: u64,
     initial_age_milliseconds: u64,
     /// Counted from age zero; already shortened by `max` and jitter.
     lifetime_milliseconds: u64,
-    stale_while_revalidate: Option<u32>,
-    stale_if_error: Option<u32>,
+    stale_while_revalidate: MaybeSeconds,
+    stale_if_error: MaybeSeconds,
+}
+
+const _: () = assert!(size_of::<Freshness>() == 32, "every entry has this");
+
+/// What [`Freshness`] knows that is neither a time nor a number, in [`WORD_BITS`] bits.
+#[derive(Clone, Copy, Debug)]
+struct Words {
     source: LifetimeSource,
     stale: StalePermission,
     no_cache: bool,
     immutable: bool,
     copy: Copied,
+}
+
+/// Seconds that may not be said, in four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MaybeSeconds(u32);
+
+impl MaybeSeconds {
+    const NONE: MaybeSeconds = MaybeSeconds(u32::MAX);
+
+    fn of(seconds: Option<u32>) -> Self {
+        // A second less than 136 years is said as well as 136 years are.
+        seconds.map_or(MaybeSeconds::NONE, |seconds| MaybeSeconds(seconds.min(u32::MAX - 1)))
+    }
+
+    fn get(self) -> Option<u32> {
+        (self != MaybeSeconds::NONE).then_some(self.0)
+    }
 }
 
 /// Whether an entry may be used when it is stale (section 4.2.4).
@@ -155,34 +180,28 @@ impl Freshness {
         } else {
             StalePermission::Free
         };
+        let (no_cache, immutable) = (directives.no_cache, directives.immutable);
+        let words = Words { source, stale, no_cache, immutable, copy: Copied::No };
         Freshness {
-            received_milliseconds: milliseconds(exchange.received_at.monotonic),
+            received_and_words: received_and(exchange.received_at, words),
             initial_age_milliseconds,
             lifetime_milliseconds,
-            stale_while_revalidate: directives.stale_while_revalidate.or_zero(),
-            stale_if_error: directives.stale_if_error.or_zero(),
-            source,
-            stale,
-            no_cache: directives.no_cache,
-            immutable: directives.immutable,
-            copy: Copied::No,
+            stale_while_revalidate: MaybeSeconds::of(directives.stale_while_revalidate.or_zero()),
+            stale_if_error: MaybeSeconds::of(directives.stale_if_error.or_zero()),
         }
     }
 
     /// The freshness of something that no response described, which is `lifetime` from now on: an answer of our own to a
     /// failure, a file, a value from a peer that sends no metadata.
     pub fn of_ours(lifetime: Duration, now: Now) -> Self {
+        let stale = StalePermission::Free;
+        let words = Words { source: LifetimeSource::Ours, stale, no_cache: false, immutable: false, copy: Copied::No };
         Freshness {
-            received_milliseconds: milliseconds(now.monotonic),
+            received_and_words: received_and(now, words),
             initial_age_milliseconds: 0,
             lifetime_milliseconds: milliseconds(lifetime),
-            stale_while_revalidate: None,
-            stale_if_error: None,
-            source: LifetimeSource::Ours,
-            stale: StalePermission::Free,
-            no_cache: false,
-            immutable: false,
-            copy: Copied::No,
+            stale_while_revalidate: MaybeSeconds::NONE,
+            stale_if_error: MaybeSeconds::NONE,
         }
     }
 
@@ -192,37 +211,35 @@ impl Freshness {
     pub fn from_hop(hop: &HopFreshness, not_after: Now, copy: Copied) -> Self {
         let lifetime = i128::from(hop.age_milliseconds) + i128::from(hop.remaining_milliseconds);
         let lifetime = lifetime.clamp(0, i128::from(u64::MAX)) as u64;
+        let HopFreshness { source, stale, no_cache, immutable, .. } = *hop;
         Freshness {
-            received_milliseconds: milliseconds(not_after.monotonic),
+            received_and_words: received_and(not_after, Words { source, stale, no_cache, immutable, copy }),
             initial_age_milliseconds: hop.age_milliseconds,
             lifetime_milliseconds: lifetime,
-            stale_while_revalidate: hop.stale_while_revalidate,
-            stale_if_error: hop.stale_if_error,
-            source: hop.source,
-            stale: hop.stale,
-            no_cache: hop.no_cache,
-            immutable: hop.immutable,
-            copy,
+            stale_while_revalidate: MaybeSeconds::of(hop.stale_while_revalidate),
+            stale_if_error: MaybeSeconds::of(hop.stale_if_error),
         }
     }
 
     /// What to send to another node now.
     pub fn over_hop(&self, now: Now) -> HopFreshness {
+        let Words { source, stale, no_cache, immutable, .. } = self.words();
         HopFreshness {
             age_milliseconds: self.age_milliseconds(now),
             remaining_milliseconds: self.remaining(now),
-            stale_while_revalidate: self.stale_while_revalidate,
-            stale_if_error: self.stale_if_error,
-            source: self.source,
-            stale: self.stale,
-            no_cache: self.no_cache,
-            immutable: self.immutable,
+            stale_while_revalidate: self.stale_while_revalidate.get(),
+            stale_if_error: self.stale_if_error.get(),
+            source,
+            stale,
+            no_cache,
+            immutable,
         }
     }
 
     /// The same entry in another role: a copy that becomes the owner's when the ring moves, or the reverse.
     pub fn with_role(self, copy: Copied) -> Self {
-        Freshness { copy, ..self }
+        let words = Words { copy, ..self.words() }.to_bits();
+        Freshness { received_and_words: self.received_and_words >> WORD_BITS << WORD_BITS | words, ..self }
     }
 
     /// The same entry, stale from now on at the latest: a soft purge, or a HEAD that found something else.
@@ -257,22 +274,23 @@ impl Freshness {
 
     /// Whether it is fresh, whatever a client may want (section 4.2).
     pub fn is_fresh(&self, now: Now) -> bool {
-        !self.no_cache && self.age_milliseconds(now) < self.lifetime_milliseconds
+        !self.no_cache() && self.age_milliseconds(now) < self.lifetime_milliseconds
     }
 
     /// How its lifetime was found.
     pub fn source(&self) -> LifetimeSource {
-        self.source
+        self.words().source
     }
 
     /// Whether every use needs a validation (section 5.2.2.4).
+    #[inline]
     pub fn no_cache(&self) -> bool {
-        self.no_cache
+        self.received_and_words & NO_CACHE_BIT != 0
     }
 
     /// Owner's entry or hot copy.
     pub fn role(&self) -> Copied {
-        self.copy
+        self.words().copy
     }
 
     /// Whether the entry answers a request with these directives (section 4.2.4, RFC 5861, RFC 8246).
@@ -283,7 +301,7 @@ impl Freshness {
         let age = self.age_milliseconds(now);
         let fresh = age < self.lifetime_milliseconds;
         // Nothing in the request is an exception to the usual hit.
-        if fresh && !self.no_cache && *request == RequestDirectives::default() {
+        if fresh && !self.no_cache() && *request == RequestDirectives::default() {
             return Verdict::Fresh;
         }
         self.exceptional_verdict(rules, request, age)
@@ -292,7 +310,7 @@ impl Freshness {
     /// For how long, from now on, the entry can still answer some request without being validated, counting
     /// stale-while-revalidate and stale-if-error. Zero: only a validation can use it.
     pub fn useful_for(&self, rules: &Rules, now: Now) -> Duration {
-        if self.no_cache {
+        if self.no_cache() {
             return Duration::ZERO;
         }
         let stale = self.stale_while_revalidate(rules).max(self.stale_if_error(rules, None));
@@ -303,16 +321,16 @@ impl Freshness {
     /// Whether an entry that arrived now answers anything without validation. The configured stale-if-error alone does not
     /// make a stale arrival worth keeping: it is there for what was once fresh.
     fn is_ever_useful(&self, rules: &Rules, now: Now) -> bool {
-        let stale = self.stale_while_revalidate(rules).max(match self.stale_if_error {
+        let stale = self.stale_while_revalidate(rules).max(match self.stale_if_error.get() {
             Some(_) => self.stale_if_error(rules, None),
             None => 0,
         });
-        !self.no_cache && self.age_milliseconds(now) < self.lifetime_milliseconds.saturating_add(stale)
+        !self.no_cache() && self.age_milliseconds(now) < self.lifetime_milliseconds.saturating_add(stale)
     }
 
     #[cold]
     fn exceptional_verdict(&self, rules: &Rules, request: &RequestDirectives, age: u64) -> Verdict {
-        if self.no_cache {
+        if self.no_cache() {
             return Verdict::Revalidate { reason: Reason::NoCache, if_error: false, if_slow: None };
         }
         let fresh = age < self.lifetime_milliseconds;
@@ -322,7 +340,8 @@ impl Freshness {
         }
         let staleness = age.saturating_sub(self.lifetime_milliseconds);
         // A reload sends max-age=0; of an immutable entry that is fresh it asks for nothing (RFC 8246 section 2).
-        let too_old = request.max_age.is_some_and(|max_age| age > seconds(max_age)) && !(fresh && self.immutable);
+        let too_old =
+            request.max_age.is_some_and(|max_age| age > seconds(max_age)) && !(fresh && self.words().immutable);
         let soon_stale =
             request.min_fresh.is_some_and(|least| age.saturating_add(seconds(least)) > self.lifetime_milliseconds);
         let reason = if too_old {
@@ -337,7 +356,7 @@ impl Freshness {
                 Some(MaxStale::Seconds(limit)) => staleness <= seconds(limit),
                 None => false,
             };
-            if accepted && self.stale == StalePermission::Free && self.copy == Copied::No {
+            if accepted && self.words().stale == StalePermission::Free && self.role() == Copied::No {
                 return Verdict::StaleAccepted;
             }
             // A client that names a max-age and no max-stale does not want a stale answer (section 5.2.1.1), and one that
@@ -349,21 +368,25 @@ impl Freshness {
             Reason::Stale
         };
         let if_error = fresh || staleness < self.stale_if_error(rules, request.stale_if_error);
-        let slow = if_error && reason == Reason::Stale && self.copy == Copied::No && !rules.stale_if_slow.is_zero();
+        let slow = if_error && reason == Reason::Stale && self.role() == Copied::No && !rules.stale_if_slow.is_zero();
         // What the request asks for is the reason only where a fresh entry does not answer it (RFC 9211 section 2.2).
         let reason = if fresh { reason } else { Reason::Stale };
         Verdict::Revalidate { reason, if_error, if_slow: slow.then_some(rules.stale_if_slow) }
     }
 
+    fn words(&self) -> Words {
+        Words::of_bits(self.received_and_words)
+    }
+
     #[inline]
     fn age_milliseconds(&self, now: Now) -> u64 {
-        let resident = milliseconds(now.monotonic).saturating_sub(self.received_milliseconds);
+        let resident = milliseconds(now.monotonic).saturating_sub(self.received_and_words >> WORD_BITS);
         self.initial_age_milliseconds.saturating_add(resident)
     }
 
     /// Milliseconds after the lifetime; zero where it is not granted.
     fn stale_while_revalidate(&self, rules: &Rules) -> u64 {
-        match (self.copy, self.granted_stale(self.stale_while_revalidate, rules.stale_while_revalidate)) {
+        match (self.role(), self.granted_stale(self.stale_while_revalidate.get(), rules.stale_while_revalidate)) {
             (Copied::No, granted) => granted,
             (Copied::Hot, _) => 0,
         }
@@ -373,17 +396,54 @@ impl Freshness {
     /// grant, not what the response says.
     fn stale_if_error(&self, rules: &Rules, request: Option<u32>) -> u64 {
         let rule = rules.stale_if_error.max(Duration::from_secs(u64::from(request.unwrap_or(0))));
-        self.granted_stale(self.stale_if_error, rule)
+        self.granted_stale(self.stale_if_error.get(), rule)
     }
 
     fn granted_stale(&self, by_response: Option<u32>, by_rules: Duration) -> u64 {
-        match (self.stale, by_response) {
+        match (self.words().stale, by_response) {
             (StalePermission::Never, _) | (StalePermission::OnlyByResponse, None) => 0,
             (_, Some(by_response)) => seconds(by_response),
             (StalePermission::Free, None) => milliseconds(by_rules),
         }
     }
 }
+
+impl Words {
+    fn to_bits(self) -> u64 {
+        let bit = |is: bool, bit: u64| if is { bit } else { 0 };
+        self.source as u64
+            | (self.stale as u64) << STALE_SHIFT
+            | bit(self.no_cache, NO_CACHE_BIT)
+            | bit(self.immutable, IMMUTABLE_BIT)
+            | bit(self.copy == Copied::Hot, HOT_BIT)
+    }
+
+    fn of_bits(bits: u64) -> Self {
+        Words {
+            source: LifetimeSource::from_code((bits & SOURCE_MASK) as u8),
+            stale: match bits >> STALE_SHIFT & 3 {
+                0 => StalePermission::Free,
+                1 => StalePermission::OnlyByResponse,
+                _ => StalePermission::Never,
+            },
+            no_cache: bits & NO_CACHE_BIT != 0,
+            immutable: bits & IMMUTABLE_BIT != 0,
+            copy: if bits & HOT_BIT != 0 { Copied::Hot } else { Copied::No },
+        }
+    }
+}
+
+fn received_and(received_at: Now, words: Words) -> u64 {
+    // The clock runs since this machine started: it does not reach 48 bits within 8,900 years.
+    milliseconds(received_at.monotonic).min(u64::MAX >> WORD_BITS) << WORD_BITS | words.to_bits()
+}
+
+const WORD_BITS: u32 = 16;
+const SOURCE_MASK: u64 = 15;
+const STALE_SHIFT: u32 = 4;
+const NO_CACHE_BIT: u64 = 1 << 6;
+const IMMUTABLE_BIT: u64 = 1 << 7;
+const HOT_BIT: u64 = 1 << 8;
 
 /// Takes up to `percent` of what remains of a lifetime, as much of it as `random` (0 to 1) says. What has passed already
 /// is not shortened, or an old response would lose all.

@@ -6,7 +6,7 @@ use super::directives::{RequestDirectives, ResponseDirectives, Seconds};
 use super::invalidation::{self, Target};
 use super::rules::{Rules, SetCookie};
 use crate::clock::Now;
-use crate::fields::{Fields, is_token};
+use crate::fields::{FieldLines, Fields, is_token};
 
 /// One request that went to the origin and the head that came back.
 #[derive(Clone, Copy, Debug)]
@@ -285,7 +285,7 @@ fn varies_on_everything(received: &Fields) -> bool {
 
 /// Names in `Connection`, lower case. Fields for every recipient must not be named there (RFC 9110 section 7.6.1); one
 /// that is essential stays, or the name of a field would be a way to lose its restrictions.
-pub fn nominated_by_connection(received: &Fields) -> Vec<String> {
+pub fn nominated_by_connection(received: &FieldLines) -> Vec<String> {
     received
         .get_all("connection")
         .flat_map(|line| line.split(|byte| *byte == b','))
@@ -332,12 +332,12 @@ pub(super) fn is_essential(name: &str) -> bool {
     )
 }
 
-pub(super) fn has_date(fields: &Fields, now: Now) -> bool {
+pub(super) fn has_date(fields: &FieldLines, now: Now) -> bool {
     fields.get_all("date").any(|text| parse_http_date(text, now.wall_seconds).is_some())
 }
 
 /// Adds the time of receipt as `Date` (RFC 9110 section 6.6.1).
-pub(super) fn with_date(fields: &Fields, received_at: Now) -> Fields {
+pub(super) fn with_date(fields: &FieldLines, received_at: Now) -> Fields {
     let mut builder = fields.to_builder();
     let added = builder.push(b"Date", format_http_date(received_at.wall_seconds).as_bytes());
     debug_assert!(added.is_ok(), "a date is a field value");

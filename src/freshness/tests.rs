@@ -895,7 +895,32 @@ fn any_field_value() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+#[test]
+fn only_lines_that_may_name_fields_are_read_for_names() {
+    for (line, may) in [
+        ("Cache-Control: no-cache=\"set-cookie\"", true),
+        ("Cache-Control: max-age=5, PRIVATE = \"set-cookie\"", true),
+        ("CDN-Cache-Control: max-age=5, private=x", true),
+        ("Cache-Control: max-age=60, no-cache", false),
+        ("Content-Type: text/html; charset=utf-8", false),
+    ] {
+        assert_eq!(may_name_fields(&fields(&[line])), may, "{line}");
+    }
+}
+
 proptest! {
+    /// The search that stands in for reading the directives never says no where they name something.
+    #[test]
+    fn whoever_names_fields_is_found(
+        line in "(max-age=[0-9]|[A-Z]{0,2}public)?[ ,;]{0,2}([nN]o-[cC]ache|private)[ \t]{0,2}=?[ \t]?[\"a-z ,=-]{0,16}",
+        name in prop::sample::select(&["Cache-Control", "CDN-Cache-Control", "Surrogate-Control"][..]),
+    ) {
+        let received = Fields::from_pairs([("a", "b=c".to_owned()), (name, line)]).unwrap();
+        let directives = ResponseDirectives::parse(&Rules::default(), &received);
+        let names = !directives.no_cache_fields.is_empty() || !directives.private_fields.is_empty();
+        prop_assert!(!names || may_name_fields(&received));
+    }
+
     /// Issue: "Bad input ... never a panic, never fresh by accident".
     #[test]
     fn arbitrary_fields_do_not_panic_and_no_verdict_contradicts_itself(

@@ -3,7 +3,7 @@
 use super::rules::{Rules, SetCookie};
 use super::storable::{has_date, is_cookie, is_for_one_connection, nominated_by_connection, with_date};
 use crate::clock::Now;
-use crate::fields::{Fields, FieldsBuilder};
+use crate::fields::{FieldLines, Fields, FieldsBuilder};
 
 /// What a response to HEAD does to a stored response to GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum HeadEffect {
 /// The result still holds the `Age` of the 304, for [`judge`](super::judge); what is stored in the end is what
 /// [`fields_to_store`](super::fields_to_store) leaves of it. A cookie is merged only where cookies are shared: it was for
 /// whoever caused the validation, and says nothing about the stored response.
-pub fn updated_by_304(rules: &Rules, stored: &Fields, not_modified: &Fields, received_at: Now) -> Fields {
+pub fn updated_by_304(rules: &Rules, stored: &FieldLines, not_modified: &FieldLines, received_at: Now) -> Fields {
     updated(rules, stored, not_modified, received_at)
 }
 
@@ -33,21 +33,21 @@ pub fn updated_by_304(rules: &Rules, stored: &Fields, not_modified: &Fields, rec
 /// candidate: section 4.3.4 says so where the candidate has no validator either; we also take it for the candidate whose
 /// validator we sent, because many servers leave the validators out of a 304 (against RFC 9110 section 15.4.5) and nothing
 /// else can be meant.
-pub fn selected_by_304(candidates: &[&Fields], not_modified: &Fields) -> Vec<usize> {
+pub fn selected_by_304(candidates: &[&FieldLines], not_modified: &FieldLines) -> Vec<usize> {
     let all = || candidates.iter().enumerate();
     if let Some(tag) = not_modified.get("etag") {
         if !is_weak(tag) {
             return all().filter(|(_, stored)| stored.get("etag") == Some(tag)).map(|(index, _)| index).collect();
         }
-        let same = |stored: &&Fields| stored.get("etag").is_some_and(|known| weak_match(known, tag));
+        let same = |stored: &&FieldLines| stored.get("etag").is_some_and(|known| weak_match(known, tag));
         if let Some((index, _)) = all().find(|(_, stored)| same(stored)) {
             return vec![index];
         }
     }
     if let Some(modified) = not_modified.get("last-modified") {
         // A tag that differs is news; only where one side has no tag does the date decide.
-        let comparable = |stored: &&Fields| !(stored.contains("etag") && not_modified.contains("etag"));
-        let same = |stored: &&Fields| stored.get("last-modified") == Some(modified) && comparable(stored);
+        let comparable = |stored: &&FieldLines| !(stored.contains("etag") && not_modified.contains("etag"));
+        let same = |stored: &&FieldLines| stored.get("last-modified") == Some(modified) && comparable(stored);
         return all().find(|(_, stored)| same(stored)).map(|(index, _)| index).into_iter().collect();
     }
     if not_modified.contains("etag") || candidates.len() != 1 { Vec::new() } else { vec![0] }
@@ -57,10 +57,10 @@ pub fn selected_by_304(candidates: &[&Fields], not_modified: &Fields) -> Vec<usi
 /// body in bytes. A status other than 200 says nothing.
 pub fn updated_by_head(
     rules: &Rules,
-    stored: &Fields,
+    stored: &FieldLines,
     stored_length: Option<u64>,
     status: u16,
-    head: &Fields,
+    head: &FieldLines,
     received_at: Now,
 ) -> HeadEffect {
     if status != 200 {
@@ -78,7 +78,7 @@ pub fn updated_by_head(
     }
 }
 
-fn updated(rules: &Rules, stored: &Fields, news: &Fields, received_at: Now) -> Fields {
+fn updated(rules: &Rules, stored: &FieldLines, news: &FieldLines, received_at: Now) -> Fields {
     let nominated = nominated_by_connection(news);
     let keeps_tag = stored.contains("etag");
     let left_out = |name: &str| {
@@ -247,7 +247,7 @@ mod tests {
             ("4.3.4 no validator and several candidates", &[bare, strong], &["B: 1"], &[]),
         ] {
             let candidates: Vec<Fields> = candidates.iter().map(|lines| fields(lines)).collect();
-            let candidates: Vec<&Fields> = candidates.iter().collect();
+            let candidates: Vec<&FieldLines> = candidates.iter().map(|fields| &**fields).collect();
             assert_eq!(selected_by_304(&candidates, &fields(news)), expected, "{why}");
         }
     }

@@ -84,7 +84,6 @@ struct Shared {
     dial: Box<dyn Dial>,
     settings: ClientSettings,
     lines: Vec<Line>,
-    next_line: AtomicUsize,
     stop: watch::Sender<bool>,
     requests: AtomicU64,
     tallies: Tallies,
@@ -128,7 +127,6 @@ impl NativePeer {
                 dial,
                 settings,
                 lines,
-                next_line: AtomicUsize::new(0),
                 stop: watch::Sender::new(false),
                 requests: AtomicU64::new(0),
                 tallies: Tallies::default(),
@@ -351,12 +349,24 @@ impl Shared {
             .await
     }
 
-    /// The connection for the next question.
+    /// The connection for the next question: one that works, and for the questions of a thread the same one, so that those
+    /// which arrive there together leave together.
     fn next_line(&self) -> usize {
-        match self.lines.len() {
-            1 => 0,
-            lines => self.next_line.fetch_add(1, Ordering::Relaxed) % lines,
+        let lines = self.lines.len();
+        if lines == 1 {
+            return 0;
         }
+        let usual = THREAD.with(|thread| *thread) % lines;
+        let is_down = |index: usize| matches!(&*self.lines[index].state.lock(), LineState::Down { .. });
+        (usual..lines).chain(0..usual).find(|index| !is_down(*index)).unwrap_or(usual)
+    }
+
+    /// Any connection that works.
+    fn any_exchange(&self) -> Option<Arc<Exchange>> {
+        self.lines.iter().find_map(|line| match &*line.state.lock() {
+            LineState::Up(exchange) => Some(exchange.clone()),
+            _ => None,
+        })
     }
 
     /// A connection to ask on. Waits for one that is being opened for the first time; never for one that failed before.
@@ -438,7 +448,7 @@ impl Shared {
                             };
                             let mut greeted = self.greeted.lock();
                             if greeted.as_ref().is_some_and(|greeted| Arc::ptr_eq(greeted, &exchange)) {
-                                *greeted = None;
+                                *greeted = self.any_exchange().filter(|other| !Arc::ptr_eq(other, &exchange));
                             }
                             drop(greeted);
                             ended
@@ -453,6 +463,19 @@ impl Shared {
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
                     if reason != SHUT_DOWN {
                         damping.failed(begun.elapsed());
+                    }
+                    if reason == SILENT {
+                        // The peer is, and not this connection: no question shall find out once more.
+                        for (other, line) in self.lines.iter().enumerate().filter(|(other, _)| *other != index) {
+                            let up = match &*line.state.lock() {
+                                LineState::Up(exchange) => Some(exchange.clone()),
+                                _ => None,
+                            };
+                            if let Some(exchange) = up {
+                                self.set(other, LineState::Down { reason: reason.clone(), refused: false });
+                                exchange.give_up();
+                            }
+                        }
                     }
                     if since.elapsed() >= RETRY_MAX && reason != SILENT && !holding {
                         // It worked for a while: the next attempt may work too, and questions may wait for it. But a frozen
@@ -545,10 +568,7 @@ impl Shared {
 
     /// The peer's view of the ring, as it last said on a connection that lives.
     fn ring_id(&self) -> Option<u64> {
-        self.lines.iter().find_map(|line| match &*line.state.lock() {
-            LineState::Up(exchange) => Some(exchange.ring_id()),
-            _ => None,
-        })
+        self.any_exchange().map(|exchange| exchange.ring_id())
     }
 
     fn set(&self, index: usize, state: LineState) {
@@ -596,6 +616,14 @@ impl From<HandshakeError> for ConnectFailure {
             like_go: matches!(error, HandshakeError::Upgrade { like_go: true, .. }),
         }
     }
+}
+
+thread_local! {
+    /// Tells the threads of the process apart.
+    static THREAD: usize = {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    };
 }
 
 /// All purges that a node keeps, encoded, with room to spare.

@@ -310,7 +310,7 @@ impl Pump {
     }
 }
 
-/// Reserved bytes that may wait in one outbox. With one connection per peer this is what a peer that does not read costs.
+/// Reserved bytes that may wait in one outbox: what a connection to a peer costs that does not read.
 const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// What a head takes beside its fields, at most.
 pub(super) const HEAD_BYTES_EXTRA: usize = 128;

@@ -33,6 +33,8 @@ pub(super) struct Exchange {
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
+    /// The peer was found dead elsewhere.
+    given_up: AtomicBool,
     stop: Notify,
     tallies: Tallies,
     window_bytes: u32,
@@ -106,8 +108,9 @@ struct Partial {
 impl Exchange {
     pub(super) fn new(outbox: Arc<Outbox>, remote: &Identity, window_bytes: u32, tallies: Tallies) -> Arc<Self> {
         let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
-        let (streams, stopping, stop) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, stop, tallies, window_bytes })
+        let (streams, stop) = (Mutex::default(), Notify::new());
+        let (stopping, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, given_up, stop, tallies, window_bytes })
     }
 
     /// Whether the peer is leaving.
@@ -123,6 +126,12 @@ impl Exchange {
     /// Ends the connection as soon as no question is open.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.stop.notify_one();
+    }
+
+    /// Ends the connection as one to a peer that says nothing, which another connection to it has found out.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::SeqCst);
         self.stop.notify_one();
     }
 
@@ -207,21 +216,39 @@ impl Exchange {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         let mut quiet = Quiet::default();
+        let mut partial = None;
         loop {
             // Before the first read too: frames may have come with the last words of the handshake.
-            if let Err(end) = self.dispatch_all(pump) {
+            if let Err(end) = self.dispatch_all(pump, &mut partial) {
                 return self.say_goodbye(pump, end).await;
             }
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
                     Ok(true) => quiet = Quiet::default(),
-                    Ok(false) => return "the peer closed the connection".to_owned(),
-                    Err(error) => return format!("the connection failed ({})", error.kind()),
+                    ended => {
+                        // Whatever came of an answer has come.
+                        let _ = self.dispatch_partial(partial.take());
+                        return match ended {
+                            Ok(_) => "the peer closed the connection".to_owned(),
+                            Err(error) => format!("the connection failed ({})", error.kind()),
+                        };
+                    }
                 },
-                () = self.stop.notified() => if self.streams.lock().open.is_empty() {
-                    return "the connection is no longer needed".to_owned();
-                },
+                // An answer of which only the beginning was read is handed out when no more is there to be read at once.
+                () = std::future::ready(()), if partial.is_some() => {
+                    if let Err(end) = self.dispatch_partial(partial.take()) {
+                        return self.say_goodbye(pump, end).await;
+                    }
+                }
+                () = self.stop.notified() => {
+                    if self.given_up.load(Ordering::SeqCst) {
+                        return SILENT.to_owned();
+                    }
+                    if self.streams.lock().open.is_empty() {
+                        return "the connection is no longer needed".to_owned();
+                    }
+                }
                 _ = ticks.tick() => {
                     if self.is_silent(&mut quiet) {
                         return SILENT.to_owned();
@@ -244,14 +271,14 @@ impl Exchange {
         }
     }
 
-    /// Takes every frame that is here. An answer that is here whole is handed out as a whole.
-    fn dispatch_all(self: &Arc<Self>, pump: &mut Pump) -> Result<(), End> {
-        let mut partial: Option<Partial> = None;
+    /// Takes every frame that is here. An answer that is here whole is handed out as a whole; of the last one, what is here stays
+    /// in `partial`.
+    fn dispatch_all(self: &Arc<Self>, pump: &mut Pump, partial: &mut Option<Partial>) -> Result<(), End> {
         loop {
             let next = pump.reader().next_frame();
             let (request, message) = match next {
                 Ok(Some(Envelope { request, message })) => (request, message),
-                Ok(None) => return self.dispatch_partial(partial.take()),
+                Ok(None) => return Ok(()),
                 Err(error) => {
                     self.dispatch_partial(partial.take())?;
                     return Err(End::Violation(error));
@@ -267,7 +294,7 @@ impl Exchange {
                 (message, _) => {
                     self.dispatch_partial(partial.take())?;
                     match message {
-                        Message::Head(head) => partial = Some(Partial { request, head, body: None }),
+                        Message::Head(head) => *partial = Some(Partial { request, head, body: None }),
                         message => self.dispatch(Envelope { request, message })?,
                     }
                 }

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 
 use super::{Answer, Script, ask, hop, read};
 use crate::fields::Fields;
+use crate::fleet::{Begun, Health};
 use crate::peer::LocalNode;
+use crate::peer::checksum::Checksum;
 use crate::peer::client::{ClientSettings, NativePeer};
 use crate::peer::dial::Dial;
 use crate::peer::handshake::{Secrets, answer_upgrade, ask_for_upgrade};
@@ -76,9 +78,27 @@ fn secrets() -> Secrets {
 
 /// A real asker, and the streams on which the test plays the owner.
 fn asker() -> (Arc<NativePeer>, mpsc::UnboundedReceiver<Stream>) {
+    asker_with(ClientSettings::default())
+}
+
+fn asker_with(settings: ClientSettings) -> (Arc<NativePeer>, mpsc::UnboundedReceiver<Stream>) {
     let (sender, streams) = mpsc::unbounded_channel();
     let node = LocalNode::new("0.1.0", 1, secrets());
-    (Arc::new(NativePeer::new(node, Box::new(HandedOver(sender)), ClientSettings::default())), streams)
+    (Arc::new(NativePeer::new(node, Box::new(HandedOver(sender)), settings)), streams)
+}
+
+/// A real asker with two connections, and both owners that it is connected to.
+async fn asker_of_two() -> (Arc<NativePeer>, mpsc::UnboundedReceiver<Stream>, [Played; 2]) {
+    let (peer, mut streams) = asker_with(ClientSettings { connections: 2, ..ClientSettings::default() });
+    peer.connect();
+    let owners = [play_owner(&mut streams).await, play_owner(&mut streams).await];
+    settle().await;
+    (peer, streams, owners)
+}
+
+/// Lets everything happen that waits for no time.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
 async fn play_owner(streams: &mut mpsc::UnboundedReceiver<Stream>) -> Played {
@@ -179,7 +199,7 @@ async fn a_question_that_the_owner_forgot_is_given_up_and_the_connection_stays()
         assert_eq!(played.hear().await, Some((1, Message::Cancel)));
         let Some((2, Message::Ask(_))) = played.hear().await else { panic!() };
         played.say(2, head()).await;
-        played.say(2, Message::End { length: 0, checksum: crate::peer::checksum::Checksum::default().finish() }).await;
+        played.say(2, Message::End { length: 0, checksum: Checksum::default().finish() }).await;
         played
     });
     assert_eq!(peer.fetch(&ask("a")).await.err(), Some(FetchError::unreachable("silent")));
@@ -410,4 +430,76 @@ async fn an_asker_that_vanished_is_noticed() {
     tokio::time::sleep(Duration::from_secs(32)).await;
     assert_eq!(server.counters().rejects.value("silent"), 1);
     assert_eq!(played.hear().await, None);
+}
+
+/// What is read at once ends somewhere within an answer; that one is whole too when the rest is there to be read.
+#[tokio::test(start_paused = true)]
+async fn answers_that_come_together_come_whole_wherever_a_read_ends() {
+    const QUESTIONS: usize = 100;
+    let (peer, mut streams) = asker();
+    peer.connect();
+    let mut owner = play_owner(&mut streams).await;
+    // The connection is the peer's once it carries a question.
+    let first = tokio::spawn({
+        let peer = peer.clone();
+        async move { read(peer.fetch(&ask("k")).await?).await }
+    });
+    let mut out = BytesMut::new();
+    let body = Bytes::from(vec![7; 5000]);
+    let mut answer = |request| {
+        let head = Head { status: 200, fields: Fields::empty(), content_length: Some(5000), hop: Some(hop()) };
+        encode(request, &Message::Head(Box::new(head)), &mut out);
+        encode(request, &Message::Data(body.clone()), &mut out);
+        encode(request, &Message::End { length: 5000, checksum: Checksum::of(&body) }, &mut out);
+        out.split()
+    };
+    let (request, _) = owner.hear().await.unwrap();
+    owner.stream.write_all(&answer(request)).await.unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), body);
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    for _ in 0..QUESTIONS {
+        let sender = sender.clone();
+        peer.begin(&ask("k"), EntryId::default(), Box::new(move |begun| sender.send(begun).unwrap_or_default()));
+    }
+    let mut answers = BytesMut::new();
+    for _ in 0..QUESTIONS {
+        let (request, _) = owner.hear().await.unwrap();
+        answers.unsplit(answer(request));
+    }
+    owner.stream.write_all(&answers).await.unwrap();
+    for _ in 0..QUESTIONS {
+        assert!(matches!(begun.recv().await, Some(Begun::Whole(_, whole)) if whole == body));
+    }
+}
+
+/// What one connection of two does not bear any longer, the other does.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_broke_leaves_its_questions_to_the_others() {
+    for broken in 0..2 {
+        let (peer, _streams, owners) = asker_of_two().await;
+        let [first, second] = owners;
+        let (gone, mut left) = if broken == 0 { (first, second) } else { (second, first) };
+        drop(gone);
+        settle().await;
+        let asking = tokio::spawn(async move { read(peer.fetch(&ask("k")).await?).await });
+        let (request, _) = left.hear().await.unwrap();
+        let head = Head { status: 200, fields: Fields::empty(), content_length: Some(0), hop: Some(hop()) };
+        left.say(request, Message::Head(Box::new(head))).await;
+        left.say(request, Message::End { length: 0, checksum: Checksum::default().finish() }).await;
+        assert_eq!(asking.await.unwrap().unwrap(), b"");
+    }
+}
+
+/// A frozen node is found out once, by one question, whatever the number of connections to it.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_silent_on_one_connection_is_given_up_on_all() {
+    let (peer, _streams, _owners) = asker_of_two().await;
+    assert_eq!(peer.health(), Health::Up);
+    let silence = ClientSettings::default().timeouts.silence;
+    let asked_at = Instant::now();
+    assert!(matches!(peer.fetch(&ask("k")).await, Err(FetchError::Unreachable(_))));
+    settle().await;
+    assert_eq!(peer.health(), Health::Down);
+    assert!(matches!(peer.fetch(&ask("k")).await, Err(FetchError::Unreachable(_))));
+    assert!(asked_at.elapsed() < silence * 2, "{:?}", asked_at.elapsed());
 }

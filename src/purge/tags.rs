@@ -1,6 +1,6 @@
 //! Tags: the names under which an origin lets its answers be purged (`Surrogate-Key`, `Cache-Tag`, `xkey`).
 
-use crate::fields::Fields;
+use crate::fields::FieldLines;
 
 /// The tags of one response, parsed once. Compared byte for byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Tags {
 
 impl Tags {
     /// The tags in the fields that name them: `Surrogate-Key` and `xkey` are split at white space, `Cache-Tag` at commas.
-    pub fn of(fields: &Fields) -> Self {
+    pub fn of(fields: &FieldLines) -> Self {
         if !NAMES.iter().any(|name| fields.contains(name)) {
             return Tags::default();
         }
@@ -48,6 +48,11 @@ impl Tags {
             text.push(b'\n');
         }
         Tags { text: Some(text.into()), too_many: false }
+    }
+
+    /// No tag.
+    pub const fn none() -> Self {
+        Tags { text: None, too_many: false }
     }
 
     /// More tags than may be kept.
@@ -97,7 +102,7 @@ impl Tags {
     }
 
     /// Whether `fields` say anything of tags.
-    pub fn are_in(fields: &Fields) -> bool {
+    pub fn are_in(fields: &FieldLines) -> bool {
         NAMES.iter().any(|name| fields.contains(name))
     }
 }

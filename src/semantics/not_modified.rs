@@ -3,10 +3,10 @@
 //! It must carry `Cache-Control`, `Content-Location`, `Date`, `ETag`, `Expires` and `Vary`. What describes the body that is not
 //! sent is left out, `Last-Modified` too if there is an `ETag`; the rest may update the client's copy and stays.
 
-use crate::fields::Fields;
+use crate::fields::{FieldLines, Fields};
 
 /// The fields of a 304 made from a stored response.
-pub fn fields_of_304(stored: &Fields) -> Fields {
+pub fn fields_of_304(stored: &FieldLines) -> Fields {
     let has_entity_tag = stored.contains("etag");
     stored.without(|name| is_left_out(name.as_bytes(), has_entity_tag))
 }
@@ -34,13 +34,13 @@ impl Span {
 
 impl LinesOf304 {
     /// Finds the lines of a block.
-    pub fn of(stored: &Fields) -> Self {
+    pub fn of(stored: &FieldLines) -> Self {
         LinesOf304 { left_out: spans(stored).unwrap_or([Span::UNKNOWN; SPANS_MAX]) }
     }
 
     /// Appends the block of [`fields_of_304`] to `out`.
     #[inline]
-    pub fn write(&self, stored: &Fields, out: &mut Vec<u8>) {
+    pub fn write(&self, stored: &FieldLines, out: &mut Vec<u8>) {
         let block = stored.as_bytes();
         if self.left_out[0] == Span::UNKNOWN {
             return out.extend_from_slice(fields_of_304(stored).as_bytes());
@@ -55,7 +55,7 @@ impl LinesOf304 {
 }
 
 /// `None`: there are too many, or they lie too far behind.
-fn spans(stored: &Fields) -> Option<[Span; SPANS_MAX]> {
+fn spans(stored: &FieldLines) -> Option<[Span; SPANS_MAX]> {
     let has_entity_tag = stored.contains("etag");
     let block = stored.as_bytes();
     let mut spans = [Span::default(); SPANS_MAX];

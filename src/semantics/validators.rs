@@ -1,7 +1,9 @@
 //! Validators of a response: entity tags and dates of last change (RFC 9110 section 8.8).
 
+use once_cell::sync::OnceCell;
+
 use super::not_modified::LinesOf304;
-use crate::fields::Fields;
+use crate::fields::FieldLines;
 
 /// An entity tag as it stands in a header (RFC 9110 section 8.8.3).
 ///
@@ -97,7 +99,7 @@ impl<'a> Validators<'a> {
     /// Reads the validators of a response that was received at `received_wall_seconds` (seconds since 1970).
     ///
     /// A `Date` that the proxy itself adds must not be there yet: it was set by another clock than `Last-Modified`.
-    pub fn of(response: &'a Fields, received_wall_seconds: i64) -> Self {
+    pub fn of(response: &'a FieldLines, received_wall_seconds: i64) -> Self {
         Self::read(only_values(response), received_wall_seconds)
     }
 
@@ -136,83 +138,132 @@ impl<'a> Validators<'a> {
     }
 }
 
-/// The validators of a stored response in 40 bytes, so that a hit compares them without reading its header again; and which
+/// The validators of a stored response in 28 bytes, so that a hit compares them without reading its header again; and which
 /// of its lines the answer has when they are equal.
 ///
-/// The entity tag is a place in the header block from which they were made; fields may be added behind it.
+/// The entity tag is a place in the header block from which they were made; fields may be added behind it. What does not fit
+/// into the few bits here is looked up in that block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredValidators {
-    date_seconds: i64,
-    /// `i64::MIN`: there is none.
-    last_modified_seconds: i64,
-    entity_tag_start: u32,
-    /// 0: there is none. A tag longer than 65,535 bytes counts as none.
-    entity_tag_length: u16,
-    last_modified_is_strong: bool,
+    /// [`FAR`]: it is beyond what fits.
+    date_seconds: u32,
+    /// [`FAR`] or [`NEVER`] where it is beyond what fits, or there is none.
+    last_modified_seconds: u32,
+    entity_tag_start: u16,
+    /// Of the entity tag in the lower 15 bits, 0: there is none; [`ANYWHERE`]: its place does not fit. The upper bit:
+    /// whether `Last-Modified` is a strong validator.
+    length_and_strength: u16,
     lines_of_304: LinesOf304,
 }
 
-const _: () = assert!(size_of::<StoredValidators>() == 40, "every entry has this");
+const _: () = assert!(size_of::<StoredValidators>() == 28, "every entry has this");
+
+/// From here on seconds are looked up: in the year 2106.
+const FAR: u32 = u32::MAX - 1;
+const NEVER: u32 = u32::MAX;
+const STRONG_BIT: u16 = 1 << 15;
+const ANYWHERE: u16 = STRONG_BIT - 1;
 
 impl StoredValidators {
-    /// Prepares the validators of a response when its entry is made; see [`Validators::of`].
-    pub fn of(response: &Fields, received_wall_seconds: i64) -> Self {
+    /// Prepares the validators of a response when its entry is made; see [`Validators::of`]. A time of receipt before 1970
+    /// or after 2106 counts as the nearest between.
+    pub fn of(response: &FieldLines, received_wall_seconds: i64) -> Self {
         let values = only_values(response);
-        let validators = Validators::read(values, received_wall_seconds);
-        let (entity_tag_start, entity_tag_length) = validators
-            .entity_tag
-            .and(values[0])
-            .and_then(|value| {
-                let start = (value.as_ptr() as usize).checked_sub(response.as_bytes().as_ptr() as usize)?;
-                Some((u32::try_from(start).ok()?, u16::try_from(value.len()).ok()?))
-            })
-            .unwrap_or((0, 0));
+        let validators = Validators::read(values, received_wall_seconds.clamp(0, i64::from(FAR) - 1));
+        let place = |value: &[u8]| {
+            let start = (value.as_ptr() as usize).checked_sub(response.as_bytes().as_ptr() as usize)?;
+            let length = u16::try_from(value.len()).ok().filter(|length| *length < ANYWHERE)?;
+            Some((u16::try_from(start).ok()?, length))
+        };
+        let value = validators.entity_tag.and(values[0]);
+        let (start, length) = value.map_or((0, 0), |value| place(value).unwrap_or((0, ANYWHERE)));
+        let compact = |seconds: i64| u32::try_from(seconds).map_or(FAR, |seconds| seconds.min(FAR));
         StoredValidators {
-            date_seconds: validators.date_seconds,
-            last_modified_seconds: validators.last_modified_seconds.unwrap_or(i64::MIN),
-            entity_tag_start,
-            entity_tag_length,
-            last_modified_is_strong: validators.last_modified_is_strong,
+            date_seconds: compact(validators.date_seconds),
+            last_modified_seconds: validators.last_modified_seconds.map_or(NEVER, compact),
+            entity_tag_start: start,
+            length_and_strength: if validators.last_modified_is_strong { length | STRONG_BIT } else { length },
             lines_of_304: LinesOf304::of(response),
         }
     }
 
     /// The same for a block whose `Date` the proxy added itself: it was set by another clock than `Last-Modified`.
     pub fn with_date_of_ours(self) -> Self {
-        StoredValidators { last_modified_is_strong: false, ..self }
+        StoredValidators { length_and_strength: self.length_and_strength & !STRONG_BIT, ..self }
     }
 
     /// Whether there is a `Last-Modified`, and it is no strong validator.
     pub fn has_weak_date(&self) -> bool {
-        self.last_modified_seconds != i64::MIN && !self.last_modified_is_strong
+        self.last_modified_seconds != NEVER && !self.last_modified_is_strong()
+    }
+
+    fn last_modified_is_strong(&self) -> bool {
+        self.length_and_strength & STRONG_BIT != 0
     }
 
     /// The validators, with the entity tag looked up in `response`, the block they were made from.
-    pub fn in_block<'a>(&self, response: &'a Fields) -> Validators<'a> {
+    pub fn in_block<'a>(&self, response: &'a FieldLines) -> Validators<'a> {
+        let far = (self.date_seconds == FAR || self.last_modified_seconds == FAR)
+            .then(|| Validators::read(only_values(response), i64::from(self.date_seconds)));
+        let last_modified = (self.last_modified_seconds != NEVER).then_some(i64::from(self.last_modified_seconds));
         Validators {
             entity_tag: EntityTag::parse(self.entity_tag_in(response)),
-            last_modified_seconds: (self.last_modified_seconds != i64::MIN).then_some(self.last_modified_seconds),
-            last_modified_is_strong: self.last_modified_is_strong,
-            date_seconds: self.date_seconds,
+            last_modified_seconds: far.map_or(last_modified, |far| far.last_modified_seconds),
+            last_modified_is_strong: self.last_modified_is_strong(),
+            date_seconds: far.map_or(i64::from(self.date_seconds), |far| far.date_seconds),
         }
     }
 
     /// The entity tag as it stands in `response`, the block they were made from; empty when there is none that can be read.
     #[inline]
-    pub fn entity_tag_in<'a>(&self, response: &'a Fields) -> &'a [u8] {
-        let start = self.entity_tag_start as usize;
-        response.as_bytes().get(start..start.saturating_add(usize::from(self.entity_tag_length))).unwrap_or_default()
+    pub fn entity_tag_in<'a>(&self, response: &'a FieldLines) -> &'a [u8] {
+        let length = self.length_and_strength & !STRONG_BIT;
+        if length == ANYWHERE {
+            return only_values(response)[0].unwrap_or_default();
+        }
+        let start = usize::from(self.entity_tag_start);
+        response.as_bytes().get(start..start + usize::from(length)).unwrap_or_default()
     }
 
     /// Appends the header of a 304 that is made from `response`, the block they were made from.
     #[inline]
-    pub fn write_fields_of_304(&self, response: &Fields, out: &mut Vec<u8>) {
+    pub fn write_fields_of_304(&self, response: &FieldLines, out: &mut Vec<u8>) {
         self.lines_of_304.write(response, out);
     }
 }
 
+/// The validators of a response that may pass through without anybody asking for them: found when they are wanted first.
+#[derive(Clone, Debug)]
+pub struct LazyValidators {
+    received_wall_seconds: i64,
+    date_is_ours: bool,
+    found: OnceCell<StoredValidators>,
+}
+
+impl LazyValidators {
+    /// Those of a response that was received at `received_wall_seconds`; `date_is_ours`: as
+    /// [`StoredValidators::with_date_of_ours`].
+    pub fn received(received_wall_seconds: i64, date_is_ours: bool) -> Self {
+        LazyValidators { received_wall_seconds, date_is_ours, found: OnceCell::new() }
+    }
+
+    /// The validators in `response`, which must be the same block each time.
+    pub fn of(&self, response: &FieldLines) -> &StoredValidators {
+        self.found.get_or_init(|| {
+            let found = StoredValidators::of(response, self.received_wall_seconds);
+            if self.date_is_ours { found.with_date_of_ours() } else { found }
+        })
+    }
+}
+
+impl From<StoredValidators> for LazyValidators {
+    fn from(found: StoredValidators) -> Self {
+        LazyValidators { received_wall_seconds: 0, date_is_ours: false, found: OnceCell::with_value(found) }
+    }
+}
+
 /// The values of `ETag`, `Last-Modified` and `Date` as by [`only_value`], in one pass.
-fn only_values(response: &Fields) -> [Option<&[u8]>; 3] {
+fn only_values(response: &FieldLines) -> [Option<&[u8]>; 3] {
     let mut found: [Option<&[u8]>; 3] = [None; 3];
     let mut contradicts = [false; 3];
     for (name, value) in response.lines() {
@@ -232,7 +283,7 @@ fn only_values(response: &Fields) -> [Option<&[u8]>; 3] {
 }
 
 /// The value of a field that may come only once; `None` also when it comes twice with different values.
-pub(super) fn only_value<'a>(fields: &'a Fields, name: &'a str) -> Option<&'a [u8]> {
+pub(super) fn only_value<'a>(fields: &'a FieldLines, name: &'a str) -> Option<&'a [u8]> {
     let mut values = fields.get_all(name);
     let first = values.next()?;
     values.all(|value| value == first).then_some(first)
@@ -254,6 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fields::Fields;
 
     #[test]
     fn comparison_follows_the_table_of_rfc_9110_section_8_8_3_2() {
@@ -375,14 +427,33 @@ mod tests {
         assert_eq!(stored.in_block(&Fields::empty()).entity_tag, None);
     }
 
+    #[test]
+    fn what_does_not_fit_is_looked_up() {
+        for (before, tag) in
+            [(10, 32_764), (10, 32_765), (10, 32_766), (10, 70_000), (65_525, 8), (65_526, 8), (70_000, 8)]
+        {
+            let tag = format!("\"{}\"", "e".repeat(tag));
+            let fields = Fields::from_pairs([("X", "x".repeat(before)), ("ETag", tag.clone())]).unwrap();
+            let stored = StoredValidators::of(&fields, 7);
+            assert_eq!(stored.in_block(&fields), Validators::of(&fields, 7));
+            assert_eq!(stored.entity_tag_in(&fields), tag.as_bytes());
+        }
+        let fields = Fields::from_pairs([("Last-Modified", "Fri, 20 Nov 2026 10:00:00 GMT")]).unwrap();
+        let (before_1970, after_2106) = (StoredValidators::of(&fields, -5), StoredValidators::of(&fields, i64::MAX));
+        assert_eq!(before_1970.in_block(&fields).date_seconds, 0);
+        assert_eq!(after_2106.in_block(&fields).date_seconds, i64::from(FAR) - 1);
+    }
+
     proptest! {
         #[test]
         fn prepared_validators_say_what_the_header_says(
             pairs in prop::collection::vec(
                 (prop::sample::select(vec!["ETag", "Last-Modified", "Date", "Vary"]),
                  prop::sample::select(vec!["\"a\"", "W/\"b\"", "c", "\"", "", "Fri, 20 Nov 2026 10:00:00 GMT",
-                     "Fri, 20 Nov 2026 10:00:01 GMT", "Friday, 20-Nov-26 10:00:00 GMT"])), 0..6),
-            received in any::<i64>(),
+                     "Fri, 20 Nov 2026 10:00:01 GMT", "Friday, 20-Nov-26 10:00:00 GMT",
+                     "Sun, 07 Feb 2106 06:28:13 GMT", "Sun, 07 Feb 2106 06:28:14 GMT", "Sun, 07 Feb 2106 06:28:15 GMT",
+                     "Sun, 07 Feb 2106 06:28:16 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"])), 0..6),
+            received in 0..i64::from(FAR),
         ) {
             let fields = Fields::from_pairs(pairs).unwrap();
             let prepared = StoredValidators::of(&fields, received);

@@ -60,6 +60,8 @@ pub struct Surroundings<'a> {
     pub listeners: &'a [SocketAddr],
     /// How long an origin may take for a head, at most: Go peers give no sign of life meanwhile.
     pub origin_patience: Duration,
+    /// How many threads serve.
+    pub threads: usize,
 }
 
 impl Members {
@@ -200,6 +202,17 @@ const SLOW_TIMES: u32 = 8;
 const RING_LOOK_PAUSE: Duration = Duration::from_secs(1);
 const RING_LOOKS_UNTIL_WARNING: u32 = 5;
 
+/// How many connections a node keeps to each of its `peers`: one for each of its threads, as far as that helps and a large fleet
+/// can bear it.
+fn connections_to_a_peer(threads: usize, peers: usize) -> usize {
+    threads.min(CONNECTIONS_TO_A_PEER_MAX).min(CONNECTIONS_TO_PEERS / peers.max(1)).max(1)
+}
+
+/// Beyond it the tasks of the connections are no longer what limits a hop. Guess.
+const CONNECTIONS_TO_A_PEER_MAX: usize = 4;
+/// To all peers together, if that is more than one to each: a connection that was busy holds some 100 KiB.
+const CONNECTIONS_TO_PEERS: usize = 64;
+
 /// Makes connections, or keeps them.
 struct Links<'a> {
     configured: &'a config::Fleet,
@@ -240,6 +253,7 @@ impl<'a> Links<'a> {
         let timeouts = self.configured.timeouts;
         let settings = ClientSettings {
             timeouts: Timeouts { connect: timeouts.connect, silence: timeouts.silence, ..Timeouts::default() },
+            connections: connections_to_a_peer(self.surroundings.threads, self.configured.peers.len()),
             ..ClientSettings::default()
         };
         let dial = Box::new(TcpDial::new(address.clone(), self.transport.clone()));

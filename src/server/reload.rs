@@ -170,8 +170,13 @@ impl Reloader {
         let (node, clock) = (self.node.clone(), self.clock.clone());
         let built = runtime.spawn_blocking(move || {
             let listeners = peer_listeners(&node.listening);
-            let surroundings =
-                Surroundings { local: &node.local, clock: &clock, listeners: &listeners, origin_patience: patience };
+            let surroundings = Surroundings {
+                local: &node.local,
+                clock: &clock,
+                listeners: &listeners,
+                origin_patience: patience,
+                threads: node.current.load().config.threads,
+            };
             Members::build(&fleet, &surroundings, &node.members.load())
         });
         built.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())

@@ -3,7 +3,6 @@
 //! Only [`Index::find`] runs without the lock of the order of eviction; everything that changes a shard is called with
 //! it held, so index and order never disagree. A shard's lock is held for one probe and never while foreign code runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use hashbrown::HashTable;
@@ -12,7 +11,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use super::eviction::{Entries, Facts};
 use super::nodes::{NodeId, Nodes};
 use super::{Role, Stored, key_bytes};
-use crate::key::{GroupId, HashedKey, KeyHash};
+use crate::key::{GroupId, HashedKey, KeyHash, SharedKey};
 use crate::memory::allocated_bytes;
 
 /// All entries of the store by key.
@@ -25,8 +24,8 @@ pub(super) struct Index<V> {
 /// One entry. 32 bytes: half a cache line, so that a probe touches one line here.
 pub(super) struct Slot<V> {
     /// Shared with the ordered books.
-    pub key: Arc<[u8]>,
-    pub value: Arc<V>,
+    pub key: SharedKey,
+    pub value: V,
     pub node: NodeId,
     pub group: GroupId,
     /// How often it was found, up to [`FREQUENCY_MAX`]; hits write it under the shared lock.
@@ -145,7 +144,7 @@ impl<V: Stored> Entries for Index<V> {
         self.read(hash).find_node(hash, node).map(|slot| Facts {
             bytes: slot.bytes(),
             frequency: slot.frequency.load(Ordering::Relaxed),
-            pinned: V::is_pinned(&slot.value),
+            pinned: slot.value.is_pinned(),
         })
     }
 
@@ -202,5 +201,5 @@ const SLOTS_KEPT: usize = 64;
 #[repr(align(64))]
 struct Padded<T>(T);
 
-const _: () = assert!(size_of::<Slot<[u8; 100]>>() == 32, "the bookkeeping per entry grew");
+const _: () = assert!(size_of::<Slot<[u64; 2]>>() == 32, "the bookkeeping per entry grew");
 const _: () = assert!(size_of::<Padded<RwLock<Shard<u8>>>>() == 64);

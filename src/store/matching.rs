@@ -4,34 +4,38 @@
 //! A tag is known by 48 bits of its hash, and a key with that tag by its own hash, so that a pair takes 16 bytes. Who searches
 //! compares the tags themselves: two that look alike here cost a look and nothing else.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
-use std::sync::Arc;
-
+use super::sorted::Sorted;
 use super::{Store, Stored};
-use crate::key::{GroupId, KeyHash};
+use crate::key::{GroupId, KeyHash, SharedKey};
+use crate::memory::allocated_bytes;
 
 /// The ordered books over all entries; changed only with the lock of the order held.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     /// By number of the group.
-    keys: Vec<BTreeSet<Arc<[u8]>>>,
-    tags: BTreeSet<(u64, KeyHash)>,
-    keys_count: usize,
+    keys: Vec<Sorted<SharedKey>>,
+    tags: Sorted<(u64, KeyHash)>,
+    /// What `keys` takes of memory beside the list itself.
+    keys_bytes: usize,
 }
 
 impl Books {
-    pub fn enter_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+    pub fn enter_key(&mut self, group: GroupId, key: &SharedKey) {
         let at = usize::from(group.0);
         if self.keys.len() <= at {
-            self.keys.resize_with(at + 1, BTreeSet::new);
+            self.keys.resize_with(at + 1, Sorted::default);
         }
-        self.keys_count += usize::from(self.keys[at].insert(key.clone()));
+        let keys = &mut self.keys[at];
+        self.keys_bytes -= keys.allocated();
+        keys.insert(key.clone());
+        self.keys_bytes += keys.allocated();
     }
 
-    pub fn leave_key(&mut self, group: GroupId, key: &Arc<[u8]>) {
+    pub fn leave_key(&mut self, group: GroupId, key: &SharedKey) {
         if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
-            self.keys_count -= usize::from(keys.remove(key));
+            self.keys_bytes -= keys.allocated();
+            keys.remove(&**key);
+            self.keys_bytes += keys.allocated();
         }
     }
 
@@ -47,16 +51,16 @@ impl Books {
         });
     }
 
-    /// What the books take of memory, in bytes: counted by elements, because a tree does not tell.
+    /// What the books take of memory, in bytes.
     pub fn allocated(&self) -> usize {
-        (self.keys_count + self.tags.len()) * ELEMENT_BYTES
+        self.keys_bytes + self.tags.allocated() + allocated_bytes(self.keys.capacity() * size_of::<Sorted<SharedKey>>())
     }
 
     /// All keys, and all pairs of tag and key.
     #[cfg(test)]
     pub fn counts(&self) -> (usize, usize) {
-        assert_eq!(self.keys.iter().map(BTreeSet::len).sum::<usize>(), self.keys_count);
-        (self.keys_count, self.tags.len())
+        assert_eq!(self.keys.iter().map(Sorted::allocated).sum::<usize>(), self.keys_bytes);
+        (self.keys.iter().map(Sorted::len).sum(), self.tags.len())
     }
 }
 
@@ -66,11 +70,13 @@ pub struct TagPlace(u64, KeyHash);
 
 impl<V: Stored> Store<V> {
     /// Keys of `group` that begin with `prefix` and come after `after`, in order, at most [`KEYS_PER_STEP`].
-    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<Arc<[u8]>> {
+    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<SharedKey> {
         let order = self.order.lock();
         let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
-        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let found = keys.range::<[u8], _>((from, Bound::Unbounded));
+        let found = keys.from(|key| match after {
+            Some(after) => **key <= *after,
+            None => **key < *prefix,
+        });
         found.take_while(|key| key.starts_with(prefix)).take(KEYS_PER_STEP).cloned().collect()
     }
 
@@ -81,20 +87,19 @@ impl<V: Stored> Store<V> {
         group: Option<GroupId>,
         tag: &[u8],
         after: Option<TagPlace>,
-    ) -> (Vec<(GroupId, Arc<[u8]>)>, Option<TagPlace>) {
+    ) -> (Vec<(GroupId, SharedKey)>, Option<TagPlace>) {
         let (first, last) = match group {
             Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
             None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
         };
-        let from = match after {
-            Some(TagPlace(tag, key)) => Bound::Excluded((tag, key)),
-            None => Bound::Included((first, KeyHash::MIN)),
-        };
         let order = self.order.lock();
         let mut place = None;
         let mut found = Vec::new();
-        let pairs = order.books.tags.range((from, Bound::Included((last, KeyHash::MAX))));
-        for &(tag_in_group, hash) in pairs.take(KEYS_PER_STEP) {
+        let pairs = order.books.tags.from(|pair| match after {
+            Some(TagPlace(tag, key)) => *pair <= (tag, key),
+            None => pair.0 < first,
+        });
+        for &(tag_in_group, hash) in pairs.take_while(|pair| pair.0 <= last).take(KEYS_PER_STEP) {
             place = Some(TagPlace(tag_in_group, hash));
             let group = GroupId(tag_in_group as u16);
             let shard = self.index.read(hash);
@@ -112,27 +117,24 @@ fn tag_in_group(tag: &[u8], group: GroupId) -> u64 {
 /// Keys that one step of a search gives, under the lock of the order.
 pub const KEYS_PER_STEP: usize = 256;
 
-/// What an element of a tree takes: 16 bytes, in nodes of 11 that are between six elevenths and two thirds full, and the inner
-/// nodes above them.
-const ELEMENT_BYTES: usize = 36;
-
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::key::HashedKey;
     use crate::memory::{Charge, Ledger};
-    use crate::store::{Role, Settings};
+    use crate::store::{Role, Settings, Weighed};
 
     struct Page {
         tags: Vec<u8>,
         charge: Charge,
     }
 
-    impl Stored for Page {
+    impl Weighed for Page {
         fn charged_bytes(&self) -> usize {
             self.charge.bytes()
         }
@@ -156,7 +158,7 @@ mod tests {
         ]
     }
 
-    fn all_with_prefix(store: &Store<Page>, group: u16, prefix: &str) -> Vec<String> {
+    fn all_with_prefix(store: &Store<Arc<Page>>, group: u16, prefix: &str) -> Vec<String> {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let keys = store.keys_with_prefix(GroupId(group), prefix.as_bytes(), after.as_deref());
@@ -166,7 +168,7 @@ mod tests {
         }
     }
 
-    fn all_with_tag(store: &Store<Page>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
+    fn all_with_tag(store: &Store<Arc<Page>>, group: Option<u16>, tag: u8) -> BTreeSet<(u16, String)> {
         let (mut found, mut place) = (BTreeSet::new(), None);
         loop {
             let (keys, next) = store.keys_with_tag(group.map(GroupId), &[tag], place);
@@ -186,7 +188,7 @@ mod tests {
             prefix in "[ab]{0,2}",
             tag in 0u8..4,
         ) {
-            let store: Arc<Store<Page>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
+            let store: Arc<Store<Arc<Page>>> = Store::new(Ledger::new(768 << 10), &Settings::default(), None);
             for step in steps {
                 match step {
                     Step::Insert(group, key, tags) => {
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_search_goes_on_where_its_step_ended() {
-        let store: Arc<Store<Page>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
+        let store: Arc<Store<Arc<Page>>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         for number in 0..1000 {
             let page = Page { tags: vec![7], charge: store.ledger().charge(100) };
             store.insert(Role::Main, &HashedKey::new(GroupId(1), format!("k{number:04}").as_bytes()), Arc::new(page));

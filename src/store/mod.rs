@@ -50,6 +50,7 @@ mod lookups;
 mod matching;
 mod nodes;
 pub mod promote;
+mod sorted;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -69,13 +70,13 @@ use self::index::{Index, Slot};
 use self::lookups::{LOOKUP_MISS, Lookups};
 use self::matching::Books;
 use self::nodes::NodeId;
-use crate::key::{GroupId, HashedKey, KeyHash};
+use crate::key::{GroupId, HashedKey, KeyHash, SharedKey};
 use crate::memory::{Charge, Ledger, Relief, allocated_bytes};
 
-/// What can be stored.
-pub trait Stored: Send + Sync + 'static {
-    /// What the value holds of memory, in bytes: itself with its `Arc`, and every block that it owns, as the allocator
-    /// gives them. The value owns a charge of this amount in the store's ledger. Constant for the value's life.
+/// What a stored value weighs and says of itself.
+pub trait Weighed {
+    /// What the value holds of memory, in bytes: itself with the count of its holders, and every block that it owns, as the
+    /// allocator gives them. The value owns a charge of this amount in the store's ledger. Constant for the value's life.
     fn charged_bytes(&self) -> usize;
 
     /// Whether the value says that there is nothing (404, 410): such entries have a small budget of their own.
@@ -88,10 +89,38 @@ pub trait Stored: Send + Sync + 'static {
     fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
         let _ = give;
     }
+}
+
+/// What can be stored: a handle of at most 16 bytes to a value whose holders are counted; clones are the same value.
+pub trait Stored: Weighed + Clone + Send + Sync + 'static {
+    /// Whether both are the same value, not only equal ones.
+    fn is_same(&self, other: &Self) -> bool;
 
     /// Whether somebody besides the store holds the value, so that giving it up would free nothing now.
-    fn is_pinned(this: &Arc<Self>) -> bool {
-        Arc::strong_count(this) > 1
+    fn is_pinned(&self) -> bool;
+}
+
+impl<T: Weighed> Weighed for Arc<T> {
+    fn charged_bytes(&self) -> usize {
+        T::charged_bytes(self)
+    }
+
+    fn is_negative(&self) -> bool {
+        T::is_negative(self)
+    }
+
+    fn for_each_tag(&self, give: &mut dyn FnMut(&[u8])) {
+        T::for_each_tag(self, give);
+    }
+}
+
+impl<T: Weighed + Send + Sync + 'static> Stored for Arc<T> {
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
+
+    fn is_pinned(&self) -> bool {
+        Arc::strong_count(self) > 1
     }
 }
 
@@ -110,7 +139,7 @@ pub enum Inserted<V> {
     /// It is stored; `previous` is the value that it replaced, whatever role that had.
     Stored {
         /// The value that was under this key until now.
-        previous: Option<Arc<V>>,
+        previous: Option<V>,
     },
     /// It is not stored, and what was there stays.
     Refused(Refusal),
@@ -147,7 +176,7 @@ pub struct Evicted<'a, V> {
     /// The key.
     pub key: &'a [u8],
     /// The value; readers may still hold it.
-    pub value: &'a Arc<V>,
+    pub value: &'a V,
     /// Why it left.
     pub cause: Cause,
 }
@@ -228,8 +257,8 @@ struct Order {
 struct Departed<V> {
     group: GroupId,
     role: Role,
-    key: Arc<[u8]>,
-    value: Arc<V>,
+    key: SharedKey,
+    value: V,
     charged_bytes: usize,
     cause: Cause,
 }
@@ -271,14 +300,14 @@ impl<V: Stored> Store<V> {
     ///
     /// Freshness is the caller's: a stale entry is found too.
     #[inline]
-    pub fn find(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
-        self.find_with(key, |value, role| (Arc::clone(value), role))
+    pub fn find(&self, key: &HashedKey<'_>) -> Option<(V, Role)> {
+        self.find_with(key, |value, role| (value.clone(), role))
     }
 
     /// As [`find`](Self::find), with what `look` makes of the value, so that a part of it can be had without the whole. A lock
     /// is held meanwhile.
     #[inline]
-    pub fn find_with<T>(&self, key: &HashedKey<'_>, look: impl FnOnce(&Arc<V>, Role) -> T) -> Option<T> {
+    pub fn find_with<T>(&self, key: &HashedKey<'_>, look: impl FnOnce(&V, Role) -> T) -> Option<T> {
         let shard = self.index.read(key.hash());
         let Some(slot) = shard.find(key) else {
             drop(shard);
@@ -314,14 +343,14 @@ impl<V: Stored> Store<V> {
     }
 
     /// As [`find`](Self::find), but nobody notices: nothing is counted and the order stays.
-    pub fn peek(&self, key: &HashedKey<'_>) -> Option<(Arc<V>, Role)> {
-        self.index.read(key.hash()).find(key).map(|slot| (Arc::clone(&slot.value), slot.role))
+    pub fn peek(&self, key: &HashedKey<'_>) -> Option<(V, Role)> {
+        self.index.read(key.hash()).find(key).map(|slot| (slot.value.clone(), slot.role))
     }
 
     /// Stores `value` under `key` in `role`; an entry of that key in the other role goes.
     ///
     /// Others give way first. A refused value leaves everything as it was, except for those that already gave way to it.
-    pub fn insert(&self, role: Role, key: &HashedKey<'_>, value: Arc<V>) -> Inserted<V> {
+    pub fn insert(&self, role: Role, key: &HashedKey<'_>, value: V) -> Inserted<V> {
         let mut departures = Vec::new();
         let inserted = self.insert_locked(&mut self.order.lock(), role, key, value, &mut departures);
         self.see_off(departures);
@@ -329,13 +358,13 @@ impl<V: Stored> Store<V> {
     }
 
     /// Takes the entry of `key` out, whatever role it has.
-    pub fn remove(&self, key: &HashedKey<'_>) -> Option<Arc<V>> {
+    pub fn remove(&self, key: &HashedKey<'_>) -> Option<V> {
         self.remove_when(key, |_| true)
     }
 
     /// Takes the entry of `key` out if its value is `value` and not a later one; says whether it was.
-    pub fn remove_if_same(&self, key: &HashedKey<'_>, value: &Arc<V>) -> bool {
-        self.remove_when(key, |found| Arc::ptr_eq(found, value)).is_some()
+    pub fn remove_if_same(&self, key: &HashedKey<'_>, value: &V) -> bool {
+        self.remove_when(key, |found| found.is_same(value)).is_some()
     }
 
     /// The hot copy that a new hot copy of `group` would push out, or `None` while it would push out none.
@@ -408,7 +437,7 @@ impl<V: Stored> Store<V> {
         order: &mut Order,
         role: Role,
         key: &HashedKey<'_>,
-        value: Arc<V>,
+        value: V,
         departures: &mut Vec<Departed<V>>,
     ) -> Inserted<V> {
         let charged_bytes = value.charged_bytes();
@@ -435,9 +464,9 @@ impl<V: Stored> Store<V> {
             None => {
                 let node = order.queues.insert(pool, key.hash(), bytes);
                 let frequency = AtomicU8::new(0);
-                let slot = Slot { key: key.bytes().into(), value, node, group: key.group(), frequency, role };
+                let slot = Slot { key: SharedKey::new(key.bytes()), value, node, group: key.group(), frequency, role };
                 order.books.enter_key(slot.group, &slot.key);
-                order.books.enter_tags(slot.group, key.hash(), &*slot.value);
+                order.books.enter_tags(slot.group, key.hash(), &slot.value);
                 self.index.insert(key.hash(), slot, &order.queues.nodes);
                 order.budget.enter(key.group(), role, class, bytes);
                 order.key_bytes += key_bytes;
@@ -459,14 +488,14 @@ impl<V: Stored> Store<V> {
         pool: PoolId,
         role: Role,
         key: &HashedKey<'_>,
-        value: Arc<V>,
+        value: V,
         departures: &mut Vec<Departed<V>>,
-    ) -> Option<Arc<V>> {
+    ) -> Option<V> {
         let charged_bytes = value.charged_bytes();
         let bytes = charged_bytes.saturating_add(key_bytes(key.bytes().len()));
         let class = class_of(role, value.is_negative());
         let (previous, previous_role) = self.index.change(key.hash(), existing.node, |slot| {
-            let previous = std::mem::replace(&mut slot.value, Arc::clone(&value));
+            let previous = std::mem::replace(&mut slot.value, value.clone());
             (previous, std::mem::replace(&mut slot.role, role))
         })?;
         if pool == existing.pool {
@@ -477,30 +506,30 @@ impl<V: Stored> Store<V> {
         let previous_class = class_of(previous_role, previous.is_negative());
         order.budget.leave(key.group(), previous_role, previous_class, existing.bytes, false);
         order.budget.enter(key.group(), role, class, bytes);
-        if Arc::ptr_eq(&previous, &value) {
+        if previous.is_same(&value) {
             return None;
         }
-        order.books.leave_tags(key.group(), key.hash(), &*previous);
-        order.books.enter_tags(key.group(), key.hash(), &*value);
+        order.books.leave_tags(key.group(), key.hash(), &previous);
+        order.books.enter_tags(key.group(), key.hash(), &value);
         self.ledger.enter_store(charged_bytes);
         let charged_bytes = previous.charged_bytes();
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
         departures.push(Departed {
             group: key.group(),
             role: previous_role,
-            key: key.bytes().into(),
-            value: Arc::clone(&previous),
+            key: SharedKey::new(key.bytes()),
+            value: previous.clone(),
             charged_bytes,
             cause: Cause::Replaced,
         });
         Some(previous)
     }
 
-    fn remove_when(&self, key: &HashedKey<'_>, condition: impl FnOnce(&Arc<V>) -> bool) -> Option<Arc<V>> {
+    fn remove_when(&self, key: &HashedKey<'_>, condition: impl FnOnce(&V) -> bool) -> Option<V> {
         let mut departures = Vec::new();
         let removed = {
             let mut order = self.order.lock();
-            let found = self.index.read(key.hash()).find(key).map(|slot| (Arc::clone(&slot.value), slot.node));
+            let found = self.index.read(key.hash()).find(key).map(|slot| (slot.value.clone(), slot.node));
             let (value, node) = found?;
             if !condition(&value) {
                 return None;
@@ -515,7 +544,7 @@ impl<V: Stored> Store<V> {
     fn existing(&self, order: &Order, key: &HashedKey<'_>) -> Option<Existing> {
         let shard = self.index.read(key.hash());
         let slot = shard.find(key)?;
-        let pinned = V::is_pinned(&slot.value);
+        let pinned = slot.value.is_pinned();
         Some(Existing { node: slot.node, pool: order.queues.pool_of(slot.node), bytes: slot.bytes(), pinned })
     }
 
@@ -585,7 +614,7 @@ impl<V: Stored> Store<V> {
         let class = class_of(slot.role, slot.value.is_negative());
         order.budget.leave(slot.group, slot.role, class, bytes, evicted);
         order.books.leave_key(slot.group, &slot.key);
-        order.books.leave_tags(slot.group, hash, &*slot.value);
+        order.books.leave_tags(slot.group, hash, &slot.value);
         order.key_bytes = order.key_bytes.saturating_sub(key_bytes(slot.key.len()));
         self.settle(order);
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
@@ -681,9 +710,9 @@ impl<V: Stored> Drop for Store<V> {
     }
 }
 
-/// What a key takes of memory: index and books share one block, with two counts in front.
+/// What a key takes of memory: index and books share one block, with a count and the length in front.
 fn key_bytes(length: usize) -> usize {
-    allocated_bytes(2 * size_of::<usize>() + length)
+    allocated_bytes(SharedKey::HEADER_BYTES + length)
 }
 
 /// An entry that is under the key of another that wants to come in.

@@ -2,7 +2,6 @@
 
 use std::collections::BinaryHeap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{ENTRIES_PER_STEP, Role, Store, Stored};
@@ -18,7 +17,7 @@ pub struct Listed<'a, V> {
     /// The key.
     pub key: &'a [u8],
     /// The value.
-    pub value: &'a Arc<V>,
+    pub value: &'a V,
 }
 
 /// An entry that is worth handing to another node.
@@ -29,7 +28,7 @@ pub struct Wanted<V> {
     /// The key.
     pub key: Box<[u8]>,
     /// The value.
-    pub value: Arc<V>,
+    pub value: V,
 }
 
 impl<V: Stored> Store<V> {
@@ -116,14 +115,14 @@ impl<V: Stored> Store<V> {
                 let start = walk.keys.len();
                 walk.keys.extend_from_slice(&slot.key);
                 let rank = order.queues.wanted(node, slot.frequency.load(Ordering::Relaxed));
-                walk.batch.push((slot.group, slot.role, start..walk.keys.len(), Arc::clone(&slot.value), rank));
+                walk.batch.push((slot.group, slot.role, start..walk.keys.len(), slot.value.clone(), rank));
             }
         }
         true
     }
 }
 
-type Step<V> = (GroupId, Role, Range<usize>, Arc<V>, u32);
+type Step<V> = (GroupId, Role, Range<usize>, V, u32);
 
 /// A walk through all entries: those of one step, copied, and where the next step begins.
 struct Walk<V> {

@@ -57,12 +57,12 @@ pub async fn get(node: &Node, key: &Bytes, fields: Fields) -> Got {
     let (cache, group) = (&node.cache, &node.group);
     let hashed = HashedKey::new(group.id, key);
     if let Some(hit) = cache.find_fresh(group, &hashed, Fields::empty, &request.directives, cache.now()) {
-        return Got::Whole(hit.entry.status, hit.entry.body.segments().concat(), "hit");
+        return Got::Whole(hit.entry.status, hit.entry.body.to_segments().concat(), "hit");
     }
     let answer = cache.get(group, &request).await;
     let outcome = answer.outcome.as_str();
     match answer.payload {
-        Payload::Entry(entry) => Got::Whole(entry.status, entry.body.segments().concat(), outcome),
+        Payload::Entry(entry) => Got::Whole(entry.status, entry.body.to_segments().concat(), outcome),
         Payload::Stream(head, mut reader) => {
             let mut body = Vec::new();
             loop {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use groupcache_proxy::memory::allocated_bytes;
 use groupcache_proxy::purge::lease::Standing;
-use groupcache_proxy::store::Stored;
+use groupcache_proxy::store::Weighed;
 use tokio::time::Instant;
 
 use crate::clients;
@@ -133,7 +133,7 @@ fn unquiet(node: &Node) -> Option<String> {
         return Some(format!("{outside} bytes outside of the store, {before} at the start"));
     }
     let mut entries = 0;
-    // A key's block has two counts in front, because index and books share it.
+    // A key's block has a count and its length in front, because index and books share it.
     let key_bytes = |key: &[u8]| allocated_bytes(16 + key.len());
     node.store.for_each(None, |listed| entries += listed.value.charged_bytes() + key_bytes(listed.key));
     let totals = node.store.totals();

@@ -39,7 +39,7 @@ async fn a_stale_copy_is_renewed_without_its_body_as_often_as_the_origin_confirm
         assert_eq!(answer, "revalidated stale after 304: 200 0123456789");
         assert_eq!(fleet.carried("a"), carried, "no byte of the body crosses the hop again");
         let Payload::Entry(entry) = fleet.nodes[other].get("a").await.payload else { panic!("an entry") };
-        assert_eq!(entry.fields.get("x-round"), Some(round.to_string().as_bytes()), "but the new head does");
+        assert_eq!(entry.fields().get("x-round"), Some(round.to_string().as_bytes()), "but the new head does");
         assert_eq!(fleet.origin.asked("/a"), 1 + round, "the owner asked");
     }
     assert_eq!(fleet.nodes[other].ask("a").await, "hit 200 0123456789");
@@ -185,8 +185,8 @@ async fn a_weak_date_stays_weak_over_the_hop() {
         let (fleet, other, _) = TestFleet::with_copy(&fields).await;
         for node in [fleet.owner("a"), other] {
             let Payload::Entry(entry) = fleet.nodes[node].get("a").await.payload else { panic!("an entry") };
-            assert!(entry.fields.contains("date"));
-            let validators = entry.validators.in_block(&entry.fields);
+            assert!(entry.fields().contains("date"));
+            let validators = entry.validators.in_block(entry.fields());
             assert_eq!(validators.last_modified_is_strong, strong, "node {node}, dated {dated}");
         }
     }

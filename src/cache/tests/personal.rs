@@ -17,7 +17,7 @@ async fn named(answer: Answer) -> String {
     let outcome = answer.outcome.as_str();
     let fields = match &answer.payload {
         Payload::Stream(head, _) => head.fields.clone(),
-        Payload::Entry(entry) => entry.fields.clone(),
+        Payload::Entry(entry) => entry.fields().to_fields(),
         _ => Fields::empty(),
     };
     told(answer).await;

@@ -59,7 +59,7 @@ async fn what_a_post_left_at_another_node_goes_to_the_owner() {
     let stored = |node: usize| {
         let (slot, _) = fleet.nodes[node].cache.store.peek(&HashedKey::new(GroupId(0), b"a")).unwrap();
         let entry = slot.entries().next().unwrap().clone();
-        (entry.fields.as_bytes().clone(), entry.freshness.age(fleet.nodes[node].cache.now()))
+        (entry.fields().to_fields(), entry.freshness.age(fleet.nodes[node].cache.now()))
     };
     assert_eq!(stored(owner), stored(teller));
     assert!(fleet.origin.asks().is_empty());
@@ -91,7 +91,7 @@ async fn a_deposit_keeps_inside_what_stays_inside() {
     let node = Node::new(&origin);
     deposit(&node, &[("Surrogate-Key", "a b"), ("X", "1")]);
     let (slot, _) = node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).unwrap();
-    let fields = &slot.entries().next().unwrap().fields;
+    let fields = slot.entries().next().unwrap().fields();
     assert!(fields.contains("x") && !fields.contains("surrogate-key"), "{fields:?}");
 }
 

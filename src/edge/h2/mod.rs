@@ -239,9 +239,9 @@ impl Serving {
         let (sent, body_bytes) = match response.segments() {
             None => (exchange.send_head(out, true).map(|()| true), 0),
             Some(segments) => {
-                let bytes: usize = segments.iter().map(Bytes::len).sum();
+                let bytes = segments.bytes();
                 let sent = exchange.send_head(out, false).and_then(|()| match bytes <= WINDOW_BYTES as usize {
-                    true => exchange.send_at_once(&segments),
+                    true => exchange.send_at_once(&segments.shared()),
                     false => Ok(false),
                 });
                 (sent, bytes as u64)
@@ -328,20 +328,20 @@ impl Common {
 
     async fn answer_load(&self, mut exchange: Exchange, head: Parts, load: Load, exit: Exit) {
         let edge = &self.http_2.edge;
-        let Load { site, request, wanted, pass } = load;
-        let Ok(answer) = self.wait_for_answer(&mut exchange, &site, &request).await else {
+        let site = load.site.clone();
+        let Ok(answer) = self.wait_for_answer(&mut exchange, &site, &load.request).await else {
             site.group.stats.client.count(Outcome::Error, 0);
             let finished = Finished { site: Some(&site), ..Finished::of(&self.client, exit) };
             let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
             return edge.log(&log_facts(&head), finished);
         };
         let now = edge.cache.now();
-        let mut response = match (Response::of_answer(answer, &wanted, now), pass) {
-            (Ok(response), _) => response,
-            (Err(reason), Some(facts)) => {
-                return Box::pin(self.pass(exchange, head, PassFacts { detail: Some(reason), ..facts })).await;
-            }
-            (Err(reason), None) => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+        let mut response = match Response::of_answer(answer, &load.wanted, now) {
+            Ok(response) => response,
+            Err(reason) => match load.into_pass(target(&head), &self.client, exit.started, reason) {
+                Some(facts) => return Box::pin(self.pass(exchange, head, facts)).await,
+                None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+            },
         };
         let sent = self.send(&mut exchange, &mut response, &site.to_client).await;
         self.finish(&head, &response, sent, &site, exit);
@@ -454,7 +454,7 @@ impl Common {
         let mut writer = Writer { exchange, limits: &self.limits, blocked: Duration::ZERO };
         let result = match response.body() {
             Body::None => writer.exchange.finish().map_err(broken_by),
-            Body::Segments(segments) => writer.write_all(&segments, true).await,
+            Body::Segments(segments) => writer.write_all(&segments.shared(), true).await,
             Body::Stream(reader, mut cutter) => {
                 let (mut chunks, mut out) = (Vec::new(), Vec::new());
                 loop {
