@@ -132,6 +132,52 @@ fn a_majority_commits_when_no_lease_is_left_that_it_gave_to_others() {
     }
 }
 
+#[test]
+fn who_takes_another_list_needs_a_majority_of_both_until_the_old_one_is_left() {
+    const NEW: u64 = 2;
+    let others = |places: std::ops::Range<usize>| places.map(|place| place.to_string()).collect::<Vec<_>>();
+    let on_new = |life, previous: &[u64]| LeaseAnswer { list: NEW, previous: previous.to_vec(), ..yes(life) };
+    let mut leases = leases(5);
+    leases.settle();
+    for (url, life) in [("1", 11), ("3", 13)] {
+        leases.heard(url, at(9000), at(9001), &yes(life));
+    }
+    assert_eq!(leases.until(), Some(at(11_000)));
+    // Three of five stay.
+    let change = leases.follow(true, NEW, others(1..3), true, at(10_000));
+    assert_eq!(change, Some(ListChange { keeps_majority: true, needs_old: true }));
+    assert_eq!((leases.until(), leases.previous_lists()), (Some(at(11_000)), 1), "what was held runs out");
+    let verdict = |leases: &Leases, lives: &[u64], now| {
+        let mut commit = Commit::new(10, &[], now);
+        lives.iter().for_each(|life| commit.confirm(*life, &[], now));
+        commit.verdict(leases, now)
+    };
+    // A majority of the new list is none of the old one: the others may go on by that.
+    leases.heard("1", at(10_500), at(10_501), &on_new(11, &[LIST]));
+    assert_eq!(leases.until(), Some(at(11_000)));
+    assert_eq!(verdict(&leases, &[11], at(10_600)), Verdict::Lacking);
+    // Who has still the old list, or needs one that this node does not, does not count.
+    leases.heard("2", at(10_500), at(10_501), &yes(12));
+    assert_eq!(leases.until(), Some(at(11_000)));
+    leases.heard("2", at(10_600), at(10_601), &on_new(12, &[LIST, 7]));
+    assert_eq!(leases.until(), Some(at(11_000)));
+    leases.heard("2", at(10_700), at(10_701), &on_new(12, &[LIST]));
+    assert_eq!(leases.until(), Some(at(12_500)));
+    assert_eq!(verdict(&leases, &[11], at(10_800)), Verdict::Lacking);
+    assert_eq!(verdict(&leases, &[11, 12], at(10_800)), Verdict::Committed);
+    // The old list is left when no lease by it can last any longer, counted from when the answers came.
+    assert!(!leases.heard("1", at(12_600), at(12_600), &on_new(11, &[LIST])));
+    assert!(!leases.heard("2", at(12_800), at(12_800), &on_new(12, &[LIST])));
+    assert!(leases.heard("2", at(12_900), at(12_901), &on_new(12, &[LIST])), "{leases:?}");
+    assert_eq!((leases.until(), leases.previous_lists()), (Some(at(14_600)), 0), "what was held runs out");
+    assert_eq!(verdict(&leases, &[11, 12], at(13_000)), Verdict::Lacking, "they still need the old list");
+    leases.heard("1", at(13_100), at(13_101), &on_new(11, &[]));
+    assert_eq!((leases.until(), verdict(&leases, &[11], at(13_200))), (Some(at(15_100)), Verdict::Committed));
+    // A list with none of the majority, or with more new ones than old: said, because nothing else can be done about it.
+    let change = leases.follow(true, 3, others(7..9), true, at(20_000));
+    assert_eq!(change, Some(ListChange { keeps_majority: false, needs_old: false }));
+}
+
 /// Five nodes whose messages take as long as they like or get lost, whose clocks run unevenly, and which die and are frozen: no
 /// node with a lease lacks a purge that was committed.
 #[test]
@@ -153,9 +199,9 @@ fn nobody_with_a_lease_lacks_a_committed_purge() {
 #[test]
 fn nobody_with_a_lease_lacks_a_committed_purge_while_lists_change() {
     let (mut committed, mut holding, mut retired) = (0, 0, 0);
-    for seed in 1..=30 {
+    for seed in 1..=40 {
         let mut model = Model::new(seed, 3 + (seed as usize % 6), true);
-        for _ in 0..4000 {
+        for _ in 0..5000 {
             model.step();
             holding += model.check();
         }
@@ -329,8 +375,8 @@ impl Model {
         let place = self.below(size) as usize;
         match self.below(1000) {
             0..3 if !self.lists_change => self.nodes[place] = self.born(place),
-            0..3 => self.change_list(),
-            3..20 if self.lists_change && self.is_awake(place) => {
+            0..1 => self.change_list(),
+            3..10 if self.lists_change && self.is_awake(place) => {
                 let (now, lists) = (self.now(place), &self.lists);
                 let node = &mut self.nodes[place];
                 if node.list + 1 < lists.len() {
@@ -338,7 +384,15 @@ impl Model {
                     Model::follow(lists, node.list, place, &mut node.leases, now);
                 }
             }
+            20..23 if self.lists_change && self.below(3) > 0 => {
+                // The worst place for a split: between those who have a list and those who have not.
+                let list = self.nodes[place].list;
+                let with = self.nodes.iter().enumerate().filter(|(_, node)| node.list >= list);
+                self.split = with.map(|(place, _)| 1 << place).sum();
+            }
             20..23 => self.split = self.below(1 << size),
+            // Long enough for leases to run out.
+            23..25 if self.lists_change => self.split = 0,
             23..29 => self.split = 0,
             29..32 => self.nodes[place].frozen_until = self.time + self.below(4_000_000),
             32..47 => self.accept(place, false),

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::kit::client::Client;
 use crate::kit::fleet::Fleet;
-use crate::kit::node::{Node, Setup};
+use crate::kit::node::{Node, Setup, free_addresses};
 use crate::kit::origin::{Origin, Reply};
 use crate::kit::poll::until;
 
@@ -133,4 +133,67 @@ async fn a_node_alone_has_always_its_lease() {
     assert_eq!(origin.log().len(), 1);
     let (status, receipt) = purge(node, r#"{"group":"all","key":"a"}"#).await;
     assert_eq!((status, &receipt["complete"]), (200, &true.into()), "{receipt}");
+}
+
+/// Two members more at once, on one node sooner than on another; and two fewer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_members_come_and_go_at_once() {
+    let origin = Origin::start().await;
+    origin.on("/a", Reply::ok("a").header("Cache-Control", FRESH));
+    let addresses = free_addresses(5);
+    let with = |own: usize, members: std::ops::Range<usize>| {
+        let peers: Vec<String> = addresses[members].iter().map(|address| format!("'http://{address}'")).collect();
+        let setup = Setup::group(&format!("origin: '{}'", origin.url()));
+        let (own, list) = (addresses[own], peers.join(", "));
+        let fleet = format!("fleet: {{ self: 'http://{own}', peers: [{list}], partition: strict }}\n");
+        Setup { address: own, more: format!("{}{fleet}", setup.more), ..setup }
+    };
+    let start = |own: usize, members: std::ops::Range<usize>| {
+        let setup = with(own, members);
+        std::thread::spawn(move || setup.start())
+    };
+    let joined = |node: std::thread::JoinHandle<Node>| node.join().expect("a node");
+    let mut nodes: Vec<Node> = (0..3).map(|own| start(own, 0..3)).collect::<Vec<_>>().into_iter().map(joined).collect();
+    for node in &nodes {
+        until_lease(node, "held").await;
+    }
+    // They begin while nobody else has their list, and are no majority of it.
+    let coming = [3, 4].map(|own| start(own, 0..5));
+    for (own, node) in nodes.iter().enumerate() {
+        node.rewrite(&with(own, 0..5));
+        node.signal("HUP");
+        node.wait_for_log("configuration read again");
+    }
+    nodes.extend(coming.map(joined));
+    let settled = async |node: &Node| {
+        let stats = node.stats().await;
+        stats["fleet"]["lease"]["state"] == "held" && stats["fleet"]["lease"]["previous_lists"] == 0
+    };
+    for node in &nodes {
+        until("it has a lease by the new list alone", async || settled(node).await).await;
+    }
+    nodes[0].wait_for_log("the old one counts no more");
+    for node in &nodes {
+        assert_eq!(node.get("/a").await.text(), "a");
+    }
+    let (status, receipt) = purge(&nodes[4], r#"{"group":"all","key":"a"}"#).await;
+    assert_eq!((status, &receipt["complete"]), (200, &true.into()), "{receipt}");
+
+    for (own, node) in nodes.iter().enumerate().take(3) {
+        node.rewrite(&with(own, 0..3));
+        node.signal("HUP");
+    }
+    for node in &nodes[..3] {
+        let has_list = async || node.stats().await["fleet"]["peers"].as_array().is_some_and(|peers| peers.len() == 2);
+        until("it has the old list", has_list).await;
+        until("it has a lease by the old list alone", async || settled(node).await).await;
+    }
+    // Who keeps less than a majority of the members is told what that means.
+    nodes[0].rewrite(&with(0, 0..1).more(&format!(
+        "fleet: {{ self: 'http://{0}', peers: ['http://{0}', 'http://{1}'], partition: strict }}\nthreads: 2\n",
+        addresses[0], addresses[4]
+    )));
+    nodes[0].signal("HUP");
+    nodes[0].wait_for_log("no majority of the members before is left");
+    until_lease(&nodes[0], "lost").await;
 }
