@@ -26,7 +26,7 @@ use crate::entry::Entry;
 use crate::fleet::{Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, SharedKey};
-use crate::purge::{Batch, Notice, Overtaking, Position, Reply, Stamp, Tags, Target};
+use crate::purge::{Batch, Notice, Overtaking, Position, Record, Reply, Stamp, Tags, Target, in_records};
 use crate::store::{Inserted, KEYS_PER_STEP};
 
 /// A purge as somebody wants it.
@@ -189,10 +189,16 @@ impl Courier {
         told.outcomes.push_back((sequence, state, entries));
     }
 
-    fn outcome(&self, sequence: u64) -> (NodeState, u64) {
+    /// What became of these purges together.
+    fn outcome(&self, sequences: &[u64]) -> (NodeState, u64) {
         let told = self.told.lock();
-        let found = told.outcomes.iter().rev().find(|(noted, ..)| *noted == sequence);
-        found.map_or((NodeState::Confirmed, 0), |(_, state, entries)| (*state, *entries))
+        let last_said = |sequence: &u64| told.outcomes.iter().rev().find(|(noted, ..)| noted == sequence);
+        sequences.iter().filter_map(last_said).fold(
+            (NodeState::Confirmed, 0),
+            |(together, sum), (_, state, entries)| {
+                (if *state == NodeState::Confirmed { together } else { *state }, sum + entries)
+            },
+        )
     }
 }
 
@@ -204,14 +210,17 @@ impl Cache {
         let fleet = self.fleet.load_full();
         let mut nodes = JoinSet::new();
         let (own, sequence);
+        // More than fits into one record is several purges, which hold when the last one holds.
+        let records = in_records(request.targets);
         let (mut committing, mut holds) = (None, None);
         if request.dry_run {
             sequence = self.purges.sequence();
-            let records = vec![crate::purge::Record {
-                position: Position { incarnation: self.incarnation(), sequence: u64::MAX },
+            let records = records.into_iter().zip((0..=u64::MAX).rev()).map(|(targets, sequence)| Record {
+                position: Position { incarnation: self.incarnation(), sequence },
                 soft: request.soft,
-                targets: request.targets.into_iter().map(Arc::new).collect(),
-            }];
+                targets,
+            });
+            let records = records.collect();
             let notice = Arc::new(Notice { dry_run: true, records, ..Notice::default() });
             for (url, peer) in fleet.named_peers() {
                 let (url, peer, notice) = (url.to_owned(), peer.clone(), notice.clone());
@@ -229,9 +238,10 @@ impl Cache {
         } else {
             // Who has left is not waited for; should it come back, it hears of everything when it is connected.
             self.spread.couriers.lock().retain(|url, _| fleet.peer(url).is_some());
-            let targets = request.targets.into_iter().map(Arc::new).collect();
-            let position = self.purges.accept(targets, request.soft, self.now().monotonic);
-            sequence = position.sequence;
+            let accept = |targets| self.purges.accept(targets, request.soft, self.now().monotonic);
+            let positions: Vec<Position> = records.into_iter().map(accept).collect();
+            let sequences: Vec<u64> = positions.iter().map(|position| position.sequence).collect();
+            sequence = sequences.last().copied().unwrap_or_default();
             let applying = tokio::spawn(self.clone().apply_purges());
             let (commit, committed) = watch::channel(false);
             let by_majority = self.commits_by_majority(&fleet);
@@ -241,7 +251,7 @@ impl Cache {
             for (url, _) in fleet.named_peers() {
                 let courier = self.spread.courier(url, sequence);
                 self.send_off(url, &courier);
-                let (url, mut committed) = (url.to_owned(), committed.clone());
+                let (url, mut committed, sequences) = (url.to_owned(), committed.clone(), sequences.clone());
                 nodes.spawn(async move {
                     let mut confirmed = courier.confirmed.subscribe();
                     // A majority that confirmed may have died since, or somebody who is no member any more has a lease.
@@ -254,7 +264,7 @@ impl Cache {
                         () = tokio::time::sleep(request.timeout) => NodeState::Unreachable,
                     };
                     let confirmed = *courier.confirmed.borrow() >= sequence;
-                    let (state, entries) = if confirmed { courier.outcome(sequence) } else { (otherwise, 0) };
+                    let (state, entries) = if confirmed { courier.outcome(&sequences) } else { (otherwise, 0) };
                     NodeReceipt { url, state, entries, milliseconds: milliseconds_since(started) }
                 });
             }
@@ -263,7 +273,7 @@ impl Cache {
                 committing = Some(AbortOnDrop(tokio::spawn(self.clone().commit(fleet.clone(), sequence, commit))));
             }
             let _ = applying.await;
-            own = self.purges.entries(position).unwrap_or_default();
+            own = positions.iter().filter_map(|position| self.purges.entries(*position)).sum();
         }
         let own = NodeReceipt {
             url: fleet.own_url().unwrap_or_default().to_owned(),

@@ -173,7 +173,10 @@ impl Admin {
             let Some((group, key)) = deleted_by_go(dialect, &fleet.go.base_path, path) else {
                 return text(400, "bad request\n");
             };
-            let targets = vec![Target::Key(group.into(), key)];
+            let Some(group) = self.node.groups.load().find(&group).cloned() else {
+                return text(404, "no such group\n");
+            };
+            let targets = vec![Target::Key(group.name.clone(), key)];
             let wanted = PurgeRequest { targets, timeout: GO_DELETE_TIMEOUT, ..PurgeRequest::default() };
             self.node.cache.purge_everywhere(wanted).await;
             return text(200, "");

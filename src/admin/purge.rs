@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::config::parse_duration as duration;
 use crate::edge::endpoints::EndpointRequest;
 use crate::group::Group;
-use crate::purge::Target;
+use crate::purge::{Target, VALUE_BYTES_MAX};
 use crate::purging::{PURGE_TIMEOUT_DEFAULT, PurgeRequest, Receipt};
 use crate::semantics::target::{self, Authority};
 use crate::server::node::Node;
@@ -129,6 +129,9 @@ pub(super) fn read(node: &Node, body: &[u8]) -> Result<Wanted, String> {
     for tag in body.tag.list() {
         if tag.is_empty() || tag.contains('\n') {
             return Err("tag: expected a name".to_owned());
+        }
+        if tag.len() > VALUE_BYTES_MAX {
+            return Err(format!("tag: longer than {VALUE_BYTES_MAX} bytes, which no tag is that is kept"));
         }
         targets
             .push(Target::Tag(group.as_ref().map(|group| group.name.clone()), Bytes::copy_from_slice(tag.as_bytes())));

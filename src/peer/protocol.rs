@@ -700,11 +700,11 @@ pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Longest header section, in either direction (as `origin` limits it).
 pub const FIELDS_BYTES_MAX: usize = 64 * 1024;
 /// Longest key or target: 8 KiB from a client and as much again for a group's own prefix.
-pub const KEY_BYTES_MAX: usize = 16 * 1024;
+pub const KEY_BYTES_MAX: usize = crate::purge::VALUE_BYTES_MAX;
 /// Longest `Host`.
 pub const HOST_BYTES_MAX: usize = 512;
 /// Longest name of a group.
-pub const GROUP_BYTES_MAX: usize = 128;
+pub const GROUP_BYTES_MAX: usize = crate::purge::GROUP_BYTES_MAX;
 /// Longest reason.
 pub const TEXT_BYTES_MAX: usize = 256;
 /// No credit goes above this, whatever an asker grants.

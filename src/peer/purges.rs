@@ -246,6 +246,8 @@ const BOOKED_MAX: usize = 32 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::protocol::FRAME_BYTES_MAX;
+    use crate::purge::in_records;
 
     fn position(incarnation: u64, sequence: u64) -> Position {
         Position { incarnation, sequence }
@@ -275,6 +277,44 @@ mod tests {
             claims: vec![Claim { position: position(7, records + 1), age_seconds: 9 }],
             lease: Some(LeaseQuestion { life: 11, wants_booked: true }),
         }
+    }
+
+    #[test]
+    fn whatever_is_purged_is_understood_and_fits_into_frames() {
+        let group: Arc<str> = "g".repeat(GROUP_BYTES_MAX).into();
+        let text = |bytes: usize| Bytes::from(vec![b'a'; bytes]);
+        let long = [
+            Target::Key(group.clone(), text(20_000)),
+            Target::Prefix(group.clone(), text(20_000)),
+            Target::Path(group.clone(), text(20_000)),
+        ];
+        let prefix = Target::Prefix(group.clone(), text(KEY_BYTES_MAX));
+        for target in long.clone() {
+            assert_eq!(target.tellable().as_ref(), Some(&prefix));
+        }
+        for target in [
+            Target::Tag(None, text(20_000)),
+            Target::Group("user.profiles".into()),
+            Target::Key("a b".into(), text(1)),
+            Target::Tag(Some("".into()), text(1)),
+            Target::Group("g".repeat(GROUP_BYTES_MAX + 1).into()),
+        ] {
+            assert_eq!(target.tellable(), None);
+        }
+        let many = (0..1000).map(|number| Target::Path(group.clone(), text(number)));
+        let records = in_records(many.clone().chain(long).chain([Target::Everything]));
+        assert_eq!(records.iter().map(Vec::len).sum::<usize>(), 1004);
+        assert!(records.iter().flatten().map(|target| (**target).clone()).take(1000).eq(many));
+        let records = records.into_iter().zip(1..).map(|(targets, sequence)| Record {
+            position: position(1, sequence),
+            soft: false,
+            targets,
+        });
+        let notice = Notice { records: records.collect(), ..Notice::default() };
+        let pieces = encode_notice(&notice);
+        assert!(pieces.len() > 3 && pieces.iter().all(|piece| piece.len() < FRAME_BYTES_MAX * 3 / 4));
+        let heard = pieces.into_iter().flat_map(|piece| decode_notice(piece).unwrap().records);
+        assert_eq!(heard.collect::<Vec<_>>(), notice.records);
     }
 
     #[test]

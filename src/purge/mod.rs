@@ -53,6 +53,28 @@ pub enum Target {
 }
 
 impl Target {
+    /// As every node can be told it: a key, path or prefix that is too long becomes the prefix that it begins with, which
+    /// matches more. `None`: a tag that is longer than those that are kept ([`tags::TAGS_BYTES_MAX`]), so that nothing has it, or a name that
+    /// no group has.
+    pub fn tellable(self) -> Option<Self> {
+        let is_name = |name: &str| {
+            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            !name.is_empty() && name.len() <= GROUP_BYTES_MAX && name.bytes().all(is_allowed)
+        };
+        if self.group().is_some_and(|name| !is_name(name)) {
+            return None;
+        }
+        match self {
+            Target::Key(group, text) | Target::Prefix(group, text) | Target::Path(group, text)
+                if text.len() > VALUE_BYTES_MAX =>
+            {
+                Some(Target::Prefix(group, text.slice(..VALUE_BYTES_MAX)))
+            }
+            Target::Tag(_, tag) if tag.len() > VALUE_BYTES_MAX => None,
+            target => Some(target),
+        }
+    }
+
     /// Whether it is about what has this key and these tags.
     pub fn matches(&self, group: &str, key: &[u8], tags: &Tags) -> bool {
         match self {
@@ -146,6 +168,32 @@ pub struct Reply {
     /// Whether the asker may count on a lease; `None` where none was asked for, or none are kept.
     pub lease: Option<LeaseAnswer>,
 }
+
+/// Targets in records that fit into what peers send one another; at least one record.
+pub fn in_records(targets: impl IntoIterator<Item = Target>) -> Vec<Vec<Arc<Target>>> {
+    let (mut records, mut bytes) = (vec![Vec::new()], 0);
+    for target in targets.into_iter().filter_map(Target::tellable) {
+        let target_bytes = TARGET_BYTES_EXTRA + target.group().map_or(0, |name| name.len()) + target.value().len();
+        if bytes + target_bytes > RECORD_BYTES_MAX && bytes > 0 {
+            records.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += target_bytes;
+        if let Some(record) = records.last_mut() {
+            record.push(Arc::new(target));
+        }
+    }
+    records
+}
+
+/// The longest name of a group.
+pub const GROUP_BYTES_MAX: usize = 128;
+/// The longest key, prefix, path or tag that a purge names.
+pub const VALUE_BYTES_MAX: usize = 16 * 1024;
+/// The targets of one record together; a frame between peers has room for it and for what goes before it.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// What a target takes beside its texts.
+const TARGET_BYTES_EXTRA: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -207,6 +207,40 @@ async fn an_unsafe_request_purges_everywhere() {
     }
 }
 
+/// What is too long or too much to be said in one frame between nodes is said otherwise, and never stands in the way of what
+/// comes after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purges_of_any_size_reach_every_node() {
+    let origin = Origin::start().await;
+    origin.on("/a", Reply::ok("old").header("Cache-Control", FRESH));
+    let fleet = Fleet::start(3, &setup(&origin)).await;
+    let long = "x".repeat(20_000);
+    let elsewhere = format!("/{long}");
+    origin.on("/form", Reply::ok("done").header("Location", &elsewhere));
+    assert_eq!(send(fleet.nodes[0].address, "POST", "/form", "", "x").await.status(), 200);
+    let paths: Vec<String> = (0..500).map(|number| format!("/{number}{}", "p".repeat(230))).collect();
+    let paths = serde_json::json!({"group": "all", "paths": paths}).to_string();
+    for (body, expected) in [
+        (format!(r#"{{"group":"all","key":"{long}"}}"#), 200),
+        (format!(r#"{{"group":"all","prefix":"{long}"}}"#), 200),
+        (format!(r#"{{"tag":"{long}"}}"#), 400),
+        (paths.clone(), 200),
+        (paths.replace("{\"group\"", "{\"dry_run\":true,\"group\""), 200),
+    ] {
+        let (status, receipt) = purge(&fleet.nodes[0], &body).await;
+        assert_eq!(status, expected, "{} {receipt}", &body[..60]);
+    }
+    for node in &fleet.nodes {
+        assert_eq!(text_of(node, "/a").await, "old");
+    }
+    origin.on("/a", Reply::ok("new").header("Cache-Control", FRESH));
+    let (status, receipt) = purge(&fleet.nodes[0], r#"{"url":"/a"}"#).await;
+    assert!(status == 200 && receipt["entries"].as_u64() >= Some(1), "{receipt}");
+    for node in &fleet.nodes {
+        assert_eq!(text_of(node, "/a").await, "new");
+    }
+}
+
 /// What a fork's `Set` sends: group, key, value.
 fn set_request(key: &str, value: &str) -> String {
     let field =
@@ -282,6 +316,10 @@ async fn go_peers_are_told_of_keys_and_tell_of_them() {
         assert_eq!(answer.status(), deleted, "{ring}: {}", answer.text());
         let after = node.stats().await["purge"]["sequence"].as_u64().unwrap();
         assert_eq!(after - before, u64::from(deleted == 200), "{ring}");
+        // A name that no group has goes no further.
+        let answer = send(node.address, "DELETE", "/_groupcache/user.profiles/a", "", "").await;
+        assert_eq!(answer.status(), if deleted == 200 { 404 } else { deleted }, "{ring}: {}", answer.text());
+        assert_eq!(node.stats().await["purge"]["sequence"].as_u64(), Some(after), "{ring}");
     }
     let deletes = go.log().into_iter().filter(|request| request.method == "DELETE");
     assert!(deletes.clone().count() >= 1, "told of the purge");
