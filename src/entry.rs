@@ -308,6 +308,14 @@ impl Body {
         Body::of_segments(chunks.to_vec(), bytes as u64, None)
     }
 
+    /// Whether these chunks are its memory, and not what it was copied from.
+    pub fn is_made_of(&self, chunks: &[Bytes]) -> bool {
+        match (self.segments(), chunks) {
+            ([first, ..], [chunk, ..]) => first.as_ptr() == chunk.as_ptr(),
+            _ => chunks.is_empty(),
+        }
+    }
+
     /// A body of which only ranges are here: ascending, apart from one another, `segments` being their bytes one behind
     /// the other. Ranges that make up the whole make a whole body.
     pub fn of_ranges(length: u64, held: Vec<ByteRange>, segments: Vec<Bytes>) -> Body {

@@ -42,7 +42,7 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
 use crate::slot::Slot;
-use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Method};
+use crate::source::{Aside, Ask, BodyStream, EntryId, FetchError, Fetched, InterimSink, Method};
 use crate::stats::Outcome;
 use crate::store::Role;
 
@@ -98,6 +98,14 @@ pub(crate) struct Received {
     role: Option<Role>,
     /// For the memory of what arrives, when it is to be stored.
     reservation: Option<Charge>,
+}
+
+/// What is held of a body while it arrives, and the charge for it.
+enum Held {
+    /// All of it, to be stored.
+    Whole(Charge, Vec<Bytes>),
+    /// A window of it, by the readers' flight.
+    Window(Charge),
 }
 
 /// How much of the representation a response has.
@@ -561,45 +569,66 @@ impl Filling {
         }
     }
 
-    /// Hands the body out and stores it at its end.
+    /// Hands the body out and stores it at its end. What readers have not taken by then stays charged until they have.
     async fn stream(&self, fill: Fill<FlightKey, Landed>, received: Received) {
-        let Received { fetched, head, extent, role, mut reservation } = received;
+        let Received { fetched, head, extent, role, reservation } = received;
         let head = Arc::new(head);
-        let mut window = None;
-        let keep = match reservation {
-            Some(_) => Keep::Whole,
+        let (mut held, keep) = match reservation {
+            Some(charge) => (Held::Whole(charge, Vec::new()), Keep::Whole),
             // Shared by those who wait already; a window suffices for it.
             None => {
                 let (window_bytes, charge) = self.window(head.content_length);
-                window = Some(charge);
-                Keep::Window(window_bytes)
+                (Held::Window(charge), Keep::Window(window_bytes))
             }
         };
         if !head.shareable {
             fill.close();
         }
         fill.begin(Landed::Streaming(head.clone()), keep);
+        let poured = self.pour(&fill, &head, fetched.body, &mut held).await;
+        match (poured, held) {
+            (Err(error), Held::Whole(charge, _) | Held::Window(charge)) => {
+                fill.charge(charge);
+                fill.fail(error);
+            }
+            (Ok(()), Held::Whole(charge, kept)) => {
+                self.settle(&fill, &head, &kept, extent, role.map(|role| (role, charge)));
+                fill.finish();
+            }
+            (Ok(()), Held::Window(charge)) => {
+                fill.charge(charge);
+                self.settle(&fill, &head, &[], extent, None);
+                fill.finish();
+            }
+        }
+    }
 
+    /// Hands the body out, to its end.
+    async fn pour(
+        &self,
+        fill: &Fill<FlightKey, Landed>,
+        head: &Head,
+        mut body: Box<dyn BodyStream>,
+        held: &mut Held,
+    ) -> Result<(), FetchError> {
         let deadline = tokio::time::Instant::now() + self.group.fill_timeout;
-        let mut body = fetched.body;
-        let mut kept: Vec<Bytes> = Vec::new();
         let mut received_bytes: u64 = 0;
         loop {
             let half_done = head.content_length.is_some_and(|length| received_bytes * 2 >= length);
             let next = async {
-                match reservation {
+                match held {
                     // The deadline is for what is to be stored; a long download through a window has the readers' pace.
-                    Some(_) => tokio::time::timeout_at(deadline, body.chunk())
+                    Held::Whole(..) => tokio::time::timeout_at(deadline, body.chunk())
                         .await
                         .unwrap_or(Err(FetchError::broken("the fill took too long"))),
-                    None => body.chunk().await,
+                    Held::Window(_) => body.chunk().await,
                 }
             };
             let chunk = tokio::select! {
                 // First, because a source that always has a chunk ready would never let it have its turn.
                 biased;
-                () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() || !half_done => {
-                    return fill.fail(FetchError::broken("nobody read any longer"));
+                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(_)) || !half_done => {
+                    return Err(FetchError::broken("nobody read any longer"));
                 }
                 chunk = next => chunk,
             };
@@ -608,26 +637,24 @@ impl Filling {
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(group = %self.group.name, %error, "a body broke off");
-                    return fill.fail(error);
+                    return Err(error);
                 }
             };
             received_bytes += chunk.len() as u64;
             if head.content_length.is_some_and(|length| received_bytes > length) {
-                return fill.fail(FetchError::broken("more bytes than declared"));
+                return Err(FetchError::broken("more bytes than declared"));
             }
             // Chunks are often slices of a large read buffer; what is kept must not keep that alive.
-            let chunk = match reservation.is_some() || chunk.len() < COPIED_BELOW_BYTES {
+            let chunk = match matches!(held, Held::Whole(..)) || chunk.len() < COPIED_BELOW_BYTES {
                 true => Bytes::copy_from_slice(&chunk),
                 false => chunk,
             };
-            if let Some(charge) = &mut reservation {
+            if let Held::Whole(charge, kept) = held {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
                     self.group.stats.not_stored.increment("too_large");
-                    reservation = None;
-                    kept = Vec::new();
                     let (window_bytes, charge) = self.window(None);
-                    window = Some(charge);
+                    *held = Held::Window(charge);
                     fill.narrow(window_bytes);
                 } else {
                     kept.push(chunk.clone());
@@ -636,17 +663,17 @@ impl Filling {
             tokio::select! {
                 biased;
                 () = fill.push(chunk) => {}
-                () = fill.abandoned(ABANDONED_GRACE), if reservation.is_none() => {
-                    return fill.fail(FetchError::broken("nobody read any longer"));
+                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(_)) => {
+                    return Err(FetchError::broken("nobody read any longer"));
                 }
             }
         }
-        drop(window);
-        if self.request.method == Method::Get && head.content_length.is_some_and(|length| received_bytes != length) {
-            return fill.fail(FetchError::broken("fewer bytes than declared"));
+        match head.content_length {
+            Some(length) if self.request.method == Method::Get && received_bytes != length => {
+                Err(FetchError::broken("fewer bytes than declared"))
+            }
+            _ => Ok(()),
         }
-        self.settle(&fill, &head, &kept, extent, role.zip(reservation));
-        fill.finish();
     }
 
     /// The body is whole: stores it where it has a place.
@@ -661,6 +688,10 @@ impl Filling {
         match place {
             Some((role, reservation)) => match self.parts_of(head, kept, extent) {
                 Some(parts) => {
+                    if !parts.body.is_made_of(kept) {
+                        let bytes = kept.iter().map(Bytes::len).sum();
+                        fill.charge(self.cache.ledger.charge(bytes));
+                    }
                     let shelf = Shelf { role, rule: head.rule.clone(), variant: head.variant.clone() };
                     self.cache.insert(&self.group, fill.key(), shelf, (parts, reservation), &head.dating.stamp);
                 }

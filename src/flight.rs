@@ -25,6 +25,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::memory::Charge;
 use crate::source::{FetchError, Interim, InterimSink};
 
 /// All flights of this process by key. `H` is what a reader learns at the head.
@@ -215,6 +216,11 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
             progress.await;
         }
         self.flight.readers_wake.notify_waiters();
+    }
+
+    /// Leaves the charge for the chunks with the flight: it ends with the last reader.
+    pub fn charge(&self, charge: Charge) {
+        self.flight.state.lock().charge = Some(charge);
     }
 
     /// The whole answer at once: as [`Fill::begin`], [`Fill::push`] and [`Fill::finish`], but the readers wake only once. As for
@@ -477,6 +483,8 @@ struct State<H> {
     /// How far the fastest reader ever came.
     fastest: u64,
     window_bytes: Option<u64>,
+    /// For the chunks, once nothing else is charged for them.
+    charge: Option<Charge>,
     readers: usize,
     /// When the last reader left; `None` while there is one.
     unread_since: Option<tokio::time::Instant>,
@@ -510,6 +518,7 @@ impl<H> Flight<H> {
             end: 0,
             fastest: 0,
             window_bytes: None,
+            charge: None,
             readers: 0,
             unread_since: Some(opened),
         };

@@ -173,11 +173,11 @@ pub(crate) fn entry_for_peer(
     }
     match request.part_of(entry) {
         Some(part) => {
-            fetched.body = Box::new(ReadyBody::new(entry.body.slice(part).unwrap_or_default()));
+            fetched.body = Box::new(HeldBody::of(entry, entry.body.slice(part).unwrap_or_default()));
             as_part(&mut fetched, part, Some(length));
         }
         // Whole, several parts, or none of it: the asking node has the client and cuts for it.
-        None => fetched.body = Box::new(ReadyBody::new(entry.body.to_segments())),
+        None => fetched.body = Box::new(HeldBody::of(entry, entry.body.to_segments())),
     }
     fetched
 }
@@ -190,6 +190,25 @@ fn as_part(fetched: &mut Fetched, part: ByteRange, length: Option<u64>) {
     fetched.fields = fields.finish();
     fetched.status = 206;
     fetched.content_length = Some(part.length());
+}
+
+/// Bytes of an entry on their way to a peer, which holds the entry: as long as they are alive, it is charged for them.
+struct HeldBody {
+    _entry: Entry,
+    body: ReadyBody,
+}
+
+impl HeldBody {
+    fn of(entry: &Entry, bytes: Vec<Bytes>) -> Self {
+        HeldBody { _entry: entry.clone(), body: ReadyBody::new(bytes) }
+    }
+}
+
+#[async_trait]
+impl BodyStream for HeldBody {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.body.chunk().await
+    }
 }
 
 /// The body of a flight, read on behalf of a peer.

@@ -101,6 +101,9 @@ impl Filling {
         let head = Arc::new(head);
         // A slice of a large read buffer, which must live no longer than it takes to read on.
         let body = Bytes::copy_from_slice(body);
+        if reservation.is_none() {
+            fill.charge(self.cache.ledger.charge(body.len()));
+        }
         self.settle(&fill, &head, std::slice::from_ref(&body), extent, role.zip(reservation));
         fill.land(Landed::Streaming(head), body);
     }

@@ -542,3 +542,43 @@ async fn what_landed_between_the_two_looks_is_a_look_up_of_its_own() {
     let found = usage.main.hits + usage.hot.hits;
     assert!(node.group.stats.cache_hits.value() <= found, "{} found", found);
 }
+
+/// Of a body that is stored the readers' chunks are a second copy; it counts until the last reader has gone.
+#[tokio::test]
+async fn what_slow_readers_have_not_taken_counts_beside_the_entry() {
+    const BODY_BYTES: usize = 1 << 20;
+    let origin = Scripted::new();
+    let in_eight = |script: Script| (0..8).fold(script, |script, _| script.chunk(vec![7; BODY_BYTES / 8]));
+    origin.on("/a", in_eight(Script::head(200, &[FRESH], Some(BODY_BYTES as u64))));
+    origin.on("/large", Script::status(200, &[("Cache-Control", "no-store")], vec![7; 1000]));
+    origin.on("/broken", Script::head(200, &[FRESH], Some(2000)).chunk(vec![7; 1000]));
+    let node = Node::new(&origin);
+    for (key, bytes) in [("a", BODY_BYTES), ("large", 1000), ("broken", 1000)] {
+        let outside = node.cache.ledger.outside();
+        let answer = node.cache.get(&node.group, &get(key, &[])).await;
+        node.settle().await;
+        assert_eq!(node.cache.in_flight(), 0, "{key}");
+        let held = node.cache.ledger.outside() - outside;
+        assert!(held >= bytes, "{key}: {held}");
+        drop(answer);
+        assert_eq!(node.cache.ledger.outside(), outside, "{key}");
+    }
+    assert!(node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).is_some());
+}
+
+/// An entry that gave way while it is sent to a peer is still alive.
+#[tokio::test]
+async fn what_is_sent_to_a_peer_counts_until_it_is_sent() {
+    let origin = Scripted::new();
+    origin.on("/a", Script::status(200, &[FRESH], vec![7; 100_000]));
+    let node = Node::new(&origin);
+    node.ask("a").await;
+    let ask = node.group.ask(&"a".into(), Method::Get, Fields::empty()).unwrap();
+    let request = Request::from_ask(&node.group, &ask);
+    let fetched = node.cache.get_as_owner(&node.group, &request, Aside::default()).await.unwrap();
+    let key = HashedKey::new(GroupId(0), b"a");
+    node.cache.store.remove(&key);
+    assert!(node.cache.ledger.outside() >= 100_000);
+    drop(fetched);
+    assert!(node.cache.ledger.outside() < 100_000);
+}
