@@ -264,6 +264,39 @@ async fn a_confirmation_does_not_bring_back_what_was_purged() {
     }
 }
 
+/// What the origin says by a `HEAD` is as old as the question, whether a purge came before it or none ever did.
+#[tokio::test]
+async fn a_head_from_before_a_purge_says_nothing_of_what_came_after() {
+    for purges_before in 0..2 {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        let node = Arc::new(Node::new(&origin));
+        for _ in 0..purges_before {
+            purge(&node, key("b")).await;
+        }
+        origin.on("/a", Script::new().hold(&gate).then_head(200, &[FRESH, ("X", "old")], Some(4)));
+        let asking = tokio::spawn({
+            let node = node.clone();
+            async move { node.ask_fully(&Request { method: Method::Head, ..get("a", &[]) }).await }
+        });
+        origin.arrived("/a", 1).await;
+        purge(&node, key("a")).await;
+        origin.on("/a", Script::status(200, &[FRESH, ("X", "new")], "body"));
+        assert_eq!(node.ask("a").await, "miss 200 body");
+        let stored = || node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).is_some();
+        while !stored() {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        assert_eq!(asking.await.unwrap(), "miss uri-miss: 200 none");
+        node.settle().await;
+        let answer = node.get("a").await;
+        assert_eq!(answer.outcome, Outcome::Hit);
+        let seen = seen(&get("a", &[]), answer).await;
+        let x = seen.fields.iter().find(|(name, _)| name == "x").map(|(_, value)| value.as_str());
+        assert_eq!(x, Some("new"), "{purges_before} purges before");
+    }
+}
+
 #[tokio::test]
 async fn what_became_stale_is_confirmed_or_stands_in_for_a_failing_origin() {
     let origin = Scripted::new();
