@@ -398,3 +398,25 @@ async fn many_purges_at_once_are_told_in_few_messages_and_in_order() {
     assert_eq!(fleet.nodes[1].cache.purges.applied().vector.of(node.cache.incarnation()), 100);
     assert_eq!(node.cache.purges.len(), 10, "repeated purges do not pile up");
 }
+
+/// Two equal purges of which the second stands for the first: a peer that cannot purge has confirmed neither.
+#[tokio::test(start_paused = true)]
+async fn a_purge_that_a_later_one_stands_for_is_not_confirmed_by_who_cannot_purge() {
+    let fleet = TestFleet::new(2);
+    fleet.deaf[1].store(true, Ordering::SeqCst);
+    let node = &fleet.nodes[0];
+    let purges: Vec<_> = (0..2)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { purge(&node, tag("t")).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((node.cache.purges.sequence(), node.cache.purges.len()), (2, 1));
+    fleet.mute[1].store(true, Ordering::SeqCst);
+    for purge in purges {
+        let receipt = purge.await.unwrap();
+        assert_eq!(receipt.nodes[1].state, NodeState::CannotPurge, "{receipt:?}");
+        assert!(!receipt.complete);
+    }
+}
