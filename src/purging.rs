@@ -475,10 +475,12 @@ impl Cache {
             }
             Err(PurgeFailure::Cannot) => {
                 courier.told.lock().lacks = false;
-                for record in &notice.records {
-                    courier.note(record.position.sequence, NodeState::CannotPurge, 0);
+                if let Some(last) = own(&notice) {
+                    // Of one that a later, equal one stands for there is no record, and it was not carried out either.
+                    let first = confirmed.max(last.saturating_sub(OUTCOMES_MAX as u64)) + 1;
+                    (first..=last).for_each(|sequence| courier.note(sequence, NodeState::CannotPurge, 0));
+                    courier.confirm(last);
                 }
-                own(&notice).into_iter().for_each(|sequence| courier.confirm(sequence));
             }
             Err(error) => return Err(error),
         }

@@ -49,7 +49,9 @@ impl Filling {
         let Some((slot, role)) = self.cache.store.peek(&key) else { return };
         // Of the entry and of what is said of it now, the older counts.
         let stamp = &came.dating.stamp;
-        let own = stamp.arrival > 0 && stamp.arrival <= applied.arrival;
+        // One of this node's own from before the first purge has zero, too.
+        let of_this_node = fetched.hop.as_ref().is_none_or(|hop| hop.stamp.is_none());
+        let own = of_this_node && stamp.arrival <= applied.arrival;
         let dating = Dating { stamp: if own { stamp.clone() } else { applied }, ..came.dating.clone() };
         let came = &Came { dating, ..came.clone() };
         let Some(stored) = slot.select(|| self.request.forwarded.clone()) else { return };

@@ -250,6 +250,8 @@ struct Link {
     leaving: Arc<AtomicBool>,
     /// It hears of no purge.
     deaf: Arc<AtomicBool>,
+    /// It speaks a protocol that has no purges.
+    mute: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
     carried: Arc<AtomicU64>,
 }
@@ -299,6 +301,9 @@ impl crate::fleet::Peer for Link {
     }
 
     async fn purge(&self, notice: &Notice) -> Result<Reply, PurgeFailure> {
+        if self.mute.load(Ordering::SeqCst) {
+            return Err(PurgeFailure::Cannot);
+        }
         if self.cut.load(Ordering::SeqCst) || self.deaf.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut").into());
         }
@@ -369,6 +374,7 @@ struct TestFleet {
     down: Vec<Arc<AtomicBool>>,
     leaving: Vec<Arc<AtomicBool>>,
     deaf: Vec<Arc<AtomicBool>>,
+    mute: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
     origin: Scripted,
@@ -390,9 +396,9 @@ impl TestFleet {
         let node = |index| Arc::new(Node::limited(&origin, rules(), index as u64 + 1, limit));
         let nodes: Vec<_> = (0..size).map(node).collect();
         let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
-        let (down, leaving, deaf) = (flags(), flags(), flags());
+        let (down, leaving, deaf, mute) = (flags(), flags(), flags(), flags());
         let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, leaving, deaf, carried, origin };
+        let fleet = TestFleet { nodes, down, leaving, deaf, mute, carried, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -414,6 +420,7 @@ impl TestFleet {
                 cut: self.down[peer].clone(),
                 leaving: self.leaving[peer].clone(),
                 deaf: self.deaf[peer].clone(),
+                mute: self.mute[peer].clone(),
                 carried: self.carried[peer].clone(),
             };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)

@@ -465,14 +465,9 @@ impl Shared {
                         damping.failed(begun.elapsed());
                     }
                     if reason == SILENT {
-                        // The peer is, and not this connection: no question shall find out once more.
-                        for (other, line) in self.lines.iter().enumerate().filter(|(other, _)| *other != index) {
-                            let up = match &*line.state.lock() {
-                                LineState::Up(exchange) => Some(exchange.clone()),
-                                _ => None,
-                            };
-                            if let Some(exchange) = up {
-                                self.set(other, LineState::Down { reason: reason.clone(), refused: false });
+                        // The peer is, unless it spoke on another connection just now: no question shall find out once more.
+                        for line in &self.lines {
+                            if let LineState::Up(exchange) = &*line.state.lock() {
                                 exchange.give_up();
                             }
                         }

@@ -129,7 +129,8 @@ impl Exchange {
         self.stop.notify_one();
     }
 
-    /// Ends the connection as one to a peer that says nothing, which another connection to it has found out.
+    /// Ends the connection as one to a peer that says nothing, which another connection to it has found out; but not if the peer
+    /// has said something on this one since the last tick.
     pub(super) fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);
         self.stop.notify_one();
@@ -242,10 +243,10 @@ impl Exchange {
                     }
                 }
                 () = self.stop.notified() => {
-                    if self.given_up.load(Ordering::SeqCst) {
+                    if self.given_up.swap(false, Ordering::SeqCst) && quiet.ticks > 0 {
                         return SILENT.to_owned();
                     }
-                    if self.streams.lock().open.is_empty() {
+                    if self.stopping.load(Ordering::SeqCst) && self.streams.lock().open.is_empty() {
                         return "the connection is no longer needed".to_owned();
                     }
                 }

@@ -182,7 +182,8 @@ impl Leases {
         member: bool,
         now: Duration,
     ) -> Option<ListChange> {
-        let strict = strict && !others.is_empty();
+        // Whoever was one of several may not forget them by a list of itself alone.
+        let strict = strict && (!others.is_empty() || self.strict);
         let list = List { id, others, member };
         if !strict || !self.strict {
             *self = Leases { strict, list, listed_at: now, begun: now, ..Leases::default() };
@@ -242,10 +243,14 @@ impl Leases {
         if !self.strict {
             return None;
         }
-        let granted = |list| {
+        let granted = |list: &List| {
+            if list.others_needed() == 0 {
+                // Never alone among the lists that count: what came before has somebody else in its majority, and is never left.
+                return Duration::MAX;
+            }
             let mut granted: Vec<Duration> = self.counted(list).filter_map(|heard| heard.granted_at).collect();
             granted.sort_unstable_by(|one, other| other.cmp(one));
-            granted.get(list.others_needed().saturating_sub(1)).map_or(Duration::ZERO, |at| at.saturating_add(LEASE))
+            granted.get(list.others_needed() - 1).map_or(Duration::ZERO, |at| at.saturating_add(LEASE))
         };
         let granted = self.lists().map(granted).min();
         // Who is no member is told of no purge.

@@ -66,6 +66,28 @@ fn who_is_alone_or_serves_needs_no_lease() {
     assert_eq!(leases.settling(at(100_000)), Settling::Wait);
 }
 
+/// As a file of members does that is read while it is written.
+#[test]
+fn who_is_given_a_list_of_itself_alone_has_no_lease_until_the_others_are_back() {
+    const ALONE: u64 = 2;
+    let mut leases = leases(3);
+    leases.settle();
+    leases.heard("1", at(9000), at(9001), &yes(11));
+    let change = leases.follow(true, ALONE, Vec::new(), true, at(10_000));
+    assert_eq!(change, Some(ListChange { keeps_majority: false, needs_old: true }));
+    assert_eq!(leases.standing(at(10_000)), Standing::Held(at(1000)), "what was held runs out");
+    assert_eq!(leases.standing(at(11_000)), Standing::Lost);
+    assert_eq!(Commit::new(10, &[], at(11_000)).verdict(&leases, at(11_000)), Verdict::Lacking);
+    assert_eq!((leases.settling(at(60_000)), leases.standing(at(60_000))), (Settling::Wait, Standing::Lost));
+    // With the list of before it has the lease of before.
+    leases.follow(true, LIST, vec!["1".to_owned(), "2".to_owned()], true, at(70_000));
+    assert_eq!(leases.standing(at(70_000)), Standing::Lost);
+    assert!(!leases.heard("1", at(70_100), at(70_101), &yes(11)));
+    assert_eq!(leases.standing(at(70_200)), Standing::Held(at(1900)));
+    assert!(leases.heard("1", at(72_400), at(72_401), &yes(11)), "{leases:?}");
+    assert_eq!((leases.previous_lists(), leases.standing(at(72_400))), (0, Standing::Held(at(2000))));
+}
+
 #[test]
 fn what_was_said_yes_to_is_booked_for_longer_than_it_is_held() {
     let mut leases = leases(3);

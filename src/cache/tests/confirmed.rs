@@ -124,7 +124,15 @@ async fn a_confirmation_of_another_body_is_no_answer() {
     let links = (0..3).map(|peer| {
         let (to, cut, carried) = (fleet.nodes[peer].clone(), Arc::default(), Arc::default());
         let (leaving, deaf) = (Arc::default(), Arc::default());
-        let link = Link { from: fleet.nodes[other].cache.incarnation(), to, cut, leaving, deaf, carried };
+        let link = Link {
+            from: fleet.nodes[other].cache.incarnation(),
+            to,
+            cut,
+            leaving,
+            deaf,
+            carried,
+            mute: Arc::default(),
+        };
         (peer != other).then(|| Arc::new(Liar(Arc::new(link))) as Arc<dyn crate::fleet::Peer>)
     });
     let ring = Ring::new(RingKind::Groupcache, 50, &peers);

@@ -264,6 +264,39 @@ async fn a_confirmation_does_not_bring_back_what_was_purged() {
     }
 }
 
+/// What the origin says by a `HEAD` is as old as the question, whether a purge came before it or none ever did.
+#[tokio::test]
+async fn a_head_from_before_a_purge_says_nothing_of_what_came_after() {
+    for purges_before in 0..2 {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        let node = Arc::new(Node::new(&origin));
+        for _ in 0..purges_before {
+            purge(&node, key("b")).await;
+        }
+        origin.on("/a", Script::new().hold(&gate).then_head(200, &[FRESH, ("X", "old")], Some(4)));
+        let asking = tokio::spawn({
+            let node = node.clone();
+            async move { node.ask_fully(&Request { method: Method::Head, ..get("a", &[]) }).await }
+        });
+        origin.arrived("/a", 1).await;
+        purge(&node, key("a")).await;
+        origin.on("/a", Script::status(200, &[FRESH, ("X", "new")], "body"));
+        assert_eq!(node.ask("a").await, "miss 200 body");
+        let stored = || node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).is_some();
+        while !stored() {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        assert_eq!(asking.await.unwrap(), "miss uri-miss: 200 none");
+        node.settle().await;
+        let answer = node.get("a").await;
+        assert_eq!(answer.outcome, Outcome::Hit);
+        let seen = seen(&get("a", &[]), answer).await;
+        let x = seen.fields.iter().find(|(name, _)| name == "x").map(|(_, value)| value.as_str());
+        assert_eq!(x, Some("new"), "{purges_before} purges before");
+    }
+}
+
 #[tokio::test]
 async fn what_became_stale_is_confirmed_or_stands_in_for_a_failing_origin() {
     let origin = Scripted::new();
@@ -364,4 +397,26 @@ async fn many_purges_at_once_are_told_in_few_messages_and_in_order() {
     assert_eq!(sequences, (1..=100).collect::<Vec<_>>());
     assert_eq!(fleet.nodes[1].cache.purges.applied().vector.of(node.cache.incarnation()), 100);
     assert_eq!(node.cache.purges.len(), 10, "repeated purges do not pile up");
+}
+
+/// Two equal purges of which the second stands for the first: a peer that cannot purge has confirmed neither.
+#[tokio::test(start_paused = true)]
+async fn a_purge_that_a_later_one_stands_for_is_not_confirmed_by_who_cannot_purge() {
+    let fleet = TestFleet::new(2);
+    fleet.deaf[1].store(true, Ordering::SeqCst);
+    let node = &fleet.nodes[0];
+    let purges: Vec<_> = (0..2)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { purge(&node, tag("t")).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((node.cache.purges.sequence(), node.cache.purges.len()), (2, 1));
+    fleet.mute[1].store(true, Ordering::SeqCst);
+    for purge in purges {
+        let receipt = purge.await.unwrap();
+        assert_eq!(receipt.nodes[1].state, NodeState::CannotPurge, "{receipt:?}");
+        assert!(!receipt.complete);
+    }
 }

@@ -198,6 +198,7 @@ impl Side {
             let ring = Ring::new(RingKind::Groupcache, 50, &peers);
             let links = nodes.iter().enumerate().map(|(peer, to)| {
                 let link = Link {
+                    mute: Arc::default(),
                     from: node.cache.incarnation(),
                     to: to.clone(),
                     cut: Arc::default(),
