@@ -11,8 +11,9 @@
 //! with the connection when the holder dies.
 //!
 //! **When the granting node changes** (it died, came back, or the ring is another one), those who hold permits tell the new
-//! one, which counts them whether they fit or not, and for [`GRACE`] grants nothing else. So the limit holds, but for the
-//! sockets of a killed node, which nobody counts and the kernel closes, and for a partition, in which each side grants.
+//! one, which counts them whether they fit or not, and for [`GRACE`] grants nothing else. Who has waited at another node waits
+//! anew at this one when it would be let in there. So the limit holds, but for the sockets of a killed node, which nobody counts
+//! and the kernel closes, and for a partition, in which each side grants.
 //!
 //! **Fairness.** Those who wait are served in turn by the node that asked, each node's in the order of their arrival: a node
 //! that floods the queue does not keep the others waiting.
@@ -75,15 +76,10 @@ impl Permits {
         own: u64,
     ) -> Result<Permit, FetchError> {
         let busy = |_| FetchError::refused(503, "the origin is busy");
-        let now = fleet();
-        if now.peers().next().is_none() {
-            let gate = self.gate(group, &now);
-            let turn = gate.pass(limit, Purpose::Begin, own);
-            return Ok(Permit::Here { _grant: timeout(limit.patience, turn).await.map_err(busy)?? });
-        }
         let asking = Asking { permits: self.clone(), group: group.clone(), limit, own };
-        let backing = timeout(limit.patience, asking.ask(&now, Purpose::Begin)).await.map_err(busy)??;
-        Ok(Permit::Fleet(tokio::spawn(asking.keep(backing, fleet)).abort_handle()))
+        let backing = timeout(limit.patience, asking.begin(&fleet)).await.map_err(busy)??;
+        // A node that is alone may get company while the request is at the origin.
+        Ok(Permit(tokio::spawn(asking.keep(backing, fleet)).abort_handle()))
     }
 
     /// Answers a peer's question: the body of the answer goes on as long as the permit counts.
@@ -147,23 +143,12 @@ fn ring_key(group: &str) -> Vec<u8> {
     [b"permits\0", group.as_bytes()].concat()
 }
 
-/// A request may be at the origin as long as this lives.
-#[allow(private_interfaces, reason = "what counts it is nobody's business")]
-pub enum Permit {
-    /// Counted by this node, which has no peers.
-    Here {
-        /// Counts as long as it lives.
-        _grant: Grant,
-    },
-    /// In a fleet: the task that sees to it that somebody counts.
-    Fleet(AbortHandle),
-}
+/// A request may be at the origin as long as this lives: the task that sees to it that somebody counts it.
+pub struct Permit(AbortHandle);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Permit::Fleet(keeper) = self {
-            keeper.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -204,6 +189,30 @@ struct Asking {
 }
 
 impl Asking {
+    /// Asks whoever grants, and anew where that has become another node meanwhile: a gate that those who are at the origin have
+    /// left for another one has room, but not for more.
+    async fn begin(&self, fleet: impl Fn() -> Arc<Fleet>) -> Result<Backing, FetchError> {
+        loop {
+            let asked = fleet();
+            // As it is now: whether a peer can be reached changes.
+            let first = self.first(&asked);
+            let backing = self.ask(&asked, Purpose::Begin).await?;
+            match (first, self.first(&fleet())) {
+                (None, None) => return Ok(backing),
+                (Some(then), Some(now)) if Arc::ptr_eq(&then, &now) => return Ok(backing),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whom the next request would ask first; `None` for this node.
+    fn first(&self, fleet: &Fleet) -> Option<Arc<dyn Peer>> {
+        match fleet.steps(&ring_key(&self.group)).into_iter().next() {
+            Some(Step::Peer(peer)) => Some(peer),
+            Some(Step::Here) | None => None,
+        }
+    }
+
     /// Asks until somebody grants, in the order of the ring.
     async fn ask(&self, fleet: &Fleet, purpose: Purpose) -> Result<Backing, FetchError> {
         for step in fleet.steps(&ring_key(&self.group)) {
@@ -250,9 +259,9 @@ impl Asking {
 
     /// Whether the permit is counted where the next request would ask first.
     fn is_right(&self, backing: &Backing, fleet: &Fleet) -> bool {
-        match (fleet.steps(&ring_key(&self.group)).first(), backing) {
-            (Some(Step::Peer(first)), Backing::There { peer, .. }) => Arc::ptr_eq(first, peer),
-            (Some(Step::Here) | None, Backing::Here { .. }) => true,
+        match (self.first(fleet), backing) {
+            (Some(first), Backing::There { peer, .. }) => Arc::ptr_eq(&first, peer),
+            (None, Backing::Here { .. }) => true,
             _ => false,
         }
     }

@@ -527,9 +527,8 @@ async fn a_connection_on_which_the_peer_has_just_spoken_outlives_a_silent_one() 
     assert_eq!(peer.health(), Health::Up);
     let asking = tokio::spawn(async move { read(peer.fetch(&ask("k")).await?).await });
     let request = loop {
-        match speaking.hear().await.expect("it lives") {
-            (request, Message::Ask(_)) => break request,
-            _ => {}
+        if let (request, Message::Ask(_)) = speaking.hear().await.expect("it lives") {
+            break request;
         }
     };
     let head = Head { status: 200, fields: Fields::empty(), content_length: Some(0), hop: Some(hop()) };

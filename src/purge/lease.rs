@@ -77,7 +77,7 @@ pub const ANYBODY: u64 = 0;
 /// How it stands with this node's own lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// No lease is needed: the node is alone, or its fleet goes on serving in a partition.
+    /// No lease is needed: the node has been alone since it started, or its fleet goes on serving in a partition.
     Free,
     /// Held for so long still.
     Held(Duration),

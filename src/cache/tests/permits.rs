@@ -195,6 +195,76 @@ async fn permits_are_counted_on_when_the_granting_node_dies_and_comes_back() {
     }
 }
 
+/// What a node has at the origin from a time when it was alone counts for whoever grants now.
+#[tokio::test(start_paused = true)]
+async fn permits_of_a_node_alone_are_counted_when_it_gets_company() {
+    let fleet = limited_fleet(2, limit(2, 1000));
+    let first = granting(&fleet);
+    let alone = 1 - first;
+    let node = &fleet.nodes[alone];
+    node.cache.set_fleet(Fleet::alone());
+    let held = [node.cache.permit(&node.group).await.unwrap(), node.cache.permit(&node.group).await.unwrap()];
+    let granted = |place: usize| fleet.nodes[place].cache.permits.state("test", limit(2, 1000)).granted;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((granted(alone), granted(first)), (2, 0));
+    fleet.see(alone, &[0, 1]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!((granted(alone), granted(first)), (0, 2));
+    let mut waiting = tokio::task::JoinSet::new();
+    wait_for_permits(&mut waiting, &fleet.nodes[first], 1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(waiting.try_join_next().is_none(), "two are at the origin");
+    drop(held);
+    waiting.join_next().await.unwrap().unwrap();
+}
+
+type WaitingPermits = tokio::task::JoinSet<Option<Permit>>;
+
+fn wait_for_permits(waiting: &mut WaitingPermits, node: &Arc<Node>, count: usize) {
+    for _ in 0..count {
+        let node = node.clone();
+        waiting.spawn(async move { node.cache.permit(&node.group).await.unwrap() });
+    }
+}
+
+/// Those at the origin are counted elsewhere from then on, which makes no room for those in the queue that they leave.
+#[tokio::test(start_paused = true)]
+async fn who_waits_where_permits_are_no_longer_granted_waits_where_they_are() {
+    for by_list in [false, true] {
+        let patient = Limit { patience: Duration::from_secs(600), ..limit(2, 1000) };
+        let fleet = limited_fleet(3, patient);
+        let first = granting(&fleet);
+        let without: Vec<usize> = (0..3).filter(|place| *place != first).collect();
+        let others: Vec<Arc<Node>> = without.iter().map(|place| fleet.nodes[*place].clone()).collect();
+        let make_first = |is_first: bool| match by_list {
+            true => without.iter().for_each(|place| fleet.see(*place, if is_first { &[0, 1, 2] } else { &without })),
+            false => fleet.leaving[first].store(!is_first, Ordering::SeqCst),
+        };
+        make_first(false);
+        let (mut held, mut waiting) = (Vec::new(), tokio::task::JoinSet::new());
+        for node in &others {
+            held.push(node.cache.permit(&node.group).await.unwrap());
+        }
+        others.iter().for_each(|node| wait_for_permits(&mut waiting, node, 3));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        make_first(true);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let state = || fleet.nodes[first].cache.permits.state("test", patient);
+        assert!(waiting.try_join_next().is_none(), "two are at the origin");
+        assert_eq!((state().granted, state().waiting), (2, 6));
+        while let Some(permit) = waiting_after(&mut held, &mut waiting).await {
+            assert!(state().granted <= 2);
+            held.push(permit);
+        }
+    }
+}
+
+/// The next permit, after one was given back.
+async fn waiting_after(held: &mut Vec<Option<Permit>>, waiting: &mut WaitingPermits) -> Option<Option<Permit>> {
+    held.remove(0);
+    Some(waiting.join_next().await?.unwrap())
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_leaves_hands_the_counting_over() {
     let fleet = limited_fleet(3, limit(1, 1000));
