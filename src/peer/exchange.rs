@@ -130,7 +130,7 @@ impl Exchange {
     }
 
     /// Ends the connection as one to a peer that says nothing, which another connection to it has found out; but not if the peer
-    /// has said something on this one since the last tick.
+    /// has said something on this one during the last tick.
     pub(super) fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);
         self.stop.notify_one();
@@ -243,7 +243,7 @@ impl Exchange {
                     }
                 }
                 () = self.stop.notified() => {
-                    if self.given_up.swap(false, Ordering::SeqCst) && quiet.ticks > 0 {
+                    if self.given_up.swap(false, Ordering::SeqCst) && quiet.ticks >= GIVEN_UP_TICKS {
                         return SILENT.to_owned();
                     }
                     if self.stopping.load(Ordering::SeqCst) && self.streams.lock().open.is_empty() {
@@ -847,6 +847,9 @@ pub(super) const SILENT: &str = "silent";
 pub(super) const SILENT_TICKS: u32 = 4;
 /// While questions are open, a quiet connection is tried after so many ticks.
 const BUSY_PING_TICKS: u32 = 1;
+/// A connection that has been quiet for so many ticks ends when another one is silent. Two make a whole one; and a peer that is
+/// dead has said nothing anywhere since that other one was tried, which is longer ago.
+const GIVEN_UP_TICKS: u32 = 2;
 /// An idle connection is tried after so many quiet ticks, so that a dead one is known within two
 /// deadlines and before it is needed.
 const IDLE_PING_TICKS: u32 = 4;
