@@ -1,7 +1,7 @@
 //! A stored response: head, freshness facts, body. Immutable once made; who changes one makes another.
 //!
 //! There may be very many of them, so that an entry is one block, with its head behind the facts that a hit needs, and a body
-//! of its own block; what few entries have lies behind one pointer ([`Rare`]).
+//! of its own block; what few entries have lies behind one pointer (`Rare`).
 //!
 //! A body may be incomplete: then it holds some ranges of a representation whose length and strong validator are known,
 //! which is RFC 9111 section 3.3's "as if it were an incomplete 200 response". The entry looks like one of the whole

@@ -54,7 +54,7 @@ pub enum Target {
 
 impl Target {
     /// As every node can be told it: a key, path or prefix that is too long becomes the prefix that it begins with, which
-    /// matches more. `None`: a tag that is longer than those that are kept ([`tags::TAGS_BYTES_MAX`]), so that nothing has it, or a name that
+    /// matches more. `None`: a tag that is longer than those that are kept (`TAGS_BYTES_MAX`), so that nothing has it, or a name that
     /// no group has.
     pub fn tellable(self) -> Option<Self> {
         let is_name = |name: &str| {
