@@ -23,8 +23,19 @@ pub struct Fleet {
     /// Whether memory moves with the keys when members come and go.
     warm: bool,
     peer_deadline: Duration,
+    lost: Vec<Lost>,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
+}
+
+/// A former member that was not listed and has not left: it fell silent, or its name is gone. It may live on behind a split of the
+/// network and answer what it has: no purge is complete without it until `until`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Its URL.
+    pub url: String,
+    /// When it is taken to be gone for good, on the clock of [`crate::clock::Now::monotonic`].
+    pub until: Duration,
 }
 
 /// What a node wants of another one beside answers.
@@ -167,6 +178,7 @@ impl Fleet {
             strict: false,
             warm: true,
             peer_deadline: PEER_DEADLINE_DEFAULT,
+            lost: Vec::new(),
             ring_key: |key| Some(key.into()),
         }
     }
@@ -181,7 +193,8 @@ impl Fleet {
         let ring_id = ring.id().to_string();
         let urls = (0..peers.len()).map(|index| index.to_string()).collect();
         let peer_deadline = PEER_DEADLINE_DEFAULT;
-        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, peer_deadline, ring_key }
+        let lost = Vec::new();
+        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, peer_deadline, lost, ring_key }
     }
 
     /// The same with the URLs of all nodes, in the ring's order.
@@ -214,6 +227,16 @@ impl Fleet {
     /// The same with peers that may be silent for so long (`fleet.timeouts.silence`).
     pub fn with_peer_deadline(self, peer_deadline: Duration) -> Self {
         Fleet { peer_deadline, ..self }
+    }
+
+    /// The same, where these were members and have not left.
+    pub fn with_lost(self, lost: Vec<Lost>) -> Self {
+        Fleet { lost, ..self }
+    }
+
+    /// The URLs of former members that may live on.
+    pub fn lost(&self, now: Duration) -> impl Iterator<Item = &str> {
+        self.lost.iter().filter(move |lost| lost.until > now).map(|lost| &*lost.url)
     }
 
     /// How long a peer may be silent: for so long a client waits for all nodes to hear of what its request made invalid.

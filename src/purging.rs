@@ -282,6 +282,13 @@ impl Cache {
             milliseconds: milliseconds_since(started),
         };
         let mut others = nodes.join_all().await;
+        // Nobody can tell them now; should they come back, they hear of it before the next word between the nodes.
+        others.extend(fleet.lost(self.now().monotonic).map(|url| NodeReceipt {
+            url: url.to_owned(),
+            state: NodeState::Unreachable,
+            entries: 0,
+            milliseconds: milliseconds_since(started),
+        }));
         drop(committing);
         let holds = holds.is_none_or(|committed| *committed.borrow());
         others.sort_by(|one, other| one.url.cmp(&other.url));
@@ -322,6 +329,11 @@ impl Cache {
         let confirmed = fleet.named_peers().filter_map(|(url, _)| couriers.get(url));
         let confirmed = confirmed.map(|courier| *courier.confirmed.borrow()).min();
         (sequence, confirmed.map_or(0, |confirmed| sequence.saturating_sub(confirmed)))
+    }
+
+    /// Former members that have not left and may live on: no purge is complete without them.
+    pub fn lost_members(&self) -> Vec<String> {
+        self.fleet.load().lost(self.now().monotonic).map(str::to_owned).collect()
     }
 
     /// What another node tells of purges; answers when it is applied.

@@ -181,9 +181,10 @@ impl Printer<'_> {
                 printer.leaf("srv", &quoted(name));
                 printer.lookup(lookup);
             }
-            PeerSource::Gossip { seeds, address } => {
+            PeerSource::Gossip { seeds, address, forget } => {
                 printer.list("gossip", seeds.iter().cloned());
                 printer.leaf("address", &quoted(&address.to_string()));
+                printer.leaf("forget", &show_duration(*forget));
             }
         });
     }
@@ -191,6 +192,7 @@ impl Printer<'_> {
     fn lookup(&mut self, lookup: &Lookup) {
         self.leaf("every", &show_duration(lookup.every));
         self.list("nameservers", lookup.nameservers.iter().map(ToString::to_string));
+        self.leaf("forget", &show_duration(lookup.forget));
     }
 
     fn fleet(&mut self, fleet: &Fleet) {

@@ -914,15 +914,15 @@ fn every_source_of_members() {
     for (peers, printed) in [
         (
             "{ dns: 'http://cache.internal:8082' }",
-            "dns: http://cache.internal:8082\n    every: 5s  # default\n    nameservers: []",
+            "dns: http://cache.internal:8082\n    every: 5s  # default\n    nameservers: []  # default\n    forget: 10m  # default",
         ),
         (
             "{ dns: 'http://c:1', every: 1m, nameservers: [10.0.0.2, '[::1]:5353'] }",
             "every: 1m\n    nameservers: [10.0.0.2:53, \"[::1]:5353\"]",
         ),
         ("{ srv: _peer._tcp.Cache.internal. }", "srv: \"_peer._tcp.cache.internal.\"\n    every: 5s  # default"),
-        ("{ gossip: 'a:1' }", "gossip: [a:1]\n    address: 0.0.0.0:7946  # default"),
-        ("{ gossip: [], address: '[::]:0' }", "gossip: []\n    address: \"[::]:0\""),
+        ("{ gossip: 'a:1' }", "gossip: [a:1]\n    address: 0.0.0.0:7946  # default\n    forget: 10m  # default"),
+        ("{ gossip: [], address: '[::]:0', forget: 0s }", "gossip: []\n    address: \"[::]:0\"\n    forget: 0s"),
     ] {
         let config = config(&with(peers));
         let effective = config.effective();
@@ -1060,8 +1060,8 @@ fn schema_and_reader_know_the_same_keys() {
     let read: BTreeSet<String> =
         read.into_iter().chain(["defaults.query.only", "defaults.query.except"].map(str::to_owned)).collect();
     // Each of the other forms of the list of peers stands alone: `every_source_of_members` has them.
-    let peers =
-        ["file", "dns", "srv", "every", "nameservers", "gossip", "address"].map(|key| format!("fleet.peers.{key}"));
+    let peers = ["file", "dns", "srv", "every", "nameservers", "gossip", "address", "forget"]
+        .map(|key| format!("fleet.peers.{key}"));
     let read: BTreeSet<String> = read.into_iter().chain(peers.clone()).collect();
     let differ: Vec<_> = described.symmetric_difference(&read).collect();
     assert!(differ.is_empty(), "{differ:#?}");

@@ -230,7 +230,21 @@ pub enum PeerSource {
         seeds: Vec<String>,
         /// Where this node gossips, over UDP; port 0 lets the system choose.
         address: SocketAddr,
+        /// As [`PeerSource::forget`].
+        forget: Duration,
     },
+}
+
+impl PeerSource {
+    /// How long a member that is not found any more and has not left is missed (`fleet.peers.forget`): meanwhile no purge is
+    /// complete without it. Zero where members are listed: who is taken off a list is meant to be gone.
+    pub fn forget(&self) -> Duration {
+        match self {
+            PeerSource::List | PeerSource::File(_) => Duration::ZERO,
+            PeerSource::Dns { lookup, .. } | PeerSource::Srv { lookup, .. } => lookup.forget,
+            PeerSource::Gossip { forget, .. } => *forget,
+        }
+    }
 }
 
 /// How names are looked up (`fleet.peers.every`, `fleet.peers.nameservers`).
@@ -240,6 +254,8 @@ pub struct Lookup {
     pub every: Duration,
     /// Whom to ask; empty: as the system is configured.
     pub nameservers: Vec<SocketAddr>,
+    /// As [`PeerSource::forget`].
+    pub forget: Duration,
 }
 
 /// Which member of the fleet this node is (`fleet.self`).

@@ -89,6 +89,8 @@ struct Shared {
     tallies: Tallies,
     /// Whether there ever was a connection; before, the peer counts as up.
     reached: AtomicBool,
+    /// Whether it said that it leaves, and then closed the connection.
+    left: AtomicBool,
     speaks_go: AtomicBool,
     remote: Mutex<Option<Identity>>,
     /// A connection on which both know the same purges, whether questions go there yet or not.
@@ -131,6 +133,7 @@ impl NativePeer {
                 requests: AtomicU64::new(0),
                 tallies: Tallies::default(),
                 reached: AtomicBool::new(false),
+                left: AtomicBool::new(false),
                 speaks_go: AtomicBool::new(false),
                 remote: Mutex::new(None),
                 greeted: Mutex::new(None),
@@ -161,6 +164,11 @@ impl NativePeer {
             }
         }
         health
+    }
+
+    /// Whether it has said that it leaves, and has not fallen silent since: what ended then is no member that is out of reach.
+    pub(super) fn has_left(&self) -> bool {
+        self.shared.left.load(Ordering::Relaxed) || self.health() == Health::Draining
     }
 
     /// Whether the last contact answered the upgrade as Go's groupcache does.
@@ -461,6 +469,7 @@ impl Shared {
                         return;
                     };
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
+                    self.left.store(exchange.is_draining() && reason != SILENT, Ordering::Relaxed);
                     if reason != SHUT_DOWN {
                         damping.failed(begun.elapsed());
                     }
@@ -518,6 +527,7 @@ impl Shared {
             ask_for_upgrade(&mut stream, self.dial.authority(), &secrets, identity, versions, timeouts.handshake)
                 .await?;
         self.reached.store(true, Ordering::Relaxed);
+        self.left.store(false, Ordering::Relaxed);
         self.speaks_go.store(false, Ordering::Relaxed);
         *self.remote.lock() = Some(proven.remote.clone());
         let outbox = Outbox::new();

@@ -44,6 +44,11 @@ impl PeerLink {
         self.go_peer().is_some()
     }
 
+    /// Whether it has said that it leaves the fleet, and did not fall silent before.
+    pub fn has_left(&self) -> bool {
+        self.native.has_left()
+    }
+
     fn go_peer(&self) -> Option<&GoPeer> {
         self.go.as_ref().filter(|_| self.native.speaks_go())
     }

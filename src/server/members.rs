@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{self, FleetPeer, SelfPeer};
-use crate::fleet;
+use crate::config::{self, FleetPeer, PEERS_MAX, SelfPeer};
+use crate::fleet::{self, Lost};
 use crate::peer::client::{ClientSettings, NativePeer, Timeouts};
 use crate::peer::dial::{PeerAddress, TcpDial, connector};
 use crate::peer::go::{Dialect, go_key};
@@ -30,6 +30,8 @@ pub struct Members {
     pub ring: Option<Ring>,
     /// Addresses of listed peers, which Go peers ask from.
     pub addresses: Vec<IpAddr>,
+    /// Members of before that are not found any more and have not left.
+    pub lost: Vec<Lost>,
 }
 
 /// One member.
@@ -38,6 +40,13 @@ pub struct Member {
     pub url: String,
     /// How it is asked; `None`: it is this node.
     pub link: Option<Arc<PeerLink>>,
+}
+
+impl Member {
+    /// Whether it ended in good order, or is about to.
+    fn has_left(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.has_left())
+    }
 }
 
 /// Why there is no fleet.
@@ -96,7 +105,26 @@ impl Members {
             true => configured.peers.iter().flat_map(addresses_of).collect(),
             false => Vec::new(),
         };
-        Ok(Members { config: Some(configured.clone()), list, ring: Some(ring), addresses })
+        let lost = before.lost_until(configured, surroundings.clock.now().monotonic);
+        Ok(Members { config: Some(configured.clone()), list, ring: Some(ring), addresses, lost })
+    }
+
+    /// Who of these members and those that they miss is not among the members to come, although it has not left.
+    fn lost_until(&self, configured: &config::Fleet, now: Duration) -> Vec<Lost> {
+        let forget = configured.source.forget();
+        if forget.is_zero() {
+            return Vec::new();
+        }
+        let stayed = |url: &str| !self.list.iter().any(|member| member.url == url && member.has_left());
+        let is_gone = |url: &str| !configured.peers.iter().any(|peer| peer.url == url);
+        let newly = self.list.iter().filter(|member| member.link.is_some());
+        let newly = newly.map(|member| Lost { url: member.url.clone(), until: now.saturating_add(forget) });
+        let mut lost: Vec<Lost> = self.lost.iter().cloned().chain(newly).collect();
+        lost.retain(|lost| is_gone(&lost.url) && stayed(&lost.url) && lost.until > now);
+        if lost.len() > PEERS_MAX {
+            lost.drain(..lost.len() - PEERS_MAX);
+        }
+        lost
     }
 
     /// The view that the cache works with.
@@ -112,7 +140,7 @@ impl Members {
         let strict = self.config.as_ref().is_some_and(|config| config.partition == config::Partition::Strict);
         let warm = self.config.as_ref().is_none_or(|config| config.resharding == config::Resharding::Warm);
         let fleet = fleet::Fleet::new(ring.clone(), peers, ring_key);
-        let fleet = fleet.named(urls).with_leases(strict).with_warm_resharding(warm);
+        let fleet = fleet.named(urls).with_leases(strict).with_warm_resharding(warm).with_lost(self.lost.clone());
         match &self.config {
             Some(config) => fleet.with_peer_deadline(config.timeouts.silence),
             None => fleet,

@@ -145,7 +145,7 @@ impl Search {
             PeerSource::File(path) => self.follow_file(&path).await,
             PeerSource::Dns { url, lookup } => self.follow_names(&lookup, Question::Addresses(url)).await,
             PeerSource::Srv { name, lookup } => self.follow_names(&lookup, Question::Service(name)).await,
-            PeerSource::Gossip { seeds, address } => self.gossip(&seeds, address).await,
+            PeerSource::Gossip { seeds, address, .. } => self.gossip(&seeds, address).await,
         }
     }
 

@@ -208,6 +208,73 @@ async fn nodes_find_one_another_by_gossip_and_notice_who_dies() {
     until_whole(&nodes.iter().collect::<Vec<_>>()).await;
 }
 
+/// Purges everything; the status, and the states of the members but the first, which is `node`.
+async fn purge_all(node: &Node) -> (u16, Vec<(String, String)>) {
+    let body = r#"{"group":"all","all":true}"#;
+    let mut client = Client::connect(node.admin).await;
+    let head =
+        format!("POST /_groupcache/purge HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", node.admin, body.len());
+    client.send(format!("{head}Content-Type: application/json\r\n\r\n{body}")).await;
+    let answer = client.answer().await;
+    let receipt: Value = answer.json();
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let others = receipt["nodes"].as_array().expect("nodes").iter().skip(1);
+    (answer.status(), others.map(|node| (text(&node["url"]), text(&node["state"]))).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_purge_is_complete_without_a_member_that_fell_silent_and_has_not_left() {
+    let origin = Origin::start().await;
+    keys(&origin, 10);
+    let (addresses, ports) = (free_addresses(3), free_ports(3));
+    let start = |number: usize| {
+        let peers = format!("peers: {{ gossip: ['127.0.0.1:{}'], address: '127.0.0.1:{}' }}", ports[0], ports[number]);
+        setup(&origin, addresses[number], &format!("{SECRET}, {peers}")).start()
+    };
+    let mut nodes: Vec<Node> = (0..3).map(start).collect();
+    until_whole(&nodes.iter().collect::<Vec<_>>()).await;
+    for node in &nodes {
+        ask_all(&[node], 10).await;
+    }
+    let (told, frozen) = (nodes[1].url(), nodes[2].url());
+    nodes[2].signal("STOP");
+    until("the frozen node is no member", async || {
+        nodes[0].stats().await["fleet"]["peers"].as_array().expect("peers").len() == 1
+    })
+    .await;
+    assert_eq!(members(&nodes[0]).await["lost"], Value::from(vec![frozen.clone()]));
+    for number in 0..10 {
+        let new = Reply::ok(format!("new {number}")).header("Cache-Control", "max-age=600");
+        origin.on(&format!("/{number}"), new);
+    }
+    let expected = vec![(told.clone(), "confirmed".to_owned()), (frozen.clone(), "unreachable".to_owned())];
+    assert_eq!(purge_all(&nodes[0]).await, (503, expected));
+
+    nodes[2].signal("CONT");
+    until_whole(&nodes.iter().collect::<Vec<_>>()).await;
+    assert_eq!(members(&nodes[0]).await["lost"], Value::Array(Vec::new()));
+    for node in &nodes {
+        for number in 0..10 {
+            assert_eq!(node.get(&format!("/{number}")).await.text(), format!("new {number}"));
+        }
+    }
+    let expected = vec![(told.clone(), "confirmed".to_owned()), (frozen, "confirmed".to_owned())];
+    assert_eq!(purge_all(&nodes[0]).await, (200, expected));
+
+    // One that leaves in good order is not missed; one that is killed may have been cut off, for all that anybody knows.
+    let mut leaving = nodes.remove(2);
+    leaving.signal("TERM");
+    assert_eq!(leaving.ended().await.code(), Some(0));
+    until_whole(&nodes.iter().collect::<Vec<_>>()).await;
+    assert_eq!(purge_all(&nodes[0]).await, (200, vec![(told.clone(), "confirmed".to_owned())]));
+    nodes.remove(1).kill();
+    until_whole(&[&nodes[0]]).await;
+    assert_eq!(purge_all(&nodes[0]).await, (503, vec![(told.clone(), "unreachable".to_owned())]));
+    nodes.push(start(1));
+    until_whole(&nodes.iter().collect::<Vec<_>>()).await;
+    assert_eq!(purge_all(&nodes[0]).await, (200, vec![(told, "confirmed".to_owned())]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_keeps_what_is_in_memory() {
     const KEYS: usize = 100;

@@ -1,6 +1,7 @@
 //! Purges: what goes, what stays, and every way in which something older could come back.
 
 use super::*;
+use crate::fleet::Lost;
 use crate::purge::Target;
 use crate::purging::{NodeState, PurgeRequest, Receipt};
 
@@ -418,5 +419,22 @@ async fn a_purge_that_a_later_one_stands_for_is_not_confirmed_by_who_cannot_purg
         let receipt = purge.await.unwrap();
         assert_eq!(receipt.nodes[1].state, NodeState::CannotPurge, "{receipt:?}");
         assert!(!receipt.complete);
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_fell_silent_makes_a_purge_incomplete_until_it_is_forgotten() {
+    let origin = Scripted::new();
+    let node = Node::new(&origin);
+    let lost = |seconds| Lost {
+        url: format!("http://{seconds}"),
+        until: node.clock.now().monotonic + Duration::from_secs(seconds),
+    };
+    node.cache.set_fleet(Fleet::alone().with_lost(vec![lost(10), lost(20)]));
+    for (missed, after) in [(2, 0), (2, 9), (1, 1), (0, 10)] {
+        node.clock.advance(Duration::from_secs(after));
+        let receipt = purge(&node, all()).await;
+        let states = receipt.nodes.iter().filter(|node| node.state == NodeState::Unreachable).count();
+        assert_eq!((states, receipt.nodes.len(), receipt.complete), (missed, missed + 1, missed == 0));
     }
 }

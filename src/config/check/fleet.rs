@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::peer_list::{is_same, parse_peer_list};
 use super::super::problem::Problem;
 use super::super::section::{Checker, Section};
-use super::super::units::{Expected, duration_above_zero};
+use super::super::units::{Expected, duration, duration_above_zero};
 use super::super::values::{
     Fleet, FleetPeer, FleetTimeouts, FleetTls, GoPeers, Listener, Lookup, Partition, PeerSource, Resharding, Ring,
     SelfPeer, TlsPair,
@@ -212,7 +212,8 @@ fn found(checker: &mut Checker<'_>, node: &Node, expected: &str) -> (Vec<FleetPe
             text::host_and_port_required,
         );
         let address = checker.leaf(&mut section, "address", GOSSIP_ADDRESS, text::listen_address);
-        source = Some(PeerSource::Gossip { seeds: seeds.into_iter().map(|(_, seed)| seed).collect(), address });
+        let forget = checker.leaf(&mut section, "forget", FORGET, duration);
+        source = Some(PeerSource::Gossip { seeds: seeds.into_iter().map(|(_, seed)| seed).collect(), address, forget });
     }
     if given != 1 && !section.has_unknown() {
         checker.unexpected(node, expected);
@@ -225,6 +226,7 @@ fn lookup(checker: &mut Checker<'_>, section: &mut Section<'_>) -> Lookup {
     Lookup {
         every: checker.leaf(section, "every", Duration::from_secs(5), duration_above_zero),
         nameservers: checker.list(section, "nameservers", Vec::new(), text::name_server),
+        forget: checker.leaf(section, "forget", FORGET, duration),
     }
 }
 
@@ -308,3 +310,7 @@ fn base_path(text: &str) -> Result<String, Expected> {
 
 /// Where a node gossips that does not say it.
 const GOSSIP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7946);
+
+/// How long a member that is not found any more is missed where nothing else is said: most splits of a network are over by then, and a node
+/// that crashed for good does not fail purges for ever.
+const FORGET: Duration = Duration::from_secs(600);
