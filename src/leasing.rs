@@ -218,9 +218,9 @@ impl Cache {
         let mut confirming = JoinSet::new();
         for (url, peer) in fleet.named_peers() {
             let (cache, url, peer) = (self.clone(), url.to_owned(), peer.clone());
-            let Some(mut confirmed) = self.confirmed_by(&url) else { continue };
+            let Some(confirmed) = self.confirmed_by(&url) else { continue };
             confirming.spawn(async move {
-                let _ = confirmed.wait_for(|confirmed| *confirmed >= sequence).await;
+                confirmed.reaches(sequence).await;
                 loop {
                     match cache.renew(&url, &*peer, true).await {
                         Some((answer, applied)) if applied >= sequence => return answer,

@@ -8,8 +8,9 @@
 //! not confirmed yet: many purges at once cost few messages.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -111,9 +112,15 @@ pub(crate) struct Spread {
 /// What one peer was told.
 struct Courier {
     /// Up to which purge of this node the peer has confirmed.
-    confirmed: watch::Sender<u64>,
+    confirmed: Arc<Progress>,
     told: Mutex<Told>,
     running: AtomicBool,
+}
+
+/// A number that only grows. Who waits for it goes on in the order in which they came, unlike with a watch channel.
+pub(crate) struct Progress {
+    reached: AtomicU64,
+    grown: Notify,
 }
 
 #[derive(Default)]
@@ -163,7 +170,7 @@ impl Spread {
             return courier.clone();
         }
         let courier = Arc::new(Courier {
-            confirmed: watch::Sender::new(sequence.saturating_sub(1)),
+            confirmed: Arc::new(Progress::from(sequence.saturating_sub(1))),
             told: Mutex::default(),
             running: AtomicBool::new(false),
         });
@@ -172,13 +179,37 @@ impl Spread {
     }
 }
 
+impl Progress {
+    fn from(reached: u64) -> Self {
+        Progress { reached: AtomicU64::new(reached), grown: Notify::new() }
+    }
+
+    fn now(&self) -> u64 {
+        self.reached.load(Ordering::SeqCst)
+    }
+
+    fn advance(&self, to: u64) {
+        if self.reached.fetch_max(to, Ordering::SeqCst) < to {
+            self.grown.notify_waiters();
+        }
+    }
+
+    /// Returns when it is as large as that.
+    pub async fn reaches(&self, wanted: u64) {
+        loop {
+            let mut grown = pin!(self.grown.notified());
+            grown.as_mut().enable();
+            if self.now() >= wanted {
+                return;
+            }
+            grown.await;
+        }
+    }
+}
+
 impl Courier {
     fn confirm(&self, sequence: u64) {
-        self.confirmed.send_if_modified(|confirmed| {
-            let later = sequence > *confirmed;
-            *confirmed = sequence.max(*confirmed);
-            later
-        });
+        self.confirmed.advance(sequence);
     }
 
     fn note(&self, sequence: u64, state: NodeState, entries: u64) {
@@ -253,17 +284,14 @@ impl Cache {
                 self.send_off(url, &courier);
                 let (url, mut committed, sequences) = (url.to_owned(), committed.clone(), sequences.clone());
                 nodes.spawn(async move {
-                    let mut confirmed = courier.confirmed.subscribe();
                     // A majority that confirmed may have died since, or somebody who is no member any more has a lease.
                     let otherwise = tokio::select! {
                         biased;
-                        Ok(_) = confirmed.wait_for(|confirmed| *confirmed >= sequence), if !by_majority => {
-                            NodeState::Confirmed
-                        }
+                        () = courier.confirmed.reaches(sequence), if !by_majority => NodeState::Confirmed,
                         Ok(_) = committed.wait_for(|committed| *committed) => NodeState::WithoutLease,
                         () = tokio::time::sleep(request.timeout) => NodeState::Unreachable,
                     };
-                    let confirmed = *courier.confirmed.borrow() >= sequence;
+                    let confirmed = courier.confirmed.now() >= sequence;
                     let (state, entries) = if confirmed { courier.outcome(&sequences) } else { (otherwise, 0) };
                     NodeReceipt { url, state, entries, milliseconds: milliseconds_since(started) }
                 });
@@ -327,7 +355,7 @@ impl Cache {
         let (sequence, fleet) = (self.purges.sequence(), self.fleet.load());
         let couriers = self.spread.couriers.lock();
         let confirmed = fleet.named_peers().filter_map(|(url, _)| couriers.get(url));
-        let confirmed = confirmed.map(|courier| *courier.confirmed.borrow()).min();
+        let confirmed = confirmed.map(|courier| courier.confirmed.now()).min();
         (sequence, confirmed.map_or(0, |confirmed| sequence.saturating_sub(confirmed)))
     }
 
@@ -415,9 +443,9 @@ impl Cache {
     }
 
     /// Up to which of this node's purges the peer has confirmed; `None` when it has left.
-    pub(crate) fn confirmed_by(&self, url: &str) -> Option<watch::Receiver<u64>> {
+    pub(crate) fn confirmed_by(&self, url: &str) -> Option<Arc<Progress>> {
         // One that were made here would tell nobody.
-        Some(self.spread.couriers.lock().get(url)?.confirmed.subscribe())
+        Some(self.spread.couriers.lock().get(url)?.confirmed.clone())
     }
 
     /// Starts the task that tells the peer, unless it runs.
@@ -442,7 +470,7 @@ impl Cache {
                 Ok(true) => pause = RETRY_MIN,
                 Ok(false) => {
                     courier.running.store(false, Ordering::SeqCst);
-                    let more = courier.told.lock().lacks || *courier.confirmed.borrow() < self.purges.sequence();
+                    let more = courier.told.lock().lacks || courier.confirmed.now() < self.purges.sequence();
                     if !more || courier.running.swap(true, Ordering::SeqCst) {
                         return;
                     }
@@ -458,7 +486,7 @@ impl Cache {
 
     /// Tells the peer once; says whether there was anything to tell.
     async fn tell_once(&self, peer: &dyn Peer, courier: &Courier) -> Result<bool, PurgeFailure> {
-        let confirmed = *courier.confirmed.borrow();
+        let confirmed = courier.confirmed.now();
         let now = || self.now().monotonic;
         let lacks = courier.told.lock().lacks;
         let notice = if lacks { Notice::default() } else { self.purges.own_after(confirmed, now()) };
