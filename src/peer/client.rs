@@ -54,6 +54,9 @@ pub struct ClientSettings {
     pub timeouts: Timeouts,
     /// Connections to keep to the peer; each is run by one task.
     pub connections: usize,
+    /// Which of the connections the next question is for, by a number that is taken modulo theirs; one that is down is passed
+    /// over. The threads of the process keep one each, unless said otherwise.
+    pub connection_choice: fn() -> usize,
     /// Bytes of one body that may be under way or unread.
     pub window_bytes: u32,
     /// Where connections live; `None`: on the runtime of whoever asks first. Fills should all run on one runtime.
@@ -67,6 +70,7 @@ impl Default for ClientSettings {
         ClientSettings {
             timeouts: Timeouts::default(),
             connections: 1,
+            connection_choice: by_thread,
             window_bytes: 256 * 1024,
             runtime: None,
             versions: Versions::OURS,
@@ -357,14 +361,13 @@ impl Shared {
             .await
     }
 
-    /// The connection for the next question: one that works, and for the questions of a thread the same one, so that those
-    /// which arrive there together leave together.
+    /// The connection for the next question: one that works.
     fn next_line(&self) -> usize {
         let lines = self.lines.len();
         if lines == 1 {
             return 0;
         }
-        let usual = THREAD.with(|thread| *thread) % lines;
+        let usual = (self.settings.connection_choice)() % lines;
         let is_down = |index: usize| matches!(&*self.lines[index].state.lock(), LineState::Down { .. });
         (usual..lines).chain(0..usual).find(|index| !is_down(*index)).unwrap_or(usual)
     }
@@ -621,6 +624,11 @@ impl From<HandshakeError> for ConnectFailure {
             like_go: matches!(error, HandshakeError::Upgrade { like_go: true, .. }),
         }
     }
+}
+
+/// The questions of a thread take the same connection, so that those which arrive there together leave together.
+fn by_thread() -> usize {
+    THREAD.with(|thread| *thread)
 }
 
 thread_local! {

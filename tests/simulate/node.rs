@@ -1,5 +1,6 @@
 //! One life of one simulated node: the real cache, store, flights and peer protocol, in a simulated place.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -71,6 +72,8 @@ pub struct Common {
     /// Whether a majority decides about purges.
     pub strict: bool,
     pub links: Links,
+    /// How many connections a node keeps to each peer.
+    pub connections: usize,
     pub hosts: Arc<Hosts>,
 }
 
@@ -158,7 +161,9 @@ impl Node {
             }
             let dial =
                 SimulatedDial { network: network.clone(), from: self.place, to: peer, alive: self.alive.clone() };
-            let native = NativePeer::new(self.local.clone(), Box::new(dial), ClientSettings::default());
+            let connections = common.connections;
+            let settings = ClientSettings { connections, connection_choice: in_turn, ..ClientSettings::default() };
+            let native = NativePeer::new(self.local.clone(), Box::new(dial), settings);
             let link = PeerLink::native(native);
             link.connect();
             Some(Arc::new(link) as Arc<dyn fleet::Peer>)
@@ -180,6 +185,21 @@ impl Node {
         self.alive.store(false, Ordering::SeqCst);
         self.cache.set_fleet(Fleet::alone());
     }
+}
+
+thread_local! {
+    /// Every run has a thread for itself.
+    static TURN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Questions take the connections to a peer in turn, where threads of a process would each take their own.
+fn in_turn() -> usize {
+    TURN.with(|turn| turn.replace(turn.get().wrapping_add(1)))
+}
+
+/// A run begins with the first turn.
+pub fn begin_turns() {
+    TURN.with(|turn| turn.set(0));
 }
 
 fn url_of(place: Place) -> String {

@@ -35,6 +35,7 @@ pub async fn run(seed: u64, nodes: usize, count: u64, traced: bool) -> Option<Br
         limit: None,
         strict: false,
         links: Links::Turns,
+        connections: 1,
         traced,
     });
     for number in 0..count {

@@ -18,6 +18,11 @@ impl Random {
         Random(Mutex::new(fastrand::Rng::with_seed(mixed)))
     }
 
+    /// Whether what is called `name` is part of a seed's run, as it is of every other's, whatever else is.
+    pub fn has(seed: u64, name: &str) -> bool {
+        Random::new(seed, name).percent(50)
+    }
+
     /// A number of `range`.
     pub fn number(&self, range: Range<u64>) -> u64 {
         self.0.lock().u64(range)

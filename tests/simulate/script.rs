@@ -16,6 +16,7 @@ use crate::network::{Delays, ORIGIN, Place};
 use crate::node::Links;
 use crate::origin::{Kind, Manners, text};
 use crate::purges::{self, Aim};
+use crate::random::Random;
 use crate::trace::{Broken, event};
 use crate::world::{FaultKind, Setting, World};
 
@@ -126,6 +127,7 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         limit: weather.limit(seed),
         strict: weather.strict(seed),
         links: Links::Wire,
+        connections: if Random::has(seed, "connections") { 2 } else { 1 },
         traced: true,
     };
     let world = World::new(setting);

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::direct::Hosts;
 use crate::hops::{Heard, Hops, What};
 use crate::network::{Delays, Network, Place};
-use crate::node::{Asked, Common, Links, Node, ring_of};
+use crate::node::{Asked, Common, Links, Node, begin_turns, ring_of};
 use crate::origin::{Manners, Origin, text};
 use crate::purges::{Aim, Floor};
 use crate::random::Random;
@@ -119,6 +119,8 @@ pub struct Setting {
     /// Whether a majority decides about purges.
     pub strict: bool,
     pub links: Links,
+    /// How many connections a node keeps to each peer.
+    pub connections: usize,
     /// Write down what happens.
     pub traced: bool,
 }
@@ -142,6 +144,7 @@ impl Setting {
             limit: None,
             strict: false,
             links: Links::Calls,
+            connections: 1,
             traced: false,
         }
     }
@@ -155,7 +158,8 @@ impl World {
 
     /// The same, where somebody else than the journal hears of the questions between nodes.
     pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, traced } = setting;
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, connections, traced } = setting;
+        begin_turns();
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
         let origin = Origin::new(seed, network.clone(), trace.clone(), manners);
@@ -169,6 +173,7 @@ impl World {
             limit,
             strict,
             links,
+            connections,
             hosts: Arc::new(Hosts::new(seed, nodes)),
         };
         let everybody: Vec<Place> = (0..nodes).collect();
