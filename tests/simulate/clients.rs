@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use groupcache_proxy::cache::{Payload, Request};
+use groupcache_proxy::entry::Entry;
 use groupcache_proxy::fields::Fields;
 use groupcache_proxy::key::HashedKey;
 use groupcache_proxy::source::{Fetched, Method};
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::network::Place;
 use crate::node::Node;
-use crate::origin::{HEAD_MAX, Kind, SHORT_LIFETIME, text, version_in};
+use crate::origin::{HEAD_MAX, Kind, SHORT_LIFETIME, body_of, text, version_in, version_of_tag};
 use crate::purges::Floor;
 use crate::trace::event;
 use crate::world::{FaultKind, PEER_MAX, World};
@@ -21,14 +22,21 @@ use crate::world::{FaultKind, PEER_MAX, World};
 pub enum Got {
     /// A whole body with this status, and the outcome in a word.
     Whole(u16, Vec<u8>, &'static str),
+    /// A head alone: its status, entity tag and length, as far as they are there, and the outcome.
+    Head(u16, Option<Bytes>, Option<u64>, &'static str),
     /// A body that broke off.
     Broken,
     /// No answer but a status.
     Failed(u16),
 }
 
-/// One request for a key at a place, checked; returns whether it was answered with what it asked for.
+/// One `GET` for a key at a place, checked; returns whether it was answered with what it asked for.
 pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
+    request_by(world, place, key, Method::Get).await
+}
+
+/// One request for a key at a place, checked; returns whether it was answered with what it asked for.
+pub async fn request_by(world: Arc<World>, place: Place, key: Bytes, method: Method) -> bool {
     let Some(node) = world.node(place) else { return false };
     world.network.running(place).await;
     if node.is_dead() {
@@ -36,8 +44,15 @@ pub async fn request(world: Arc<World>, place: Place, key: Bytes) -> bool {
     }
     let (begun, floor) = (Instant::now(), world.journal.floor(node.incarnation, &key));
     let fields = world.journal.client_asks(node.incarnation);
-    event!(world.trace, "client asks node {place} for {}", text(&key));
-    let got = tokio::time::timeout(HANG, get(&node, &key, fields)).await;
+    let head = if method == Method::Head { "the head of " } else { "" };
+    event!(world.trace, "client asks node {place} for {head}{}", text(&key));
+    let got = async {
+        match method {
+            Method::Get => get(&node, &key, fields).await,
+            Method::Head => head_of(&node, &key, fields).await,
+        }
+    };
+    let got = tokio::time::timeout(HANG, got).await;
     world.network.running(place).await;
     if node.is_dead() {
         world.journal.count("lost with their node");
@@ -86,6 +101,42 @@ pub async fn get(node: &Node, key: &Bytes, fields: Fields) -> Got {
     }
 }
 
+/// The same of a `HEAD`.
+async fn head_of(node: &Node, key: &Bytes, fields: Fields) -> Got {
+    let request = Request { method: Method::Head, forwarded: fields, ..Request::plain(key.clone()) };
+    let (cache, group) = (&node.cache, &node.group);
+    let hashed = HashedKey::new(group.id, key);
+    let of_entry = |entry: &Entry, outcome| {
+        Got::Head(entry.status, tag_in(entry.fields().get("etag")), Some(entry.body.len()), outcome)
+    };
+    if let Some(hit) = cache.find_fresh(group, &hashed, Fields::empty, &request.directives, cache.now()) {
+        return of_entry(&hit.entry, "hit");
+    }
+    let answer = cache.get(group, &request).await;
+    let outcome = answer.outcome.as_str();
+    match answer.payload {
+        Payload::Entry(entry) => of_entry(&entry, outcome),
+        Payload::Stream(head, _) => {
+            Got::Head(head.status, tag_in(head.fields.get("etag")), head.content_length, outcome)
+        }
+        Payload::Pass(_) => {
+            let Some(ask) = group.ask(key, Method::Head, Fields::empty()) else { return Got::Failed(400) };
+            let Ok(_permit) = cache.permit(group).await else { return Got::Failed(503) };
+            match group.source.fetch(&ask).await {
+                Ok(fetched) => {
+                    Got::Head(fetched.status, tag_in(fetched.fields.get("etag")), fetched.content_length, outcome)
+                }
+                Err(_) => Got::Failed(502),
+            }
+        }
+        Payload::Failure { status, .. } => Got::Failed(status),
+    }
+}
+
+fn tag_in(field: Option<&[u8]>) -> Option<Bytes> {
+    field.map(Bytes::copy_from_slice)
+}
+
 async fn read(mut fetched: Fetched, outcome: &'static str) -> Got {
     let mut body = Vec::new();
     loop {
@@ -115,8 +166,14 @@ fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: Floor,
         let detail = format!("{} at node {place} took {:?}, limit {limit:?}", text(key), ended - begun);
         trace.broken("deadline", detail);
     }
-    let (status, body, outcome) = match got {
-        Got::Whole(status, body, outcome) => (status, body, outcome),
+    let (status, version, outcome, bytes) = match got {
+        Got::Whole(status, body, outcome) => (status, version_in(key, &body), outcome, body.len() as u64),
+        Got::Head(status, tag, length, outcome) => {
+            let version = tag.as_deref().and_then(version_of_tag);
+            // The length of another version is another body's.
+            let is_its_own = |version: &u64| length.is_none_or(|length| length == body_of(key, *version).len() as u64);
+            (status, version.filter(is_its_own), outcome, length.unwrap_or_default())
+        }
         Got::Broken => {
             journal.count("broken");
             event!(trace, "node {place} breaks {}", text(key));
@@ -136,8 +193,8 @@ fn check(world: &World, place: Place, key: &Bytes, begun: Instant, floor: Floor,
         }
     };
     journal.count(outcome);
-    let Some(version) = version_in(key, &body).filter(|_| status == 200) else {
-        let detail = format!("{} at node {place}: {status} and {} bytes", text(key), body.len());
+    let Some(version) = version.filter(|_| status == 200) else {
+        let detail = format!("{} at node {place}: {status} and {bytes} bytes", text(key));
         trace.broken("body integrity", detail);
         return false;
     };

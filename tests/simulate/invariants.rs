@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use groupcache_proxy::memory::allocated_bytes;
 use groupcache_proxy::purge::lease::Standing;
+use groupcache_proxy::source::Method;
 use groupcache_proxy::store::Weighed;
 use tokio::time::Instant;
 
@@ -156,6 +157,7 @@ pub fn loads(world: &World, allowed: Loads) {
         if Kind::of(&key) == Kind::Private {
             continue;
         }
+        heads(world, &key, &fetches, &purges, allowed == Loads::One);
         by_each_node(world, &key, &fetches, &purges);
         if matches!(Kind::of(&key), Kind::Long | Kind::Big) {
             by_the_fleet(world, &key, &fetches, &purges, &faults, allowed);
@@ -166,19 +168,63 @@ pub fn loads(world: &World, allowed: Loads) {
 /// No life of a node asks twice within a lifetime, unless something was purged or went wrong in between.
 fn by_each_node(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge]) {
     let mut last: BTreeMap<u64, &Fetch> = BTreeMap::new();
-    for fetch in fetches {
+    for fetch in fetches.iter().filter(|fetch| fetch.method == Method::Get) {
         let Some(before) = last.insert(fetch.incarnation, fetch) else { continue };
         let whole = matches!(before.ended, None | Some((_, Ended::Whole)));
         let fresh = Kind::of(key) != Kind::Short || fetch.begun < before.begun + SHORT_LIFETIME * 9 / 10;
-        if whole && fresh && !purged_between(purges, key, before.begun, fetch.begun, world.limited) {
+        let overtaken = overtaken_by_heads(fetches, before, fetch) > 0;
+        if whole && fresh && !overtaken && !purged_between(purges, key, before.begun, fetch.begun, world.limited) {
             let detail = format!("node {} asked twice for {}", fetch.node, text(key));
             world.trace.broken("a node loads once", detail);
         }
     }
 }
 
+/// Heads are not stored, so each of them may be asked for again. But many who want one at once want it of one flight, and of what
+/// is in memory none is asked for at all. `across`: by any node of the fleet, else by each life alone.
+fn heads(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge], across: bool) {
+    for (at, head) in fetches.iter().enumerate().filter(|(_, fetch)| fetch.method == Method::Head) {
+        let mut before = fetches[..at].iter().filter(|before| across || before.incarnation == head.incarnation);
+        let idle = before.find(|before| {
+            let ended = before.ended.map(|(at, _)| at);
+            let whole = matches!(before.ended, None | Some((_, Ended::Whole)));
+            let needless = match before.method {
+                Method::Head => ended.is_none_or(|ended| ended > head.begun),
+                Method::Get => {
+                    let fresh = Kind::of(key) != Kind::Short || head.begun < before.begun + SHORT_LIFETIME * 9 / 10;
+                    // Where it waits for its turn at the origin, much may have landed since it looked.
+                    fresh && whole && !world.limited && ended.is_some_and(|ended| ended + STORED_WITHIN < head.begun)
+                }
+            };
+            needless
+                && !purged_between(purges, key, before.begun, head.begun, world.limited)
+                && overtaken_by_heads(fetches, before, head) == 0
+        });
+        if let Some(before) = idle {
+            let detail = format!("node {} asked for that of {}, {before:?} was there", head.node, text(key));
+            world.trace.broken("a head is asked for once at a time, and not of what is in memory", detail);
+        }
+    }
+}
+
+/// A head that was asked for before the body was stored and answered later may tell of another version: then what is stored counts
+/// as stale (RFC 9111 section 4.3.5) and is loaded once more.
+fn overtaken_by_heads(fetches: &[Fetch], body: &Fetch, until: &Fetch) -> usize {
+    let stored = body.ended.map_or(until.begun, |(at, _)| at) + STORED_WITHIN;
+    let overtakes = |head: &&Fetch| {
+        head.method == Method::Head
+            && head.begun <= stored
+            && head.version > body.version
+            && head.ended.is_none_or(|(at, _)| at >= body.begun)
+            && !std::ptr::eq(*head, until)
+    };
+    fetches.iter().filter(overtakes).count()
+}
+
 fn by_the_fleet(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge], faults: &[Fault], allowed: Loads) {
-    let good = |fetch: &&Fetch| !matches!(fetch.ended, Some((_, Ended::Failed | Ended::Abandoned)));
+    let good = |fetch: &&Fetch| {
+        fetch.method == Method::Get && !matches!(fetch.ended, Some((_, Ended::Failed | Ended::Abandoned)))
+    };
     let loads = fetches.iter().filter(good).count();
     let purged = purges.iter().filter(|purge| purge.is_of(key)).count();
     let lives: usize = faults
@@ -212,6 +258,8 @@ fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, lim
 
 /// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
 pub const PURGE_LAG: Duration = Duration::from_secs(15);
+/// From the last byte until the entry is in the store.
+const STORED_WITHIN: Duration = Duration::from_millis(1);
 /// What remembering a target may take beside its value.
 const RECORD_BYTES_MAX: usize = 400;
 /// A node that starts last of all is settled within ten seconds at most.

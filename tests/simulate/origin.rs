@@ -110,10 +110,13 @@ struct State {
 #[derive(Clone, Debug)]
 pub struct Fetch {
     pub key: Bytes,
+    pub method: Method,
     pub node: Place,
     /// Which life of the node asked.
     pub incarnation: u64,
     pub begun: Instant,
+    /// The version that it was answered with.
+    pub version: Option<u64>,
     pub ended: Option<(Instant, Ended)>,
 }
 
@@ -217,6 +220,11 @@ pub fn version_in(key: &[u8], body: &[u8]) -> Option<u64> {
     (body == body_of(key, version)).then_some(version)
 }
 
+/// The version that an entity tag names.
+pub fn version_of_tag(tag: &[u8]) -> Option<u64> {
+    std::str::from_utf8(tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?).ok()?.parse().ok()
+}
+
 /// The origin as one life of one node reaches it.
 pub struct OriginOf {
     pub origin: Arc<Origin>,
@@ -240,7 +248,7 @@ impl Source for OriginOf {
         let (origin, network) = (&self.origin, &self.origin.network);
         let begun = Instant::now();
         network.running(self.node).await;
-        let mut record = Record::begin(self, &ask.key, begun);
+        let mut record = Record::begin(self, ask, begun);
         let (random, manners) = (&origin.random, &origin.manners);
         let slow = random.percent(manners.slow_percent) && !origin.is_healed();
         let there = Duration::from_millis(random.number(manners.head_milliseconds.clone()) / 2);
@@ -256,6 +264,7 @@ impl Source for OriginOf {
             return Err(FetchError::refused(502, "the origin does not answer"));
         }
         let version = origin.version(&ask.key);
+        record.says(version);
         let back = if slow { HEAD_MAX - there } else { there };
         if !back.is_zero() {
             tokio::time::sleep(back).await;
@@ -344,12 +353,23 @@ struct Record {
 }
 
 impl Record {
-    fn begin(of: &OriginOf, key: &Bytes, begun: Instant) -> Self {
+    fn begin(of: &OriginOf, ask: &Ask, begun: Instant) -> Self {
         let OriginOf { origin, node, incarnation, alive } = of;
-        event!(origin.trace, "node {node} asks the origin for {}", text(key));
+        let (key, method) = (&ask.key, ask.method);
+        let head = if method == Method::Head { "the head of " } else { "" };
+        event!(origin.trace, "node {node} asks the origin for {head}{}", text(key));
         let mut state = origin.state.lock();
         if origin.manners.records {
-            state.fetches.push(Fetch { key: key.clone(), node: *node, incarnation: *incarnation, begun, ended: None });
+            let (node, incarnation) = (*node, *incarnation);
+            state.fetches.push(Fetch {
+                key: key.clone(),
+                method,
+                node,
+                incarnation,
+                begun,
+                version: None,
+                ended: None,
+            });
         }
         let number = state.fetches.len().wrapping_sub(1);
         state.begun += 1;
@@ -362,6 +382,12 @@ impl Record {
             origin.trace.broken("the origin's limit", format!("{at_once} at once, limit {limit}"));
         }
         Record { origin: origin.clone(), alive: alive.clone(), node: *node, question, number, ended: false }
+    }
+
+    fn says(&self, version: u64) {
+        if self.origin.manners.records {
+            self.origin.state.lock().fetches[self.number].version = Some(version);
+        }
     }
 
     fn end(&mut self, how: Ended) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use groupcache_proxy::group::Limit;
 use groupcache_proxy::purging::PURGE_TIMEOUT_DEFAULT;
+use groupcache_proxy::source::Method;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
@@ -136,7 +137,9 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         tokio::time::sleep(STARTED).await;
     }
     let lists = Lists { last: (0..nodes).collect(), waiting: Arc::new(Mutex::new(vec![VecDeque::new(); nodes])) };
-    let mut script = Script { world: world.clone(), weather, keys: keys(), clients: JoinSet::new(), faults: 0, lists };
+    let methods = Random::new(seed, "methods");
+    let mut script =
+        Script { world: world.clone(), weather, keys: keys(), methods, clients: JoinSet::new(), faults: 0, lists };
     world.note_owners(&script.keys);
     for _ in 0..steps {
         if world.trace.is_broken() {
@@ -168,6 +171,7 @@ struct Script {
     world: Arc<World>,
     weather: Weather,
     keys: Vec<Bytes>,
+    methods: Random,
     clients: JoinSet<()>,
     faults: usize,
     lists: Lists,
@@ -210,8 +214,9 @@ impl Script {
 
     fn client(&mut self, place: Place, key: &Bytes) {
         let (world, key) = (self.world.clone(), key.clone());
+        let method = if self.methods.percent(HEADS_PERCENT) { Method::Head } else { Method::Get };
         self.clients.spawn(async move {
-            clients::request(world, place, key).await;
+            clients::request_by(world, place, key, method).await;
         });
     }
 
@@ -445,4 +450,6 @@ pub const RECONNECTED: Duration = Duration::from_secs(13);
 const STARTED: Duration = Duration::from_secs(6);
 /// How long a request may wait for its turn at the origin.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Of a hundred requests so many are for a head alone.
+const HEADS_PERCENT: u64 = 10;
 const YEAR_SECONDS: u64 = 365 * 24 * 3600;
