@@ -122,13 +122,18 @@ impl WhyNotStored {
 /// response is storable). It needs no lifetime, so a response without one is shared though it is not stored. It is
 /// refused where section 3 refuses storing, and for `no-cache`, which asks for a validation per request. Server errors
 /// are shared as well, although only a lifetime would make them storable: else a failing origin would get the whole
-/// queue of a key at once, for the same failure.
+/// queue of a key at once, for the same failure. A `HEAD` is shared where its `GET` would be: those who want the head are as
+/// many, and what keeps it out of the store is that it has no body.
 pub fn judge(rules: &Rules, exchange: &Exchange<'_>) -> Judgement {
     let directives = ResponseDirectives::parse(rules, exchange.received);
     let freshness = Freshness::new(rules, exchange, &directives);
     let storable = storable(rules, exchange, &directives, &freshness);
+    let as_body = match exchange.method {
+        "HEAD" => self::storable(rules, &Exchange { method: "GET", ..*exchange }, &directives, &freshness),
+        _ => storable,
+    };
     let shareable = !directives.no_cache
-        && match storable {
+        && match as_body {
             Ok(()) | Err(WhyNotStored::NoFreshnessNorValidator) => true,
             Err(WhyNotStored::ServerError) => is_failure(exchange.status),
             Err(_) => false,

@@ -691,6 +691,12 @@ fn who_may_share_an_answer_that_came_while_they_waited() {
             expected,
             "{status} {lines:?}"
         );
+        let head = judge(&Rules::default(), &Exchange { method: "HEAD", ..exchange(status, &sent, &received) });
+        assert_eq!(
+            (head.storable, head.shareable),
+            (Err(WhyNotStored::Method), expected),
+            "head of {status} {lines:?}"
+        );
     }
     let (sent, received) = (fields(&["Authorization: x"]), fields(&["ETag: a"]));
     assert!(!judge(&Rules::default(), &exchange(200, &sent, &received)).shareable, "3.5");
