@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::config::PEERS_MAX;
 use crate::purge::{Notice, Reply};
 use crate::ring::Ring;
 use crate::source::{Aside, Ask, EntryId, FetchError, Fetched, InterimSink, Source};
@@ -36,6 +37,31 @@ pub struct Lost {
     pub url: String,
     /// When it is taken to be gone for good, on the clock of [`crate::clock::Now::monotonic`].
     pub until: Duration,
+}
+
+impl Lost {
+    /// Whom a node misses once it has another list: of the other members of the list `before`, which are named with whether each has
+    /// left in good order, and of those that were `missed` then, whoever neither `comes` with the new list nor has left. One that is
+    /// newly missed is so for `forget` from `now`; where that is zero, nobody is missed.
+    pub fn of(
+        missed: &[Lost],
+        before: &[(&str, bool)],
+        comes: impl Fn(&str) -> bool,
+        forget: Duration,
+        now: Duration,
+    ) -> Vec<Lost> {
+        if forget.is_zero() {
+            return Vec::new();
+        }
+        let has_left = |url: &str| before.iter().any(|(member, left)| *member == url && *left);
+        let newly = before.iter().map(|(url, _)| Lost { url: (*url).to_owned(), until: now.saturating_add(forget) });
+        let mut lost: Vec<Lost> = missed.iter().cloned().chain(newly).collect();
+        lost.retain(|lost| !comes(&lost.url) && !has_left(&lost.url) && lost.until > now);
+        if lost.len() > PEERS_MAX {
+            lost.drain(..lost.len() - PEERS_MAX);
+        }
+        lost
+    }
 }
 
 /// What a node wants of another one beside answers.
@@ -355,3 +381,44 @@ impl Fleet {
 
 /// The peer deadline where nothing else is said.
 const PEER_DEADLINE_DEFAULT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORGET: Duration = Duration::from_secs(600);
+
+    fn lost(url: &str, until_seconds: u64) -> Lost {
+        Lost { url: url.to_owned(), until: Duration::from_secs(until_seconds) }
+    }
+
+    #[test]
+    fn who_is_missed_was_a_member_or_missed_before_and_has_neither_left_nor_come_back() {
+        let at = Duration::from_secs;
+        type Case<'a> = (&'a [Lost], &'a [(&'a str, bool)], &'a [&'a str], u64, Vec<Lost>);
+        let cases: [Case<'_>; 8] = [
+            (&[], &[("a", false), ("b", false)], &["a", "b"], 10, vec![]),
+            (&[], &[("a", false), ("b", false)], &["a"], 10, vec![lost("b", 610)]),
+            (&[], &[("a", false), ("b", true)], &["a"], 10, vec![]),
+            // Who is missed stays so from the time when it was missed first, also while others come and go.
+            (&[lost("b", 610)], &[("a", false)], &["c"], 20, vec![lost("b", 610), lost("a", 620)]),
+            (&[lost("b", 610)], &[("a", false)], &["a", "b"], 20, vec![]),
+            (&[lost("b", 610)], &[("a", false)], &["a"], 609, vec![lost("b", 610)]),
+            (&[lost("b", 610)], &[("a", false)], &["a"], 610, vec![]),
+            (&[], &[], &["a"], 10, vec![]),
+        ];
+        for (missed, before, list, now, expected) in cases {
+            let found = Lost::of(missed, before, |url| list.contains(&url), FORGET, at(now));
+            assert_eq!(found, expected, "{missed:?} {before:?} {list:?} at {now}");
+        }
+        assert_eq!(Lost::of(&[], &[("a", false)], |_| false, Duration::ZERO, at(10)), []);
+    }
+
+    #[test]
+    fn of_very_many_the_last_are_missed() {
+        let urls: Vec<String> = (0..=PEERS_MAX).map(|number| number.to_string()).collect();
+        let before: Vec<(&str, bool)> = urls.iter().map(|url| (&**url, false)).collect();
+        let found = Lost::of(&[], &before, |_| false, FORGET, Duration::ZERO);
+        assert_eq!((found.len(), &*found[0].url), (PEERS_MAX, "1"));
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{self, FleetPeer, PEERS_MAX, SelfPeer};
+use crate::config::{self, FleetPeer, SelfPeer};
 use crate::fleet::{self, Lost};
 use crate::peer::client::{ClientSettings, NativePeer, Timeouts};
 use crate::peer::dial::{PeerAddress, TcpDial, connector};
@@ -40,13 +40,6 @@ pub struct Member {
     pub url: String,
     /// How it is asked; `None`: it is this node.
     pub link: Option<Arc<PeerLink>>,
-}
-
-impl Member {
-    /// Whether it ended in good order, or is about to.
-    fn has_left(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.has_left())
-    }
 }
 
 /// Why there is no fleet.
@@ -111,20 +104,10 @@ impl Members {
 
     /// Who of these members and those that they miss is not among the members to come, although it has not left.
     fn lost_until(&self, configured: &config::Fleet, now: Duration) -> Vec<Lost> {
-        let forget = configured.source.forget();
-        if forget.is_zero() {
-            return Vec::new();
-        }
-        let stayed = |url: &str| !self.list.iter().any(|member| member.url == url && member.has_left());
-        let is_gone = |url: &str| !configured.peers.iter().any(|peer| peer.url == url);
-        let newly = self.list.iter().filter(|member| member.link.is_some());
-        let newly = newly.map(|member| Lost { url: member.url.clone(), until: now.saturating_add(forget) });
-        let mut lost: Vec<Lost> = self.lost.iter().cloned().chain(newly).collect();
-        lost.retain(|lost| is_gone(&lost.url) && stayed(&lost.url) && lost.until > now);
-        if lost.len() > PEERS_MAX {
-            lost.drain(..lost.len() - PEERS_MAX);
-        }
-        lost
+        let others = self.list.iter().filter_map(|member| Some((&*member.url, member.link.as_ref()?.has_left())));
+        let others: Vec<(&str, bool)> = others.collect();
+        let comes = |url: &str| configured.peers.iter().any(|peer| peer.url == url);
+        Lost::of(&self.lost, &others, comes, configured.source.forget(), now)
     }
 
     /// The view that the cache works with.
