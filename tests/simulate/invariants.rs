@@ -59,6 +59,18 @@ pub async fn healed(world: &Arc<World>, keys: &[Bytes]) {
     }
 }
 
+/// Every node sees the whole fleet again; one that came and went often is watched for a while before.
+pub async fn whole(world: &World) {
+    let deadline = Instant::now() + WHOLE_WITHIN;
+    while !world.is_whole() {
+        if Instant::now() > deadline {
+            let views: Vec<_> = (0..world.size()).map(|place| world.view(place)).collect();
+            return world.trace.broken("a healed fleet is whole again", format!("{views:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until nothing is in flight, and checks what is left.
 pub async fn quiescent(world: &World) {
     let deadline = Instant::now() + QUIET_WITHIN;
@@ -258,6 +270,8 @@ fn purged_between(purges: &[Purge], key: &Bytes, from: Instant, to: Instant, lim
 
 /// An invalidation goes on when its client is not made to wait any longer, and a frozen node hears of it when it goes on.
 pub const PURGE_LAG: Duration = Duration::from_secs(15);
+/// Who fails again and again waits for two minutes at most.
+const WHOLE_WITHIN: Duration = Duration::from_secs(125);
 /// From the last byte until the entry is in the store.
 const STORED_WITHIN: Duration = Duration::from_millis(1);
 /// What remembering a target may take beside its value.

@@ -14,6 +14,7 @@
 mod chart;
 mod clients;
 mod direct;
+mod gossip;
 mod hops;
 mod hot;
 mod invariants;

@@ -32,6 +32,8 @@ pub const ORIGIN: Place = usize::MAX;
 pub struct Network {
     seed: u64,
     random: Random,
+    /// What becomes of datagrams.
+    datagrams: Random,
     delays: Delays,
     state: Mutex<State>,
     changed: Notify,
@@ -57,7 +59,12 @@ struct State {
     connections: Vec<Arc<Connection>>,
     /// What a dead machine does to those who connect: nothing at all, where a dead process refuses.
     silent: BTreeSet<Place>,
+    /// The sockets for datagrams.
+    inboxes: Vec<Option<mpsc::Sender<(Place, Vec<u8>)>>>,
 }
+
+/// What comes to a socket, and where from.
+pub type Datagrams = mpsc::Receiver<(Place, Vec<u8>)>;
 
 #[derive(Clone)]
 struct Listener {
@@ -93,9 +100,10 @@ impl Connection {
 
 impl Network {
     pub fn new(seed: u64, nodes: usize, delays: Delays) -> Arc<Self> {
-        let state = State { servers: vec![None; nodes], ..State::default() };
+        let state = State { servers: vec![None; nodes], inboxes: vec![None; nodes], ..State::default() };
         let random = Random::new(seed, "network");
-        Arc::new(Network { seed, random, delays, state: Mutex::new(state), changed: Notify::new() })
+        let datagrams = Random::new(seed, "datagrams");
+        Arc::new(Network { seed, random, datagrams, delays, state: Mutex::new(state), changed: Notify::new() })
     }
 
     /// How long the next piece is under way.
@@ -188,11 +196,39 @@ impl Network {
         state.servers[node] = Some(Listener { server, shutdown });
     }
 
+    /// A node opens its socket for datagrams.
+    pub fn bind(&self, node: Place) -> Datagrams {
+        let (sender, receiver) = mpsc::channel(DATAGRAMS_UNREAD);
+        self.state.lock().inboxes[node] = Some(sender);
+        receiver
+    }
+
+    /// Sends a datagram, which may be lost, come twice, or be overtaken by another one.
+    pub fn send(self: &Arc<Self>, from: Place, to: Place, packet: Vec<u8>) {
+        let random = &self.datagrams;
+        let copies = match random.percent(self.delays.late_percent) {
+            true => 0,
+            false => 1 + usize::from(random.percent(DOUBLED_PERCENT)),
+        };
+        for _ in 0..copies {
+            let (network, packet, delay) = (self.clone(), packet.clone(), self.delay_by(random));
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let state = network.state.lock();
+                if let Some(inbox) = state.inboxes[to].as_ref().filter(|_| !state.blocked.contains(&(from, to))) {
+                    // More than the socket keeps is lost.
+                    let _ = inbox.try_send((from, packet));
+                }
+            });
+        }
+    }
+
     /// A node dies: as a process, whose machine ends its connections, or with its machine, which says nothing to anybody.
     pub fn die(self: &Arc<Self>, node: Place, silently: bool) {
         let mut ending = Vec::new();
         self.change(|state| {
             state.servers[node] = None;
+            state.inboxes[node] = None;
             state.paused.remove(&node);
             if silently {
                 state.silent.insert(node);
@@ -351,6 +387,10 @@ impl Dial for SimulatedDial {
     }
 }
 
+/// Of a hundred datagrams so many come twice.
+const DOUBLED_PERCENT: u64 = 2;
+/// What a socket keeps for a node that does not read.
+const DATAGRAMS_UNREAD: usize = 200;
 const PIPE_BYTES: usize = 16 * 1024;
 const PIECE_BYTES: usize = 16 * 1024;
 const PIECES_UNDER_WAY: usize = 16;

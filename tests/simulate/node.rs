@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Cache, Request};
 use groupcache_proxy::clock::{Clock, Now};
-use groupcache_proxy::fleet::{self, Fleet, Purpose};
+use groupcache_proxy::fleet::{self, Fleet, Lost, Purpose};
 use groupcache_proxy::freshness::Rules;
 use groupcache_proxy::group::{Group, KeyRule, Limit};
 use groupcache_proxy::key::GroupId;
@@ -27,7 +27,7 @@ use groupcache_proxy::source::{Aside, Ask, FetchError, Fetched, Fits, InterimSin
 use groupcache_proxy::stats::GroupStats;
 use groupcache_proxy::store::{Settings, Store};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::direct::{DirectPeer, Host, Hosts};
@@ -47,7 +47,17 @@ pub struct Node {
     pub local: Arc<LocalNode>,
     /// What was alive outside of the store before the first request.
     pub outside_at_start: usize,
+    /// Told when this life is about to leave.
+    pub leaving: Notify,
+    /// The connections to the members of the present list, and who is missed.
+    members: Mutex<Members>,
     _shutdown: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Members {
+    links: BTreeMap<Place, Arc<PeerLink>>,
+    lost: Vec<Lost>,
 }
 
 /// Hears of every question that a node gets of a peer.
@@ -74,6 +84,8 @@ pub struct Common {
     pub links: Links,
     /// How many connections a node keeps to each peer.
     pub connections: usize,
+    /// How long a member that is gone without having left is missed.
+    pub forget: Duration,
     pub hosts: Arc<Hosts>,
 }
 
@@ -138,6 +150,8 @@ impl Node {
             alive,
             local,
             outside_at_start,
+            leaving: Notify::new(),
+            members: Mutex::default(),
             _shutdown: shutdown,
         })
     }
@@ -145,6 +159,14 @@ impl Node {
     /// From now on the fleet is what this node sees: the nodes of `view`, in ascending order.
     pub fn see(&self, common: &Common, view: &[Place]) {
         let network = &common.network;
+        let mut members = self.members.lock();
+        let before = members.links.iter().map(|(&place, link)| (url_of(place), link.has_left()));
+        let before: Vec<(String, bool)> = before.collect();
+        let before: Vec<(&str, bool)> = before.iter().map(|(url, left)| (&**url, *left)).collect();
+        let comes = |url: &str| place_of(url).is_some_and(|place| view.contains(&place));
+        members.lost = Lost::of(&members.lost, &before, comes, common.forget, self.clock.now().monotonic);
+        members.links.retain(|place, _| view.contains(place));
+        let links = &mut members.links;
         let peers = view.iter().map(|&peer| {
             if peer == self.place {
                 return None;
@@ -159,19 +181,24 @@ impl Node {
                     to: peer,
                 }) as Arc<dyn fleet::Peer>);
             }
+            if let Some(link) = links.get(&peer) {
+                return Some(link.clone() as Arc<dyn fleet::Peer>);
+            }
             let dial =
                 SimulatedDial { network: network.clone(), from: self.place, to: peer, alive: self.alive.clone() };
             let connections = common.connections;
             let settings = ClientSettings { connections, connection_choice: in_turn, ..ClientSettings::default() };
             let native = NativePeer::new(self.local.clone(), Box::new(dial), settings);
-            let link = PeerLink::native(native);
+            let link = Arc::new(PeerLink::native(native));
             link.connect();
-            Some(Arc::new(link) as Arc<dyn fleet::Peer>)
+            links.insert(peer, link.clone());
+            Some(link as Arc<dyn fleet::Peer>)
         });
         let ring = ring_of(view);
         self.local.set_ring_id(u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().expect("eight bytes")));
         let urls = view.iter().map(|&peer| url_of(peer)).collect();
         let fleet = Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls);
+        let fleet = fleet.with_lost(members.lost.clone());
         self.cache.set_fleet(fleet.with_leases(common.strict));
     }
 
@@ -184,6 +211,7 @@ impl Node {
     pub fn die(&self) {
         self.alive.store(false, Ordering::SeqCst);
         self.cache.set_fleet(Fleet::alone());
+        self.members.lock().links.clear();
     }
 }
 
@@ -202,7 +230,8 @@ pub fn begin_turns() {
     TURN.with(|turn| turn.set(0));
 }
 
-fn url_of(place: Place) -> String {
+/// The URL of the node at a place.
+pub fn url_of(place: Place) -> String {
     format!("http://node-{place}:8082")
 }
 

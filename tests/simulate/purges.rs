@@ -116,6 +116,7 @@ pub async fn carry_out(world: Arc<World>, place: Place, aim: Aim, patience: Dura
     if node.is_dead() {
         return;
     }
+    world.meet(place);
     let (begun, view, lives) = (Instant::now(), world.view(place), world.lives());
     let (floors, number) = (aim.floors(&world), world.journal.purge_begins(node.incarnation, &aim));
     event!(world.trace, "node {place} purges {}", in_words(&aim));
@@ -130,6 +131,9 @@ pub async fn carry_out(world: Arc<World>, place: Place, aim: Aim, patience: Dura
     }
     event!(world.trace, "node {place} has purged {}{}", in_words(&aim), if receipt.complete { "" } else { " in part" });
     let whole = view.len() == world.size();
+    if receipt.complete && world.gossips {
+        return raise_for_met(&world, &node, receipt.sequence, &floors);
+    }
     // Where leases are kept, who is no member, or not yet, has none either that the purge has not waited for.
     if receipt.complete && (whole || world.strict) {
         return world.journal.raise(None, &floors);
@@ -147,6 +151,25 @@ pub async fn carry_out(world: Arc<World>, place: Place, aim: Aim, patience: Dura
     }
 }
 
+/// A purge is complete: everybody whom the node ever met has heard of it, unless it has left or died. Of others it cannot know.
+fn raise_for_met(world: &World, node: &Node, sequence: u64, floors: &[(Bytes, Floor)]) {
+    let (met, unmet): (Vec<_>, Vec<_>) = (world.living().into_iter())
+        .partition(|other| other.place == node.place || world.has_met(node.incarnation, other.incarnation));
+    for other in &met {
+        if other.cache.purges_known().vector.of(node.incarnation) < sequence {
+            let detail = format!("node {} does not know purge {sequence} of node {}", other.place, node.place);
+            world.trace.broken("a complete purge has reached whoever was met", detail);
+        }
+    }
+    match unmet.is_empty() {
+        true => world.journal.raise(None, floors),
+        false => {
+            world.journal.count("purges complete without a node that was never met");
+            met.iter().for_each(|node| world.journal.raise(Some(node.incarnation), floors));
+        }
+    }
+}
+
 /// Waits until all members have confirmed; false when that is not to be expected.
 async fn confirmed_at_last(world: &World, node: &Node, sequence: u64, begun: Instant) -> bool {
     loop {
@@ -155,7 +178,7 @@ async fn confirmed_at_last(world: &World, node: &Node, sequence: u64, begun: Ins
         // Who leaves the fleet in between is not waited for any more.
         let other_views =
             world.journal.faults_between(begun, Instant::now()).iter().any(|fault| fault.what == FaultKind::Views);
-        if node.is_dead() || other_views {
+        if node.is_dead() || other_views || world.view(node.place).len() < world.size() {
             return false;
         }
         let (accepted, unconfirmed) = node.cache.purges_accepted();

@@ -36,6 +36,7 @@ pub async fn run(seed: u64, nodes: usize, count: u64, traced: bool) -> Option<Br
         strict: false,
         links: Links::Turns,
         connections: 1,
+        gossips: false,
         traced,
     });
     for number in 0..count {

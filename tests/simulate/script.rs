@@ -88,6 +88,12 @@ impl Weather {
         !self.has(Weather::Views) && seed / Weather::ALL.len() as u64 % 4 == 1
     }
 
+    /// Half of the runs find their members by gossip: where no list is made by hand, and none differs by the will of the script.
+    fn gossips(self, seed: u64) -> bool {
+        let lists = matches!(self, Weather::Views | Weather::Origin | Weather::Storm) || self.strict(seed);
+        !lists && Random::has(seed, "gossip")
+    }
+
     fn manners(self, seed: u64) -> Manners {
         // Where nodes cannot reach one another, or take one another for dead, each side counts for itself; and where several
         // die and come back within seconds, those who count change faster than they can tell one another.
@@ -129,12 +135,16 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
         strict: weather.strict(seed),
         links: Links::Wire,
         connections: if Random::has(seed, "connections") { 2 } else { 1 },
+        gossips: weather.gossips(seed),
         traced: true,
     };
     let world = World::new(setting);
     if world.strict {
         // Until the first leases are there.
         tokio::time::sleep(STARTED).await;
+    }
+    if world.gossips {
+        invariants::whole(&world).await;
     }
     let lists = Lists { last: (0..nodes).collect(), waiting: Arc::new(Mutex::new(vec![VecDeque::new(); nodes])) };
     let methods = Random::new(seed, "methods");
@@ -434,6 +444,7 @@ impl Script {
         world.origin.heal();
         invariants::healed(&world, &self.keys).await;
         invariants::quiescent(&world).await;
+        invariants::whole(&world).await;
         invariants::purges_known(&world).await;
         if world.strict {
             invariants::leased(&world).await;

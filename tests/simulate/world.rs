@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::direct::Hosts;
+use crate::gossip;
 use crate::hops::{Heard, Hops, What};
 use crate::network::{Delays, Network, Place};
 use crate::node::{Asked, Common, Links, Node, begin_turns, ring_of};
@@ -26,6 +27,7 @@ use crate::trace::{Trace, event};
 
 /// One run's world.
 pub struct World {
+    pub seed: u64,
     pub trace: Arc<Trace>,
     pub network: Arc<Network>,
     pub origin: Arc<Origin>,
@@ -35,9 +37,13 @@ pub struct World {
     pub limited: bool,
     /// Whether a majority decides about purges.
     pub strict: bool,
+    /// Whether members find one another by gossip.
+    pub gossips: bool,
     common: Common,
     nodes: Mutex<Vec<Option<Arc<Node>>>>,
     views: Mutex<Vec<Vec<Place>>>,
+    /// By life, which lives it ever had among its members.
+    met: Mutex<BTreeMap<u64, BTreeSet<u64>>>,
     lives: AtomicU64,
 }
 
@@ -121,6 +127,8 @@ pub struct Setting {
     pub links: Links,
     /// How many connections a node keeps to each peer.
     pub connections: usize,
+    /// Whether members find one another by gossip, rather than all being listed.
+    pub gossips: bool,
     /// Write down what happens.
     pub traced: bool,
 }
@@ -145,6 +153,7 @@ impl Setting {
             strict: false,
             links: Links::Calls,
             connections: 1,
+            gossips: false,
             traced: false,
         }
     }
@@ -158,7 +167,8 @@ impl World {
 
     /// The same, where somebody else than the journal hears of the questions between nodes.
     pub fn heard_by(setting: Setting, asked: Option<Arc<dyn Asked>>) -> Arc<Self> {
-        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, connections, traced } = setting;
+        let Setting { seed, nodes, delays, manners, memory_bytes, limit, strict, links, connections, gossips, traced } =
+            setting;
         begin_turns();
         let trace = Arc::new(Trace::new(!traced));
         let network = Network::new(seed, nodes, delays);
@@ -174,10 +184,14 @@ impl World {
             strict,
             links,
             connections,
+            forget: if gossips { gossip::FORGET } else { Duration::ZERO },
             hosts: Arc::new(Hosts::new(seed, nodes)),
         };
         let everybody: Vec<Place> = (0..nodes).collect();
         let world = Arc::new(World {
+            seed,
+            gossips,
+            met: Mutex::default(),
             trace,
             network,
             origin,
@@ -222,7 +236,7 @@ impl World {
     }
 
     /// Begins a life at an empty place.
-    pub fn start(&self, place: Place) {
+    pub fn start(self: &Arc<Self>, place: Place) {
         let life = self.lives.fetch_add(1, Ordering::SeqCst) + 1;
         // Wall clocks are what their administrators made of them.
         let wall_seconds = 1_800_000_000 + self.random.number(0..7200) as i64 - 3600;
@@ -233,9 +247,15 @@ impl World {
             // Who finds nobody that remembers all purges begins with one of everything.
             self.journal.may_purge_everything(node.incarnation);
         }
+        if self.gossips {
+            self.views.lock()[place] = vec![place];
+        }
         node.see(&self.common, &self.views.lock()[place]);
         node.cache.warm_up();
-        self.nodes.lock()[place] = Some(node);
+        self.nodes.lock()[place] = Some(node.clone());
+        if self.gossips {
+            gossip::begin(self, &node);
+        }
     }
 
     /// Ends the life at a place.
@@ -254,6 +274,10 @@ impl World {
         node.local.set_draining(true);
         let group = node.group.clone();
         let _ = tokio::time::timeout(LEAVING_MAX, node.cache.hand_over(move |_| Some(group.clone()))).await;
+        if self.gossips && !node.is_dead() {
+            node.leaving.notify_one();
+            tokio::time::sleep(LAST_WORDS).await;
+        }
         if !node.is_dead() {
             self.kill(place, false);
         }
@@ -266,6 +290,24 @@ impl World {
             node.see(&self.common, &view);
         }
         self.views.lock()[place] = view;
+        self.meet(place);
+    }
+
+    /// Notes who lives at the places that the node sees now.
+    pub fn meet(&self, place: Place) {
+        let (lives, view) = (self.lives(), self.view(place));
+        let Some(own) = lives[place] else { return };
+        self.met.lock().entry(own).or_default().extend(view.iter().filter_map(|&place| lives[place]));
+    }
+
+    /// Whether a life ever had another one among its members.
+    pub fn has_met(&self, life: u64, other: u64) -> bool {
+        self.met.lock().get(&life).is_some_and(|met| met.contains(&other))
+    }
+
+    /// Whether every node sees all places.
+    pub fn is_whole(&self) -> bool {
+        self.views.lock().iter().all(|view| view.len() == self.size())
     }
 
     /// Notes who owns the keys by all present views.
@@ -426,6 +468,9 @@ impl Asked for Journal {
         self.note(self.hops.lock().answered(life, key, fetched));
     }
 }
+
+/// How long a node that has said that it leaves is still there.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// How long a node that leaves hands over.
 const LEAVING_MAX: Duration = Duration::from_secs(1);
