@@ -7,7 +7,8 @@
 //! - It asks each other node at most once, and once for each rest of a body that it fell behind in; once more after an answer that
 //!   a purge had overtaken.
 //! - A peek is asked by that node, or by one that was asked to load for this request, at most once for each such question (and once
-//!   more at a replica). Whoever was only peeked at asks nobody anything.
+//!   more at a replica; and, by the node that the client asked, once more after each answer that a purge had overtaken). Whoever was
+//!   only peeked at asks nobody anything.
 //! - Without a request behind it a peek follows an offer or a replica that was pushed, one each; a load never does. So purges,
 //!   offers and replicas cause no load.
 //! - What a node answers a peer with, it had in memory, or loaded, or peeked at; it did not come from a third node.
@@ -209,7 +210,13 @@ impl Hops {
         let peeks = request.peeks.entry(asker).or_default();
         *peeks += 1;
         // Of those that it asked: one for each question.
-        let own = if asker == request.life { OWN_PEEKS_MAX } else { 0 };
+        let overtaken =
+            self.purged.get(&ask.key).is_some_and(|&at| at + PURGE_LAG >= request.begun) || self.forgot_purges;
+        let own = match asker == request.life {
+            true if overtaken => OWN_PEEKS_MAX + FURTHER_LOADS_MAX,
+            true => OWN_PEEKS_MAX,
+            false => 0,
+        };
         let allowed = own + request.heard.get(&asker).copied().unwrap_or_default();
         (*peeks > allowed).then(|| (ONE_PEEK, format!("{} for the {peeks}th time, allowed {allowed}", about())))
     }
@@ -243,5 +250,8 @@ const ASKED_AGAIN_MAX: u64 = 2;
 /// A request opens one flight: the fill of its own begins after it came, so no purge that was over then can overtake that. It
 /// peeks at a replica before it asks, and at who had the key before where it loads in the owner's stead.
 const OWN_PEEKS_MAX: u64 = 2;
+/// Its fill turns to the fleet, once more to the fleet, and to the origin here, each time because a purge had overtaken what came.
+/// Where this node has become the owner meanwhile, each time it loads here, and each such load looks at who had the key before.
+const FURTHER_LOADS_MAX: u64 = 2;
 /// A life asks a node for one permit in each flight, and once more if the first answer was overtaken.
 const PERMITS_PER_REASON: u64 = 2;

@@ -219,14 +219,15 @@ fn heads(world: &World, key: &Bytes, fetches: &[Fetch], purges: &[Purge], across
     }
 }
 
-/// A head that was asked for before the body was stored and answered later may tell of another version: then what is stored counts
-/// as stale (RFC 9111 section 4.3.5) and is loaded once more.
+/// How many heads made it necessary to load again what was stored. One that was asked for before the body was stored and answered
+/// later may tell of another version: then what is stored counts as stale (RFC 9111 section 4.3.5). And one that was asked for before
+/// the body dates what is stored back to its own question (section 4.2.3), which counts where freshness is short.
 fn overtaken_by_heads(fetches: &[Fetch], body: &Fetch, until: &Fetch) -> usize {
     let stored = body.ended.map_or(until.begun, |(at, _)| at) + STORED_WITHIN;
     let overtakes = |head: &&Fetch| {
         head.method == Method::Head
             && head.begun <= stored
-            && head.version > body.version
+            && (head.version > body.version || (Kind::of(&head.key) == Kind::Short && head.begun < body.begun))
             && head.ended.is_none_or(|(at, _)| at >= body.begun)
             && !std::ptr::eq(*head, until)
     };
