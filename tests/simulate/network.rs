@@ -5,7 +5,7 @@
 //! (a lost packet is one that comes late), silence (a partition: the bytes come when it is healed, if anybody still waits), and
 //! the end of the connection.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -52,8 +52,8 @@ pub struct Delays {
 
 #[derive(Default)]
 struct State {
-    /// From whom to whom nothing gets through.
-    blocked: BTreeSet<(Place, Place)>,
+    /// From whom to whom nothing gets through, and how many faults say so.
+    blocked: BTreeMap<(Place, Place), u32>,
     paused: BTreeSet<Place>,
     servers: Vec<Option<Listener>>,
     connections: Vec<Arc<Connection>>,
@@ -119,7 +119,7 @@ impl Network {
     /// Whether something gets from one place to the other now.
     pub fn passes(&self, from: Place, to: Place) -> bool {
         let state = self.state.lock();
-        !state.blocked.contains(&(from, to)) && !state.paused.contains(&from) && !state.paused.contains(&to)
+        !state.blocked.contains_key(&(from, to)) && !state.paused.contains(&from) && !state.paused.contains(&to)
     }
 
     /// Waits until something gets from one place to the other.
@@ -149,11 +149,14 @@ impl Network {
         self.state.lock().paused.contains(&node)
     }
 
-    /// Blocks the way from one place to another, or lets everything through again.
+    /// Blocks the way from one place to another, or takes that back: everything gets through again when nobody blocks it any more.
     pub fn block(&self, from: Place, to: Place, blocked: bool) {
-        self.change(|state| match blocked {
-            true => state.blocked.insert((from, to)),
-            false => state.blocked.remove(&(from, to)),
+        self.change(|state| {
+            let count = state.blocked.entry((from, to)).or_default();
+            *count = if blocked { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                state.blocked.remove(&(from, to));
+            }
         });
     }
 
@@ -215,7 +218,7 @@ impl Network {
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 let state = network.state.lock();
-                if let Some(inbox) = state.inboxes[to].as_ref().filter(|_| !state.blocked.contains(&(from, to))) {
+                if let Some(inbox) = state.inboxes[to].as_ref().filter(|_| !state.blocked.contains_key(&(from, to))) {
                     // More than the socket keeps is lost.
                     let _ = inbox.try_send((from, packet));
                 }
@@ -364,7 +367,7 @@ impl Dial for SimulatedDial {
         let listener = {
             let state = network.state.lock();
             let blocked =
-                state.blocked.contains(&(self.from, self.to)) || state.blocked.contains(&(self.to, self.from));
+                state.blocked.contains_key(&(self.from, self.to)) || state.blocked.contains_key(&(self.to, self.from));
             // The kernel of a frozen process accepts connections; a machine that is gone does not answer.
             if blocked || state.silent.contains(&self.to) { None } else { Some(state.servers[self.to].clone()) }
         };

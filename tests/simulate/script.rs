@@ -10,6 +10,7 @@ use groupcache_proxy::purging::PURGE_TIMEOUT_DEFAULT;
 use groupcache_proxy::source::Method;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::clients;
 use crate::invariants::{self, Loads};
@@ -146,7 +147,11 @@ pub async fn run(seed: u64, nodes: usize, steps: usize) -> Report {
     if world.gossips {
         invariants::whole(&world).await;
     }
-    let lists = Lists { last: (0..nodes).collect(), waiting: Arc::new(Mutex::new(vec![VecDeque::new(); nodes])) };
+    let lists = Lists {
+        last: (0..nodes).collect(),
+        undisturbed_until: None,
+        waiting: Arc::new(Mutex::new(vec![VecDeque::new(); nodes])),
+    };
     let methods = Random::new(seed, "methods");
     let mut script =
         Script { world: world.clone(), weather, keys: keys(), methods, clients: JoinSet::new(), faults: 0, lists };
@@ -190,6 +195,8 @@ struct Script {
 /// Lists of members, where leases are kept: every node takes all of them, in the same order, sooner or later.
 struct Lists {
     last: Vec<Place>,
+    /// Until then nothing else happens to the fleet.
+    undisturbed_until: Option<Instant>,
     /// By place, those that the node there has not taken yet.
     waiting: Arc<Mutex<Vec<VecDeque<Vec<Place>>>>>,
 }
@@ -213,6 +220,7 @@ impl Script {
             66..76 => self.change(&key),
             76..90 => self.purge(self.some_place(), &key),
             90..92 => self.jump(self.some_place()),
+            92..100 if self.lists.undisturbed_until.is_some_and(|until| Instant::now() < until) => {}
             92..94 if self.lists_change() => self.change_list(),
             _ => self.fault(),
         }
@@ -284,19 +292,69 @@ impl Script {
                 && after.len() - kept <= after.len() / 2
                 && after != before
         };
-        let Some(after) = std::iter::repeat_with(some).take(20).find(is_safe) else { return };
+        // Half of those who were all: then a majority of either may be without the other.
+        let half = || {
+            let mut some = before.clone();
+            while some.len() > before.len() / 2 + 1 {
+                some.remove(random.index(some.len()));
+            }
+            some
+        };
+        let halved = self.weather == Weather::Partitions && before.len() == size;
+        let after = match halved {
+            true => Some(half()),
+            false => std::iter::repeat_with(some).take(20).find(is_safe),
+        };
+        let Some(after) = after else { return };
         event!(self.world.trace, "the members are {after:?}");
-        self.take_list(after, 3000);
+        let side = &after[..after.len() / 2 + 1];
+        let outside = before.iter().filter(|place| !side.contains(place)).count();
+        let side = side.to_vec();
+        if self.weather == Weather::Partitions && outside > before.len() / 2 {
+            self.part_while_taking(&side);
+            return self.take_list(after, &side);
+        }
+        self.take_list(after, &[]);
     }
 
-    /// Lets every node take the list, some time within so many milliseconds.
-    fn take_list(&mut self, list: Vec<Place>, milliseconds_max: u64) {
+    /// A majority of the members to come, but not of those before, is alone when it takes the list, and the others do not know it yet.
+    fn part_while_taking(&mut self, side: &[Place]) {
+        let others = (0..self.world.size()).filter(|place| !side.contains(place));
+        let ways = others.flat_map(|other| side.iter().flat_map(move |&place| [(place, other), (other, place)]));
+        let lasts = Duration::from_millis(self.world.random.number(3000..6000));
+        self.block(ways.collect(), lasts);
+        self.lists.undisturbed_until = Some(Instant::now() + lasts);
+    }
+
+    fn block(&mut self, ways: Vec<(Place, Place)>, lasts: Duration) {
+        let world = self.world.clone();
+        event!(world.trace, "blocked: {ways:?}");
+        let fault = world.journal.fault_begins(FaultKind::Partition);
+        for &(from, to) in &ways {
+            world.network.block(from, to, true);
+        }
+        self.clients.spawn(async move {
+            tokio::time::sleep(lasts).await;
+            for (from, to) in ways {
+                world.network.block(from, to, false);
+            }
+            world.journal.fault_ends(fault);
+        });
+    }
+
+    /// Lets every node take the list, some time within three seconds: if some are named, they early and the others late.
+    fn take_list(&mut self, list: Vec<Place>, early: &[Place]) {
         self.lists.last = list.clone();
         let fault = self.world.journal.fault_begins(FaultKind::Views);
         let mut taking = JoinSet::new();
         for place in 0..self.world.size() {
             self.lists.waiting.lock()[place].push_back(list.clone());
-            let after = Duration::from_millis(self.world.random.number(0..milliseconds_max));
+            let within = match early.contains(&place) {
+                _ if early.is_empty() => 0..3000,
+                true => 0..100,
+                false => 2500..3000,
+            };
+            let after = Duration::from_millis(self.world.random.number(within));
             let (world, waiting) = (self.world.clone(), self.lists.waiting.clone());
             taking.spawn(async move {
                 tokio::time::sleep(after).await;
@@ -347,27 +405,22 @@ impl Script {
                     return;
                 }
                 let fault = world.journal.fault_begins(FaultKind::Pause(place));
-                world.network.pause(place, true);
+                let drains = world.gossips && random.percent(30);
                 self.clients.spawn(async move {
+                    if drains {
+                        world.drain(place, true);
+                        tokio::time::sleep(HEARD_OF).await;
+                    }
+                    world.network.pause(place, true);
                     tokio::time::sleep(lasts).await;
                     world.network.pause(place, false);
+                    world.drain(place, false);
                     world.journal.fault_ends(fault);
                 });
             }
             Weather::Partitions => {
                 let ways = self.some_ways(place);
-                event!(world.trace, "blocked: {ways:?}");
-                let fault = world.journal.fault_begins(FaultKind::Partition);
-                for &(from, to) in &ways {
-                    world.network.block(from, to, true);
-                }
-                self.clients.spawn(async move {
-                    tokio::time::sleep(lasts).await;
-                    for (from, to) in ways {
-                        world.network.block(from, to, false);
-                    }
-                    world.journal.fault_ends(fault);
-                });
+                self.block(ways, lasts);
             }
             Weather::Cuts if place != other => {
                 let fault = world.journal.fault_begins(FaultKind::Cut);
@@ -428,7 +481,7 @@ impl Script {
     async fn end(mut self) {
         event!(self.world.trace, "the script is over");
         if self.lists_change() {
-            self.take_list((0..self.world.size()).collect(), 1000);
+            self.take_list((0..self.world.size()).collect(), &[]);
         }
         let world = self.world;
         // What was begun ends by itself: faults and requests.
@@ -457,6 +510,8 @@ impl Script {
 
 /// After so long a node that was away is connected again, also one that came and went often and was watched for a while.
 pub const RECONNECTED: Duration = Duration::from_secs(13);
+/// So soon everybody has heard that a node drains.
+const HEARD_OF: Duration = Duration::from_millis(50);
 /// How long a fleet that starts has no leases.
 const STARTED: Duration = Duration::from_secs(6);
 /// How long a request may wait for its turn at the origin.

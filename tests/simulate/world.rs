@@ -283,6 +283,13 @@ impl World {
         }
     }
 
+    /// Lets a node say that it drains, or that it does so no more; it serves all the same.
+    pub fn drain(&self, place: Place, drains: bool) {
+        let Some(node) = self.node(place).filter(|node| node.local.is_draining() != drains) else { return };
+        event!(self.trace, "node {place} {}", if drains { "drains" } else { "drains no more" });
+        node.local.set_draining(drains);
+    }
+
     /// Changes what a node sees of the fleet.
     pub fn see(&self, place: Place, view: Vec<Place>) {
         event!(self.trace, "node {place} sees {view:?}");
