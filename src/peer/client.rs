@@ -172,7 +172,12 @@ impl NativePeer {
 
     /// Whether it has said that it leaves, and has not fallen silent since: what ended then is no member that is out of reach.
     pub(super) fn has_left(&self) -> bool {
-        self.shared.left.load(Ordering::Relaxed) || self.health() == Health::Draining
+        let is_leaving = |line: &Line| match &*line.state.lock() {
+            // One that is quiet may be frozen or out of reach, and serve its clients for long.
+            LineState::Up(exchange) => exchange.is_draining() && !exchange.is_quiet(),
+            _ => false,
+        };
+        self.shared.left.load(Ordering::Relaxed) || self.shared.lines.iter().any(is_leaving)
     }
 
     /// Whether the last contact answered the upgrade as Go's groupcache does.
