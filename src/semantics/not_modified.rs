@@ -3,7 +3,7 @@
 //! It must carry `Cache-Control`, `Content-Location`, `Date`, `ETag`, `Expires` and `Vary`. What describes the body that is not
 //! sent is left out, `Last-Modified` too if there is an `ETag`; the rest may update the client's copy and stays.
 
-use crate::fields::{FieldLines, Fields, position};
+use crate::fields::{FieldLines, Fields};
 
 /// The fields of a 304 made from a stored response.
 pub fn fields_of_304(stored: &FieldLines) -> Fields {
@@ -60,10 +60,10 @@ fn spans(stored: &FieldLines) -> Option<[Span; SPANS_MAX]> {
     let block = stored.as_bytes();
     let mut spans = [Span::default(); SPANS_MAX];
     let (mut count, mut line_start) = (0, 0);
-    while let Some(line_bytes) = position(b'\n', &block[line_start..]) {
+    while let Some(line_bytes) = memchr::memchr(b'\n', &block[line_start..]) {
         let line_end = line_start + line_bytes + 1;
         let line = &block[line_start..line_end];
-        let name = &line[..position(b':', line)?];
+        let name = &line[..memchr::memchr(b':', line)?];
         if is_left_out(name, has_entity_tag) {
             let (start, end) = (u16::try_from(line_start).ok()?, u16::try_from(line_end).ok()?);
             match spans[..count].last_mut() {
