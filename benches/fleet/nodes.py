@@ -14,6 +14,8 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 BODY_BYTES = 30 * 1024
 ORIGIN_MS = 50
+#: What the origin takes for a path that begins with /slow-: long enough for something to happen in the middle.
+SLOW_SECONDS = 2
 #: What a peer may take beside its origin: the silence, the ticks by which it is counted, and connecting.
 PEER_DEADLINE = 1.6
 
@@ -50,7 +52,7 @@ class Origin:
     """The small origin in a process of its own."""
 
     def __init__(self, milliseconds=ORIGIN_MS, body_bytes=BODY_BYTES):
-        command = [sys.executable, str(HERE / "origin.py"), str(milliseconds), str(body_bytes)]
+        command = [sys.executable, str(HERE / "origin.py"), str(milliseconds), str(body_bytes), str(SLOW_SECONDS)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.port = int(self.process.stdout.readline())
 

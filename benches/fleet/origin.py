@@ -1,4 +1,5 @@
-"""An origin that answers after a while and counts: `origin.py MILLISECONDS BYTES`; says its port, ends with its input.
+"""An origin that answers after a while and counts: `origin.py MILLISECONDS BYTES SLOW_SECONDS`, the last for
+paths that begin with /slow-; says its port, ends with its input.
 
 Every path is an object; `/-/counts` is what was asked for since `/-/reset`, and how many requests were here at once.
 """
@@ -7,7 +8,7 @@ import asyncio
 import json
 import sys
 
-DELAY, BYTES = int(sys.argv[1]) / 1000, int(sys.argv[2])
+DELAY, BYTES, SLOW_SECONDS = int(sys.argv[1]) / 1000, int(sys.argv[2]), float(sys.argv[3])
 HEAD = (
     "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nCache-Control: max-age=3600\r\n"
     f"Content-Length: {BYTES}\r\n\r\n"
@@ -59,8 +60,7 @@ class Answering(asyncio.Protocol):
         COUNTS.at_once += 1
         self.waiting += 1
         COUNTS.most = max(COUNTS.most, COUNTS.at_once)
-        # Long enough for something to happen in the middle.
-        delay = 2 if path.startswith("/slow-") else DELAY
+        delay = SLOW_SECONDS if path.startswith("/slow-") else DELAY
         asyncio.get_running_loop().call_later(delay, self.done)
 
     def done(self):

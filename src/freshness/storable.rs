@@ -207,14 +207,17 @@ pub fn storable(
 pub fn fields_to_store(rules: &Rules, directives: &ResponseDirectives, received: &Fields, received_at: Now) -> Fields {
     let nominated = nominated_by_connection(received);
     let has_date = has_date(received, received_at);
+    let mut lower = String::new();
     let kept = received.without(|name| {
-        let name = name.to_ascii_lowercase();
-        name == "age"
-            || (name == "date" && !has_date)
-            || is_for_one_connection(&name, &nominated)
-            || directives.no_cache_fields.contains(&name)
-            || directives.private_fields.contains(&name)
-            || (rules.set_cookie != SetCookie::Share && is_cookie(&name))
+        lower.clear();
+        lower.push_str(name);
+        lower.make_ascii_lowercase();
+        lower == "age"
+            || (lower == "date" && !has_date)
+            || is_for_one_connection(&lower, &nominated)
+            || directives.no_cache_fields.contains(&lower)
+            || directives.private_fields.contains(&lower)
+            || (rules.set_cookie != SetCookie::Share && is_cookie(&lower))
     });
     if has_date { kept } else { with_date(&kept, received_at) }
 }
@@ -232,7 +235,8 @@ pub fn fields_for_causer(
         let mut names = directives.no_cache_fields.iter().chain(&directives.private_fields);
         names.any(|named| named.eq_ignore_ascii_case(name))
     };
-    if !received.iter().any(|(name, _)| named(name)) {
+    let names_none = directives.no_cache_fields.is_empty() && directives.private_fields.is_empty();
+    if names_none || !received.iter().any(|(name, _)| named(name)) {
         return None;
     }
     let unnamed = ResponseDirectives { no_cache_fields: Vec::new(), private_fields: Vec::new(), ..directives.clone() };
@@ -272,14 +276,20 @@ fn gives_lifetime(rules: &Rules, exchange: &Exchange<'_>, directives: &ResponseD
 }
 
 fn sets_cookie(directives: &ResponseDirectives, received: &Fields) -> bool {
-    received.iter().any(|(name, _)| {
-        let name = name.to_ascii_lowercase();
-        is_cookie(&name) && !directives.private_fields.contains(&name) && !directives.no_cache_fields.contains(&name)
+    received.lines().any(|(line, _)| {
+        let cookie = COOKIES.iter().find(|name| line.eq_ignore_ascii_case(name.as_bytes()));
+        cookie.is_some_and(|name| {
+            let mut listed = directives.private_fields.iter().chain(&directives.no_cache_fields);
+            !listed.any(|listed| listed == name)
+        })
     })
 }
 
+/// The fields that set cookies, lower case.
+const COOKIES: [&str; 2] = ["set-cookie", "set-cookie2"];
+
 pub(super) fn is_cookie(name: &str) -> bool {
-    matches!(name, "set-cookie" | "set-cookie2")
+    COOKIES.contains(&name)
 }
 
 /// Whether `Vary` has a star, or a member that is no field name: then nobody knows what it asks to be compared.
