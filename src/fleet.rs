@@ -24,43 +24,47 @@ pub struct Fleet {
     /// Whether memory moves with the keys when members come and go.
     warm: bool,
     peer_deadline: Duration,
-    lost: Vec<Lost>,
+    former: Vec<Former>,
+    /// How long former members are told of purges.
+    forget: Duration,
     /// How the ring sees a key: `None` where it cannot carry it.
     ring_key: fn(&[u8]) -> Option<std::borrow::Cow<'_, [u8]>>,
 }
 
-/// A former member that was not listed and has not left: it fell silent, or its name is gone. It may live on behind a split of the
-/// network and answer what it has: no purge is complete without it until `until`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
+/// A member that was found and is not found any more. It may only have left the ring: behind a split of the network, while it
+/// drains, or while it is watched after it came back, it lives on and answers what it has. So it is told of purges as members are.
+pub struct Former<P: ?Sized = dyn Peer> {
     /// Its URL.
     pub url: String,
-    /// When it is taken to be gone for good, on the clock of [`crate::clock::Now::monotonic`].
-    pub until: Duration,
+    /// How it is told.
+    pub peer: Arc<P>,
+    /// When it was found last, on the clock of [`crate::clock::Now::monotonic`].
+    pub since: Duration,
 }
 
-impl Lost {
-    /// Whom a node misses once it has another list: of the other members of the list `before`, which are named with whether each has
-    /// left in good order, and of those that were `missed` then, whoever neither `comes` with the new list nor has left. One that is
-    /// newly missed is so for `forget` from `now`; where that is zero, nobody is missed.
+impl<P: ?Sized> Clone for Former<P> {
+    fn clone(&self) -> Self {
+        Former { url: self.url.clone(), peer: self.peer.clone(), since: self.since }
+    }
+}
+
+impl<P: ?Sized> Former<P> {
+    /// Who is a former member once there is another list: of the other members of the list `before` and of those who were former
+    /// then, whoever does not come with the new list, for `forget`.
     pub fn of(
-        missed: &[Lost],
-        before: &[(&str, bool)],
+        former: &[Self],
+        before: impl Iterator<Item = (String, Arc<P>)>,
         comes: impl Fn(&str) -> bool,
         forget: Duration,
         now: Duration,
-    ) -> Vec<Lost> {
-        if forget.is_zero() {
-            return Vec::new();
+    ) -> Vec<Self> {
+        let newly = before.map(|(url, peer)| Former { url, peer, since: now });
+        let mut all: Vec<Self> = former.iter().cloned().chain(newly).collect();
+        all.retain(|former| !comes(&former.url) && former.since.saturating_add(forget) > now);
+        if all.len() > PEERS_MAX {
+            all.drain(..all.len() - PEERS_MAX);
         }
-        let has_left = |url: &str| before.iter().any(|(member, left)| *member == url && *left);
-        let newly = before.iter().map(|(url, _)| Lost { url: (*url).to_owned(), until: now.saturating_add(forget) });
-        let mut lost: Vec<Lost> = missed.iter().cloned().chain(newly).collect();
-        lost.retain(|lost| !comes(&lost.url) && !has_left(&lost.url) && lost.until > now);
-        if lost.len() > PEERS_MAX {
-            lost.drain(..lost.len() - PEERS_MAX);
-        }
-        lost
+        all
     }
 }
 
@@ -110,6 +114,11 @@ pub trait Peer: Source + 'static {
 
     /// The random number of its present life, where it is known.
     fn incarnation(&self) -> Option<u64>;
+
+    /// Whether it ended in good order, as far as is known: it said goodbye, and was not reached since.
+    fn has_left(&self) -> bool {
+        false
+    }
 
     /// Whether it is worth a question now.
     fn health(&self) -> Health {
@@ -204,7 +213,8 @@ impl Fleet {
             strict: false,
             warm: true,
             peer_deadline: PEER_DEADLINE_DEFAULT,
-            lost: Vec::new(),
+            former: Vec::new(),
+            forget: Duration::ZERO,
             ring_key: |key| Some(key.into()),
         }
     }
@@ -219,8 +229,7 @@ impl Fleet {
         let ring_id = ring.id().to_string();
         let urls = (0..peers.len()).map(|index| index.to_string()).collect();
         let peer_deadline = PEER_DEADLINE_DEFAULT;
-        let lost = Vec::new();
-        Fleet { ring: Some(ring), peers, urls, ring_id, strict: false, warm: true, peer_deadline, lost, ring_key }
+        Fleet { ring: Some(ring), peers, urls, ring_id, peer_deadline, ring_key, ..Fleet::alone() }
     }
 
     /// The same with the URLs of all nodes, in the ring's order.
@@ -255,14 +264,25 @@ impl Fleet {
         Fleet { peer_deadline, ..self }
     }
 
-    /// The same, where these were members and have not left.
-    pub fn with_lost(self, lost: Vec<Lost>) -> Self {
-        Fleet { lost, ..self }
+    /// The same, where these were members; they are told of purges for `forget`.
+    pub fn with_former(self, former: Vec<Former>, forget: Duration) -> Self {
+        Fleet { former, forget, ..self }
     }
 
-    /// The URLs of former members that may live on.
-    pub fn lost(&self, now: Duration) -> impl Iterator<Item = &str> {
-        self.lost.iter().filter(move |lost| lost.until > now).map(|lost| &*lost.url)
+    /// Who hears of purges: all other members, and former ones that have neither said goodbye nor been gone for too long.
+    pub fn told(&self, now: Duration) -> impl Iterator<Item = (&str, &Arc<dyn Peer>)> {
+        self.named_peers().chain(self.former(now))
+    }
+
+    /// The one of them with this URL.
+    pub fn told_peer(&self, url: &str, now: Duration) -> Option<&Arc<dyn Peer>> {
+        self.told(now).find(|(named, _)| *named == url).map(|(_, peer)| peer)
+    }
+
+    /// Former members that may live on.
+    pub fn former(&self, now: Duration) -> impl Iterator<Item = (&str, &Arc<dyn Peer>)> {
+        let counts = move |former: &&Former| former.since.saturating_add(self.forget) > now && !former.peer.has_left();
+        self.former.iter().filter(counts).map(|former| (&*former.url, &former.peer))
     }
 
     /// How long a peer may be silent: for so long a client waits for all nodes to hear of what its request made invalid.
@@ -388,37 +408,45 @@ mod tests {
 
     const FORGET: Duration = Duration::from_secs(600);
 
-    fn lost(url: &str, until_seconds: u64) -> Lost {
-        Lost { url: url.to_owned(), until: Duration::from_secs(until_seconds) }
+    /// Former members are kept whatever they are.
+    fn former(url: &str, since_seconds: u64) -> Former<str> {
+        Former { url: url.to_owned(), peer: url.into(), since: Duration::from_secs(since_seconds) }
+    }
+
+    fn after(
+        before: &[Former<str>],
+        members: &[&str],
+        list: &[&str],
+        forget: Duration,
+        now: u64,
+    ) -> Vec<(String, u64)> {
+        let members = members.iter().map(|url| ((*url).to_owned(), Arc::from(*url)));
+        let comes = |url: &str| list.contains(&url);
+        let all = Former::of(before, members, comes, forget, Duration::from_secs(now));
+        all.into_iter().map(|former| (former.url, former.since.as_secs())).collect()
     }
 
     #[test]
-    fn who_is_missed_was_a_member_or_missed_before_and_has_neither_left_nor_come_back() {
-        let at = Duration::from_secs;
-        type Case<'a> = (&'a [Lost], &'a [(&'a str, bool)], &'a [&'a str], u64, Vec<Lost>);
-        let cases: [Case<'_>; 8] = [
-            (&[], &[("a", false), ("b", false)], &["a", "b"], 10, vec![]),
-            (&[], &[("a", false), ("b", false)], &["a"], 10, vec![lost("b", 610)]),
-            (&[], &[("a", false), ("b", true)], &["a"], 10, vec![]),
-            // Who is missed stays so from the time when it was missed first, also while others come and go.
-            (&[lost("b", 610)], &[("a", false)], &["c"], 20, vec![lost("b", 610), lost("a", 620)]),
-            (&[lost("b", 610)], &[("a", false)], &["a", "b"], 20, vec![]),
-            (&[lost("b", 610)], &[("a", false)], &["a"], 609, vec![lost("b", 610)]),
-            (&[lost("b", 610)], &[("a", false)], &["a"], 610, vec![]),
-            (&[], &[], &["a"], 10, vec![]),
-        ];
-        for (missed, before, list, now, expected) in cases {
-            let found = Lost::of(missed, before, |url| list.contains(&url), FORGET, at(now));
-            assert_eq!(found, expected, "{missed:?} {before:?} {list:?} at {now}");
-        }
-        assert_eq!(Lost::of(&[], &[("a", false)], |_| false, Duration::ZERO, at(10)), []);
+    fn who_is_not_found_any_more_is_a_former_member_until_it_is_found_again_or_forgotten() {
+        let url = |url: &str, since| (url.to_owned(), since);
+        assert_eq!(after(&[], &["a", "b"], &["a", "b"], FORGET, 10), []);
+        assert_eq!(after(&[], &["a", "b"], &["a"], FORGET, 10), [url("b", 10)]);
+        // From the time when it was found last, also while others come and go.
+        let b = [former("b", 10)];
+        assert_eq!(after(&b, &["a"], &["c"], FORGET, 20), [url("b", 10), url("a", 20)]);
+        assert_eq!(after(&b, &["a"], &["a", "b"], FORGET, 20), []);
+        assert_eq!(after(&b, &["a"], &["a"], FORGET, 609), [url("b", 10)]);
+        assert_eq!(after(&b, &["a"], &["a"], FORGET, 610), []);
+        // Another configuration counts from the same time.
+        assert_eq!(after(&b, &["a"], &["a"], FORGET / 10, 70), []);
+        assert_eq!(after(&b, &["a"], &[], Duration::ZERO, 10), []);
     }
 
     #[test]
-    fn of_very_many_the_last_are_missed() {
+    fn of_very_many_the_last_are_kept() {
         let urls: Vec<String> = (0..=PEERS_MAX).map(|number| number.to_string()).collect();
-        let before: Vec<(&str, bool)> = urls.iter().map(|url| (&**url, false)).collect();
-        let found = Lost::of(&[], &before, |_| false, FORGET, Duration::ZERO);
-        assert_eq!((found.len(), &*found[0].url), (PEERS_MAX, "1"));
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        let kept = after(&[], &urls, &[], FORGET, 0);
+        assert_eq!((kept.len(), &*kept[0].0), (PEERS_MAX, "1"));
     }
 }

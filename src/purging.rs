@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::cache::{Cache, Landed};
 use crate::entry::Entry;
-use crate::fleet::{Peer, PurgeFailure};
+use crate::fleet::{Health, Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey, SharedKey};
 use crate::purge::{Batch, Notice, Overtaking, Position, Record, Reply, Stamp, Tags, Target, in_records};
@@ -238,7 +238,7 @@ impl Cache {
     /// more, and members that did not confirm in time are told until they do.
     pub async fn purge_everywhere(self: &Arc<Self>, request: PurgeRequest) -> Receipt {
         let started = Instant::now();
-        let fleet = self.fleet.load_full();
+        let (fleet, now) = (self.fleet.load_full(), self.now().monotonic);
         let mut nodes = JoinSet::new();
         let (own, sequence);
         // More than fits into one record is several purges, which hold when the last one holds.
@@ -253,7 +253,7 @@ impl Cache {
             });
             let records = records.collect();
             let notice = Arc::new(Notice { dry_run: true, records, ..Notice::default() });
-            for (url, peer) in fleet.named_peers() {
+            for (url, peer) in fleet.told(now) {
                 let (url, peer, notice) = (url.to_owned(), peer.clone(), notice.clone());
                 nodes.spawn(async move {
                     let asked = tokio::time::timeout(request.timeout, peer.purge(&notice)).await;
@@ -268,8 +268,8 @@ impl Cache {
             own = self.receive_purges(Notice::clone(&notice)).await.entries.iter().map(|(_, entries)| entries).sum();
         } else {
             // Who has left is not waited for; should it come back, it hears of everything when it is connected.
-            self.spread.couriers.lock().retain(|url, _| fleet.peer(url).is_some());
-            let accept = |targets| self.purges.accept(targets, request.soft, self.now().monotonic);
+            self.spread.couriers.lock().retain(|url, _| fleet.told_peer(url, now).is_some());
+            let accept = |targets| self.purges.accept(targets, request.soft, now);
             let positions: Vec<Position> = records.into_iter().map(accept).collect();
             let sequences: Vec<u64> = positions.iter().map(|position| position.sequence).collect();
             sequence = sequences.last().copied().unwrap_or_default();
@@ -279,8 +279,11 @@ impl Cache {
             if by_majority {
                 holds = Some(committed.clone());
             }
-            for (url, _) in fleet.named_peers() {
+            for (url, peer) in fleet.told(now) {
                 let courier = self.spread.courier(url, sequence);
+                // Who is no member and not reached either may be gone for good.
+                let is_gone = peer.health() == Health::Down && fleet.peer(url).is_none();
+                let patience = if is_gone { request.timeout.min(fleet.peer_deadline()) } else { request.timeout };
                 self.send_off(url, &courier);
                 let (url, mut committed, sequences) = (url.to_owned(), committed.clone(), sequences.clone());
                 nodes.spawn(async move {
@@ -289,7 +292,7 @@ impl Cache {
                         biased;
                         () = courier.confirmed.reaches(sequence), if !by_majority => NodeState::Confirmed,
                         Ok(_) = committed.wait_for(|committed| *committed) => NodeState::WithoutLease,
-                        () = tokio::time::sleep(request.timeout) => NodeState::Unreachable,
+                        () = tokio::time::sleep(patience) => NodeState::Unreachable,
                     };
                     let confirmed = courier.confirmed.now() >= sequence;
                     let (state, entries) = if confirmed { courier.outcome(&sequences) } else { (otherwise, 0) };
@@ -310,13 +313,6 @@ impl Cache {
             milliseconds: milliseconds_since(started),
         };
         let mut others = nodes.join_all().await;
-        // Nobody can tell them now; should they come back, they hear of it before the next word between the nodes.
-        others.extend(fleet.lost(self.now().monotonic).map(|url| NodeReceipt {
-            url: url.to_owned(),
-            state: NodeState::Unreachable,
-            entries: 0,
-            milliseconds: milliseconds_since(started),
-        }));
         drop(committing);
         let holds = holds.is_none_or(|committed| *committed.borrow());
         others.sort_by(|one, other| one.url.cmp(&other.url));
@@ -354,14 +350,14 @@ impl Cache {
     pub fn purges_accepted(&self) -> (u64, u64) {
         let (sequence, fleet) = (self.purges.sequence(), self.fleet.load());
         let couriers = self.spread.couriers.lock();
-        let confirmed = fleet.named_peers().filter_map(|(url, _)| couriers.get(url));
+        let confirmed = fleet.told(self.now().monotonic).filter_map(|(url, _)| couriers.get(url));
         let confirmed = confirmed.map(|courier| courier.confirmed.now()).min();
         (sequence, confirmed.map_or(0, |confirmed| sequence.saturating_sub(confirmed)))
     }
 
-    /// Former members that have not left and may live on: no purge is complete without them.
-    pub fn lost_members(&self) -> Vec<String> {
-        self.fleet.load().lost(self.now().monotonic).map(str::to_owned).collect()
+    /// Former members that have not said goodbye: no purge is complete without them.
+    pub fn former_members(&self) -> Vec<String> {
+        self.fleet.load().former(self.now().monotonic).map(|(url, _)| url.to_owned()).collect()
     }
 
     /// What another node tells of purges; answers when it is applied.
@@ -458,7 +454,7 @@ impl Cache {
     async fn tell(self: Arc<Self>, url: String, courier: Arc<Courier>) {
         let mut pause = RETRY_MIN;
         loop {
-            let Some(peer) = self.fleet.load().peer(&url).cloned() else {
+            let Some(peer) = self.fleet.load().told_peer(&url, self.now().monotonic).cloned() else {
                 // It left: nobody waits for it any more.
                 let mut couriers = self.spread.couriers.lock();
                 if couriers.get(&url).is_some_and(|present| Arc::ptr_eq(present, &courier)) {

@@ -110,8 +110,8 @@ struct Members {
     last_failure: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gossip_address: Option<String>,
-    /// Former members that have not left: no purge is complete without them until they are back or forgotten.
-    lost: Vec<String>,
+    /// Members that are not found any more and have not said goodbye: no purge is complete without them.
+    former: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -283,7 +283,7 @@ fn fleet(node: &Node) -> FleetState {
         failures: search.failures.value(),
         last_failure: search.last_failure.lock().clone(),
         gossip_address: search.gossip_address.lock().map(|address| address.to_string()),
-        lost: node.cache.lost_members(),
+        former: node.cache.former_members(),
     };
     let ring_id = members.ring.is_some().then(|| ring_id(members.ring_id()));
     FleetState { lease: Lease::of(node), ring, members: found, ring_id, peers: peers.collect() }

@@ -285,8 +285,8 @@ struct FoundPeers {
     /// Where this node gossips, over UDP.
     #[schemars(extend("default" = "0.0.0.0:7946"))]
     address: Option<Address>,
-    /// How long a member that is not found any more and has not left is missed: purges are not complete without it. With dns, srv
-    /// and gossip.
+    /// How long a member that is not found any more is told of purges, which are not complete without it unless it has said
+    /// goodbye. With dns, srv and gossip.
     #[schemars(extend("default" = "10m"))]
     forget: Option<Time>,
 }

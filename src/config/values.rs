@@ -236,14 +236,24 @@ pub enum PeerSource {
 }
 
 impl PeerSource {
-    /// How long a member that is not found any more and has not left is missed (`fleet.peers.forget`): meanwhile no purge is
-    /// complete without it. Zero where members are listed: who is taken off a list is meant to be gone.
+    /// How long a member that is not found any more is told of purges (`fleet.peers.forget`): meanwhile none is complete without
+    /// it, unless it has said goodbye. Zero where members are listed: who is taken off a list is meant to be gone.
     pub fn forget(&self) -> Duration {
         match self {
             PeerSource::List | PeerSource::File(_) => Duration::ZERO,
             PeerSource::Dns { lookup, .. } | PeerSource::Srv { lookup, .. } => lookup.forget,
             PeerSource::Gossip { forget, .. } => *forget,
         }
+    }
+
+    /// The same search for members, whoever may be forgotten when.
+    pub fn without_forget(mut self) -> Self {
+        match &mut self {
+            PeerSource::List | PeerSource::File(_) => {}
+            PeerSource::Dns { lookup, .. } | PeerSource::Srv { lookup, .. } => lookup.forget = Duration::ZERO,
+            PeerSource::Gossip { forget, .. } => *forget = Duration::ZERO,
+        }
+        self
     }
 }
 

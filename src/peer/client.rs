@@ -93,7 +93,7 @@ struct Shared {
     tallies: Tallies,
     /// Whether there ever was a connection; before, the peer counts as up.
     reached: AtomicBool,
-    /// Whether it said that it leaves, and then closed the connection.
+    /// Whether it said goodbye, and was not reached since.
     left: AtomicBool,
     speaks_go: AtomicBool,
     remote: Mutex<Option<Identity>>,
@@ -170,14 +170,9 @@ impl NativePeer {
         health
     }
 
-    /// Whether it has said that it leaves, and has not fallen silent since: what ended then is no member that is out of reach.
+    /// Whether it ended in good order, as far as is known: it said goodbye, and no connection works.
     pub(super) fn has_left(&self) -> bool {
-        let is_leaving = |line: &Line| match &*line.state.lock() {
-            // One that is quiet may be frozen or out of reach, and serve its clients for long.
-            LineState::Up(exchange) => exchange.is_draining() && !exchange.is_quiet(),
-            _ => false,
-        };
-        self.shared.left.load(Ordering::Relaxed) || self.shared.lines.iter().any(is_leaving)
+        self.shared.left.load(Ordering::Relaxed) && self.shared.any_exchange().is_none()
     }
 
     /// Whether the last contact answered the upgrade as Go's groupcache does.
@@ -477,7 +472,9 @@ impl Shared {
                         return;
                     };
                     info!(peer = self.dial.authority(), reason, "connection to a peer ended");
-                    self.left.store(exchange.is_draining() && reason != SILENT, Ordering::Relaxed);
+                    if reason == SHUT_DOWN {
+                        self.left.store(true, Ordering::Relaxed);
+                    }
                     if reason != SHUT_DOWN {
                         damping.failed(begun.elapsed());
                     }

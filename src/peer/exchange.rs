@@ -33,7 +33,6 @@ pub(super) struct Exchange {
     streams: Mutex<Streams>,
     /// No new questions will come; the connection ends with the last open one.
     stopping: AtomicBool,
-    quiet: AtomicBool,
     /// The peer was found dead elsewhere.
     given_up: AtomicBool,
     stop: Notify,
@@ -110,29 +109,13 @@ impl Exchange {
     pub(super) fn new(outbox: Arc<Outbox>, remote: &Identity, window_bytes: u32, tallies: Tallies) -> Arc<Self> {
         let (draining, ring_id) = (AtomicBool::new(remote.draining), AtomicU64::new(remote.ring_id));
         let (streams, stop) = (Mutex::default(), Notify::new());
-        let (stopping, given_up, quiet) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Exchange {
-            outbox,
-            draining,
-            ring_id,
-            streams,
-            stopping,
-            given_up,
-            quiet,
-            stop,
-            tallies,
-            window_bytes,
-        })
+        let (stopping, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Exchange { outbox, draining, ring_id, streams, stopping, given_up, stop, tallies, window_bytes })
     }
 
     /// Whether the peer is leaving.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Whether nothing has come for half of the time after which gossip takes a member out.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.quiet.load(Ordering::Relaxed)
     }
 
     /// The peer's view of the ring.
@@ -243,12 +226,7 @@ impl Exchange {
             tokio::select! {
                 biased;
                 turned = pump.turn() => match turned {
-                    Ok(true) => {
-                        if quiet.ticks >= QUIET_TICKS {
-                            self.quiet.store(false, Ordering::Relaxed);
-                        }
-                        quiet = Quiet::default();
-                    }
+                    Ok(true) => quiet = Quiet::default(),
                     ended => {
                         // Whatever came of an answer has come.
                         let _ = self.dispatch_partial(partial.take());
@@ -452,9 +430,6 @@ impl Exchange {
             self.followed(request, open).fail(Failure::Unreachable(SILENT.into()));
         }
         quiet.ticks += 1;
-        if quiet.ticks >= QUIET_TICKS {
-            self.quiet.store(true, Ordering::Relaxed);
-        }
         match quiet.pinged_at {
             // Counted from the ping: a question asked late in a quiet time must not be the end of the connection.
             Some(pinged_at) => quiet.ticks - pinged_at >= SILENT_TICKS - BUSY_PING_TICKS,
@@ -875,8 +850,6 @@ const BUSY_PING_TICKS: u32 = 1;
 /// A connection that has been quiet for so many ticks ends when another one is silent. Two make a whole one; and a peer that is
 /// dead has said nothing anywhere since that other one was tried, which is longer ago.
 const GIVEN_UP_TICKS: u32 = 2;
-/// Less than gossip needs to take a frozen member out: what such a one said of leaving before says nothing of it now.
-const QUIET_TICKS: u32 = 2;
 /// An idle connection is tried after so many quiet ticks, so that a dead one is known within two
 /// deadlines and before it is needed.
 const IDLE_PING_TICKS: u32 = 4;

@@ -44,11 +44,6 @@ impl PeerLink {
         self.go_peer().is_some()
     }
 
-    /// Whether it has said that it leaves the fleet, and did not fall silent before.
-    pub fn has_left(&self) -> bool {
-        self.native.has_left()
-    }
-
     fn go_peer(&self) -> Option<&GoPeer> {
         self.go.as_ref().filter(|_| self.native.speaks_go())
     }
@@ -135,6 +130,11 @@ impl fleet::Peer for PeerLink {
 
     fn incarnation(&self) -> Option<u64> {
         self.status().incarnation
+    }
+
+    fn has_left(&self) -> bool {
+        // Who is no member and cannot say goodbye has none to be waited for.
+        self.go_peer().is_some() || self.native.has_left()
     }
 
     fn health(&self) -> Health {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{self, FleetPeer, SelfPeer};
-use crate::fleet::{self, Lost};
+use crate::fleet::{self, Former};
 use crate::peer::client::{ClientSettings, NativePeer, Timeouts};
 use crate::peer::dial::{PeerAddress, TcpDial, connector};
 use crate::peer::go::{Dialect, go_key};
@@ -30,8 +30,8 @@ pub struct Members {
     pub ring: Option<Ring>,
     /// Addresses of listed peers, which Go peers ask from.
     pub addresses: Vec<IpAddr>,
-    /// Members of before that are not found any more and have not left.
-    pub lost: Vec<Lost>,
+    /// Members of before that are not found any more: they are told of purges for a while.
+    pub former: Vec<Former<PeerLink>>,
 }
 
 /// One member.
@@ -98,16 +98,15 @@ impl Members {
             true => configured.peers.iter().flat_map(addresses_of).collect(),
             false => Vec::new(),
         };
-        let lost = before.lost_until(configured, surroundings.clock.now().monotonic);
-        Ok(Members { config: Some(configured.clone()), list, ring: Some(ring), addresses, lost })
+        let former = before.former_of(configured, surroundings.clock.now().monotonic);
+        Ok(Members { config: Some(configured.clone()), list, ring: Some(ring), addresses, former })
     }
 
-    /// Who of these members and those that they miss is not among the members to come, although it has not left.
-    fn lost_until(&self, configured: &config::Fleet, now: Duration) -> Vec<Lost> {
-        let others = self.list.iter().filter_map(|member| Some((&*member.url, member.link.as_ref()?.has_left())));
-        let others: Vec<(&str, bool)> = others.collect();
+    /// Who is a former member once these members are no more, and those of `configured` are.
+    fn former_of(&self, configured: &config::Fleet, now: Duration) -> Vec<Former<PeerLink>> {
+        let others = self.list.iter().filter_map(|member| Some((member.url.clone(), member.link.clone()?)));
         let comes = |url: &str| configured.peers.iter().any(|peer| peer.url == url);
-        Lost::of(&self.lost, &others, comes, configured.source.forget(), now)
+        Former::of(&self.former, others, comes, configured.source.forget(), now)
     }
 
     /// The view that the cache works with.
@@ -123,7 +122,12 @@ impl Members {
         let strict = self.config.as_ref().is_some_and(|config| config.partition == config::Partition::Strict);
         let warm = self.config.as_ref().is_none_or(|config| config.resharding == config::Resharding::Warm);
         let fleet = fleet::Fleet::new(ring.clone(), peers, ring_key);
-        let fleet = fleet.named(urls).with_leases(strict).with_warm_resharding(warm).with_lost(self.lost.clone());
+        let former = self.former.iter().cloned();
+        let former =
+            former.map(|Former { url, peer, since }| Former { url, peer: peer as Arc<dyn fleet::Peer>, since });
+        let forget = self.config.as_ref().map_or(Duration::ZERO, |config| config.source.forget());
+        let fleet = fleet.named(urls).with_leases(strict).with_warm_resharding(warm);
+        let fleet = fleet.with_former(former.collect(), forget);
         match &self.config {
             Some(config) => fleet.with_peer_deadline(config.timeouts.silence),
             None => fleet,
@@ -228,8 +232,9 @@ const CONNECTIONS_TO_PEERS: usize = 64;
 struct Links<'a> {
     configured: &'a config::Fleet,
     surroundings: &'a Surroundings<'a>,
-    /// The members whose connections can be kept, where none of what they depend on changed.
+    /// The members, and former members, whose connections can be kept, where none of what they depend on changed.
     kept: &'a [Member],
+    kept_former: &'a [Former<PeerLink>],
     transport: Arc<pingora::connectors::TransportConnector>,
     go: Option<(Dialect, Arc<pingora::connectors::http::Connector>)>,
 }
@@ -249,15 +254,15 @@ impl<'a> Links<'a> {
         let tls = configured.tls.as_ref().map(|tls| (text(&tls.ca), (text(&tls.pair.cert), text(&tls.pair.key))));
         let (ca, pair) = tls.unzip();
         let go = dialect(configured.ring).map(|dialect| (dialect, http_connector(ca.clone(), pair.clone())));
-        let kept = if alike { &before.list[..] } else { &[] };
-        Ok(Links { configured, surroundings, kept, transport: connector(ca, pair), go })
+        let (kept, kept_former) = if alike { (&before.list[..], &before.former[..]) } else { (&[][..], &[][..]) };
+        Ok(Links { configured, surroundings, kept, kept_former, transport: connector(ca, pair), go })
     }
 
     fn to(&self, peer: &FleetPeer) -> Result<Arc<PeerLink>, FleetError> {
-        if let Some(link) =
-            self.kept.iter().find(|member| member.url == peer.url).and_then(|member| member.link.clone())
-        {
-            return Ok(link);
+        let members = self.kept.iter().filter_map(|member| Some((&member.url, member.link.as_ref()?)));
+        let former = self.kept_former.iter().map(|former| (&former.url, &former.peer));
+        if let Some((_, link)) = members.chain(former).find(|(url, _)| **url == peer.url) {
+            return Ok(link.clone());
         }
         let failed = |reason: &str| FleetError { key: "peers", reason: format!("{}: {reason}", peer.url) };
         let address = PeerAddress::parse(&peer.url).map_err(failed)?;

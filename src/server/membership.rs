@@ -73,7 +73,10 @@ impl Membership {
     pub fn follow(&self, fleet: Option<&Fleet>, reloader: &Arc<Reloader>) {
         let mut running = self.running.lock();
         let fleet = fleet.filter(|fleet| fleet.source != PeerSource::List);
-        let fleet = fleet.map(|fleet| Fleet { peers: Vec::new(), ..fleet.clone() });
+        // What is found, and what is done with those who are not found any more, is no part of the search.
+        let search =
+            |fleet: &Fleet| Fleet { peers: Vec::new(), source: fleet.source.clone().without_forget(), ..fleet.clone() };
+        let fleet = fleet.map(search);
         if running.as_ref().is_some_and(|running| running.fleet == fleet) {
             return;
         }

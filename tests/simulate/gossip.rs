@@ -96,5 +96,5 @@ fn place_at(address: SocketAddr) -> Place {
 const COALESCE: Duration = Duration::from_millis(50);
 const INTRODUCE_ALONE: Duration = Duration::from_millis(200);
 const INTRODUCE_PAUSE: Duration = Duration::from_secs(10);
-/// How long a member that is not found and has not left is missed (`fleet.peers.forget`): longer than any run.
+/// How long former members are told of purges (`fleet.peers.forget`): longer than any run.
 pub const FORGET: Duration = Duration::from_secs(600);

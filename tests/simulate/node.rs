@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use groupcache_proxy::cache::{Cache, Request};
 use groupcache_proxy::clock::{Clock, Now};
-use groupcache_proxy::fleet::{self, Fleet, Lost, Purpose};
+use groupcache_proxy::fleet::{self, Fleet, Former, Purpose};
 use groupcache_proxy::freshness::Rules;
 use groupcache_proxy::group::{Group, KeyRule, Limit};
 use groupcache_proxy::key::GroupId;
@@ -49,15 +49,15 @@ pub struct Node {
     pub outside_at_start: usize,
     /// Told when this life is about to leave.
     pub leaving: Notify,
-    /// The connections to the members of the present list, and who is missed.
+    /// The connections to the members of the present list, and to former members.
     members: Mutex<Members>,
-    _shutdown: watch::Sender<bool>,
+    shutdown: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct Members {
     links: BTreeMap<Place, Arc<PeerLink>>,
-    lost: Vec<Lost>,
+    former: Vec<Former<PeerLink>>,
 }
 
 /// Hears of every question that a node gets of a peer.
@@ -84,7 +84,7 @@ pub struct Common {
     pub links: Links,
     /// How many connections a node keeps to each peer.
     pub connections: usize,
-    /// How long a member that is gone without having left is missed.
+    /// How long former members are told of purges.
     pub forget: Duration,
     pub hosts: Arc<Hosts>,
 }
@@ -152,7 +152,7 @@ impl Node {
             outside_at_start,
             leaving: Notify::new(),
             members: Mutex::default(),
-            _shutdown: shutdown,
+            shutdown,
         })
     }
 
@@ -160,12 +160,13 @@ impl Node {
     pub fn see(&self, common: &Common, view: &[Place]) {
         let network = &common.network;
         let mut members = self.members.lock();
-        let before = members.links.iter().map(|(&place, link)| (url_of(place), link.has_left()));
-        let before: Vec<(String, bool)> = before.collect();
-        let before: Vec<(&str, bool)> = before.iter().map(|(url, left)| (&**url, *left)).collect();
+        let before = std::mem::take(&mut members.links);
+        let named = before.iter().map(|(&place, link)| (url_of(place), link.clone()));
         let comes = |url: &str| place_of(url).is_some_and(|place| view.contains(&place));
-        members.lost = Lost::of(&members.lost, &before, comes, common.forget, self.clock.now().monotonic);
-        members.links.retain(|place, _| view.contains(place));
+        let kept_former = std::mem::take(&mut members.former);
+        members.former = Former::of(&kept_former, named, comes, common.forget, self.clock.now().monotonic);
+        let former = kept_former.into_iter().filter_map(|former| Some((place_of(&former.url)?, former.peer)));
+        members.links = before.into_iter().chain(former).filter(|(place, _)| view.contains(place)).collect();
         let links = &mut members.links;
         let peers = view.iter().map(|&peer| {
             if peer == self.place {
@@ -198,7 +199,10 @@ impl Node {
         self.local.set_ring_id(u64::from_be_bytes(ring.id().to_bytes()[..8].try_into().expect("eight bytes")));
         let urls = view.iter().map(|&peer| url_of(peer)).collect();
         let fleet = Fleet::new(ring, peers.collect(), |key| Some(key.into())).named(urls);
-        let fleet = fleet.with_lost(members.lost.clone());
+        let former = members.former.iter().cloned();
+        let former =
+            former.map(|Former { url, peer, since }| Former { url, peer: peer as Arc<dyn fleet::Peer>, since });
+        let fleet = fleet.with_former(former.collect(), common.forget);
         self.cache.set_fleet(fleet.with_leases(common.strict));
     }
 
@@ -207,11 +211,16 @@ impl Node {
         !self.alive.load(Ordering::SeqCst)
     }
 
+    /// Ends the conversations with its peers in good order.
+    pub fn shut_down(&self) {
+        self.shutdown.send_replace(true);
+    }
+
     /// Ends this life: whatever its tasks still do reaches nobody.
     pub fn die(&self) {
         self.alive.store(false, Ordering::SeqCst);
         self.cache.set_fleet(Fleet::alone());
-        self.members.lock().links.clear();
+        *self.members.lock() = Members::default();
     }
 }
 

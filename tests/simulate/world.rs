@@ -261,6 +261,11 @@ impl World {
     /// Ends the life at a place.
     pub fn kill(&self, place: Place, silently: bool) {
         let Some(node) = self.nodes.lock()[place].take() else { return };
+        self.end(&node, silently);
+    }
+
+    fn end(&self, node: &Node, silently: bool) {
+        let place = node.place;
         event!(self.trace, "node {place} dies{}", if silently { " with its machine" } else { "" });
         node.die();
         self.common.hosts.leave(place);
@@ -274,13 +279,15 @@ impl World {
         node.local.set_draining(true);
         let group = node.group.clone();
         let _ = tokio::time::timeout(LEAVING_MAX, node.cache.hand_over(move |_| Some(group.clone()))).await;
-        if self.gossips && !node.is_dead() {
-            node.leaving.notify_one();
-            tokio::time::sleep(LAST_WORDS).await;
+        if node.is_dead() {
+            return;
         }
-        if !node.is_dead() {
-            self.kill(place, false);
-        }
+        // From now on no client reaches it, and it says its last words.
+        self.nodes.lock()[place] = None;
+        node.shut_down();
+        node.leaving.notify_one();
+        tokio::time::sleep(LAST_WORDS).await;
+        self.end(&node, false);
     }
 
     /// Lets a node say that it drains, or that it does so no more; it serves all the same.

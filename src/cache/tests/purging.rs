@@ -1,7 +1,7 @@
 //! Purges: what goes, what stays, and every way in which something older could come back.
 
 use super::*;
-use crate::fleet::Lost;
+use crate::fleet::Former;
 use crate::purge::Target;
 use crate::purging::{NodeState, PurgeRequest, Receipt};
 
@@ -422,19 +422,30 @@ async fn a_purge_that_a_later_one_stands_for_is_not_confirmed_by_who_cannot_purg
     }
 }
 
-#[tokio::test]
-async fn a_member_that_fell_silent_makes_a_purge_incomplete_until_it_is_forgotten() {
-    let origin = Scripted::new();
-    let node = Node::new(&origin);
-    let lost = |seconds| Lost {
-        url: format!("http://{seconds}"),
-        until: node.clock.now().monotonic + Duration::from_secs(seconds),
-    };
-    node.cache.set_fleet(Fleet::alone().with_lost(vec![lost(10), lost(20)]));
-    for (missed, after) in [(2, 0), (2, 9), (1, 1), (0, 10)] {
-        node.clock.advance(Duration::from_secs(after));
-        let receipt = purge(&node, all()).await;
-        let states = receipt.nodes.iter().filter(|node| node.state == NodeState::Unreachable).count();
-        assert_eq!((states, receipt.nodes.len(), receipt.complete), (missed, missed + 1, missed == 0));
+#[tokio::test(start_paused = true)]
+async fn a_former_member_is_told_of_purges_until_it_is_forgotten() {
+    const FORGET: Duration = Duration::from_secs(600);
+    let fleet = TestFleet::new(2);
+    fleet.origin.on("/a", Script::status(200, &[FRESH], "old"));
+    let (node, other) = (&fleet.nodes[0], &fleet.nodes[1]);
+    node.ask("a").await;
+    other.ask("a").await;
+    let members = node.cache.fleet.load_full();
+    let (url, peer) = members.named_peers().next().unwrap();
+    let former = Former { url: url.to_owned(), peer: peer.clone(), since: node.cache.now().monotonic };
+    node.cache.set_fleet(Fleet::alone().with_former(vec![former], FORGET));
+    let states = |receipt: &Receipt| receipt.nodes.iter().map(|node| node.state).collect::<Vec<_>>();
+
+    let receipt = purge(node, all()).await;
+    assert_eq!((receipt.complete, states(&receipt)), (true, vec![NodeState::Confirmed; 2]));
+    assert_eq!(other.cache.store.totals().items, 0);
+    fleet.down[1].store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let receipt = purge(node, all()).await;
+        assert_eq!((receipt.complete, states(&receipt)[1]), (false, NodeState::Unreachable));
+        node.clock.advance(FORGET / 3);
     }
+    node.clock.advance(FORGET / 3);
+    let receipt = purge(node, all()).await;
+    assert_eq!((receipt.complete, states(&receipt)), (true, vec![NodeState::Confirmed]));
 }

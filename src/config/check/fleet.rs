@@ -311,6 +311,6 @@ fn base_path(text: &str) -> Result<String, Expected> {
 /// Where a node gossips that does not say it.
 const GOSSIP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7946);
 
-/// How long a member that is not found any more is missed where nothing else is said: most splits of a network are over by then, and a node
+/// How long a member that is not found any more is told of purges where nothing else is said: most splits of a network are over by then, and a node
 /// that crashed for good does not fail purges for ever.
 const FORGET: Duration = Duration::from_secs(600);
