@@ -494,6 +494,33 @@ async fn a_draining_owner_finishes_and_takes_nothing_new() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_who_said_goodbye_and_did_not_come_back_has_left() {
+    let pair = pair();
+    pair.script.set("quick", Answer::Body(vec![Bytes::from_static(b"x")]));
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let wait = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    };
+    pair.peer.fetch(&ask("quick")).await.unwrap();
+    pair.server_node.set_draining(true);
+    until("it drains", &|| pair.peer.status().state == PeerState::Draining).await;
+    assert!(!pair.peer.has_left(), "who drains still serves");
+    pair.link.cut();
+    until("it is down", &|| matches!(pair.peer.status().state, PeerState::Down(_))).await;
+    assert!(!pair.peer.has_left(), "a connection that breaks says nothing, whatever was said before");
+    pair.link.mend();
+    until("it is back", &|| pair.peer.status().state == PeerState::Draining).await;
+    pair.shutdown.send_replace(true);
+    until("it has left", &|| pair.peer.has_left()).await;
+    pair.shutdown.send_replace(false);
+    until("it is back", &|| pair.peer.status().state == PeerState::Draining && !pair.peer.has_left()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_link_breaks_bodies_and_frees_those_who_wait() {
     let pair = pair();
     let (body, receiver) = mpsc::channel(1);
