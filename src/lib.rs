@@ -34,6 +34,7 @@
 //! | *node* | one running process of this program |
 //! | *fleet* | the nodes that share a ring |
 //! | *peer* | another node of the fleet, seen from this one |
+//! | *former member* | one that was found and is not found any more; it is told of purges until it has said goodbye or is forgotten |
 //! | *origin* | the server or directory that has the truth |
 //! | *group* | a part of the configuration: which requests, from which origin, by which rules |
 //! | *key* | the bytes that name a response within its group; the same for look-up, ring, peers and origin |

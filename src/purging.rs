@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accepted here or heard from a peer ── recorded ── flights closed ── whoever is storing waited for ── removed ── applied
-//!                                          ╰─ told to every peer, again and again until it confirms or leaves the fleet
+//!                                          ╰─ told to every member and former member, again and again until it confirms or has left
 //! ```
 //! Why nothing slips through is told in [`crate::purge`]. A peer is told by one task at a time, which takes along whatever it has
 //! not confirmed yet: many purges at once cost few messages.

@@ -1,4 +1,4 @@
-//! From the fleet of the configuration to a ring and a connection to each peer.
+//! From the fleet of the configuration to a ring and connections to each peer.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -67,7 +67,7 @@ pub struct Surroundings<'a> {
 }
 
 impl Members {
-    /// Computes the ring and prepares a connection to each peer; opens none. Takes tens of milliseconds and asks the resolver:
+    /// Computes the ring and prepares connections to each peer; opens none. Takes tens of milliseconds and asks the resolver:
     /// no work for a thread that serves requests. Connections of `before` are kept where nothing changed.
     ///
     /// # Errors

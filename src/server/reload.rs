@@ -141,9 +141,11 @@ impl Reloader {
         let listed = urls.join(" ");
         let members = self.build(Fleet { peers, ..fleet }, origin_patience(&current.config), runtime).await?;
         let _inside = runtime.enter();
-        let ring_id = members.ring_id();
+        let ring_id = format!("{:016x}", members.ring_id());
         self.replace_members(members);
-        tracing::info!(members = listed, ring_id = format!("{ring_id:016x}"), "the members of the fleet changed");
+        // Who of them makes purges wait.
+        let former = self.node.cache.former_members().join(" ");
+        tracing::info!(members = listed, former, ring_id, "the members of the fleet changed");
         Ok(())
     }
 

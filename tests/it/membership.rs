@@ -246,6 +246,7 @@ async fn no_purge_is_complete_without_a_member_that_fell_silent_and_has_not_left
     })
     .await;
     assert_eq!(members(&nodes[0]).await["former"], Value::from(vec![frozen.clone()]));
+    nodes[0].wait_for_log(&format!("\"former\":\"{frozen}\""));
     for number in 0..10 {
         let new = Reply::ok(format!("new {number}")).header("Cache-Control", "max-age=600");
         origin.on(&format!("/{number}"), new);
