@@ -397,10 +397,10 @@ fn flight() -> Run {
     let chunk = Bytes::from(vec![b'x'; 4096]);
     Box::new(move |count| {
         for key in 0..count {
-            let Joined::Opened(first, fill) = flights.join(&key) else { panic!("nobody else asks") };
+            let Joined::Opened(first, fill) = flights.join(key) else { panic!("nobody else asks") };
             let mut readers = vec![first];
             for _ in 1..64 {
-                let Joined::Following(reader) = flights.join(&key) else { panic!("it is under way") };
+                let Joined::Following(reader) = flights.join(key) else { panic!("it is under way") };
                 readers.push(reader);
             }
             fill.begin((), Keep::Whole);

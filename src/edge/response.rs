@@ -1152,7 +1152,7 @@ mod tests {
 
     fn stream_of(content_length: Option<u64>, chunks: &[&'static str], wanted: &Wanted) -> Response {
         let flights = Flights::<u8, crate::cache::Landed>::new(4);
-        let Joined::Opened(reader, fill) = flights.join(&0) else { panic!("a flight is open") };
+        let Joined::Opened(reader, fill) = flights.join(0) else { panic!("a flight is open") };
         let head = Arc::new(Head {
             status: 200,
             fields: stored(),
