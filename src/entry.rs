@@ -1,11 +1,13 @@
 //! A stored response: head, freshness facts, body. Immutable once made; who changes one makes another.
 //!
-//! There may be very many of them, so that an entry is one block, with its head behind the facts that a hit needs, and a body
-//! of its own block; what few entries have lies behind one pointer (`Rare`).
+//! There may be very many of them, so that an entry is one block, with its key and its head behind the facts that a hit needs,
+//! and a body of its own block; what few entries have lies behind one pointer (`Rare`).
 //!
 //! A body may be incomplete: then it holds some ranges of a representation whose length and strong validator are known,
 //! which is RFC 9111 section 3.3's "as if it were an incomplete 200 response". The entry looks like one of the whole
 //! (status 200, fields without `Content-Range`) and answers only requests for a range that it holds.
+
+mod variants;
 
 use std::fmt;
 use std::ops::Deref;
@@ -22,6 +24,8 @@ use crate::semantics::multipart::slice_chunks;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::source::EntryId;
+
+pub(crate) use self::variants::{Variant, Variants};
 
 /// One stored response; clones are the same.
 #[derive(Clone)]
@@ -54,6 +58,8 @@ struct Rare {
     /// A block of fields.
     sent: Box<[u8]>,
     tags: Tags,
+    /// Those for which an entry stands that is none of them.
+    variants: Option<Variants>,
 }
 
 /// All that an entry is made of.
@@ -87,23 +93,71 @@ impl Parts {
 }
 
 impl Entry {
-    /// An entry of these parts; `charge` becomes what they take, as the allocator gives it.
-    pub fn new(parts: Parts, mut charge: Charge) -> Entry {
+    /// An entry of these parts under `key`; `charge` becomes what they take, as the allocator gives it.
+    pub fn new(key: &[u8], parts: Parts, mut charge: Charge) -> Entry {
         let rare = parts.has_rare();
         let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
-        let rare = rare.then(|| Box::new(Rare { body_id, sent: sent.as_bytes().to_vec().into(), tags }));
-        let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
-        // No source passes on a head that is longer than what fits.
-        let units = u16::try_from(units).unwrap_or(u16::MAX);
+        let sent = || sent.as_bytes().to_vec().into();
+        let rare = rare.then(|| Box::new(Rare { body_id, sent: sent(), tags, variants: None }));
+        let units = units(key.len(), fields.len());
         charge.resize(charged_bytes(units, &body, rare.as_deref()));
         let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
-        Entry(ThinArc::from_header_and_slice(facts, fields.as_bytes()))
+        Entry::of_block(facts, key, fields.as_bytes())
+    }
+
+    /// What stands for `variants`, of which there is at least one: the key and the facts of the first, without a body.
+    pub(crate) fn of_variants(variants: Variants) -> Entry {
+        let first = variants.first().clone();
+        let rare = Rare { body_id: first.id, sent: Box::default(), tags: Tags::none(), variants: Some(variants) };
+        let (units, body, rare) = (units(first.key().len(), 0), Body::default(), Some(Box::new(rare)));
+        let charge = first.another_charge(charged_bytes(units, &body, rare.as_deref()));
+        let Facts { freshness, validators, status, id, .. } = *first;
+        let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
+        Entry::of_block(facts, first.key(), &[])
+    }
+
+    fn of_block(facts: Facts, key: &[u8], fields: &[u8]) -> Entry {
+        let mut slice = Vec::with_capacity(length_bytes(key.len()) + key.len() + fields.len());
+        match u16::try_from(key.len()) {
+            Ok(length) if length != LONG_KEY => slice.extend_from_slice(&length.to_ne_bytes()),
+            _ => {
+                slice.extend_from_slice(&LONG_KEY.to_ne_bytes());
+                slice.extend_from_slice(&key.len().to_ne_bytes());
+            }
+        }
+        slice.extend_from_slice(key);
+        slice.extend_from_slice(fields);
+        Entry(ThinArc::from_header_and_slice(facts, &slice))
     }
 
     /// The same, stale from now on at the latest.
     pub fn expired(&self, now: Now) -> Entry {
         let parts = Parts { freshness: self.freshness.expired(now), ..self.to_parts() };
-        Entry::new(parts, self.another_charge(0))
+        Entry::new(self.key(), parts, self.another_charge(0))
+    }
+
+    /// The key, within its group.
+    #[inline]
+    pub fn key(&self) -> &[u8] {
+        self.key_and_fields().0
+    }
+
+    /// The variants for which it stands, if it does.
+    #[inline]
+    pub(crate) fn variants(&self) -> Option<&Variants> {
+        self.rare.as_ref().and_then(|rare| rare.variants.as_ref())
+    }
+
+    #[inline]
+    fn key_and_fields(&self) -> (&[u8], &[u8]) {
+        let Some((length, rest)) = self.0.slice.split_first_chunk() else { return Default::default() };
+        match u16::from_ne_bytes(*length) {
+            LONG_KEY => {
+                let Some((length, rest)) = rest.split_first_chunk() else { return Default::default() };
+                rest.split_at_checked(usize::from_ne_bytes(*length)).unwrap_or_default()
+            }
+            length => rest.split_at_checked(usize::from(length)).unwrap_or_default(),
+        }
     }
 
     /// What it is made of; the body is shared.
@@ -124,7 +178,7 @@ impl Entry {
     /// See [`Parts::fields`].
     #[inline]
     pub fn fields(&self) -> &FieldLines {
-        FieldLines::of_block(&self.0.slice)
+        FieldLines::of_block(self.key_and_fields().1)
     }
 
     /// The fields as a block that may outlive this handle; not copied.
@@ -178,7 +232,8 @@ impl Drop for Facts {
 /// What an entry takes of memory, as the allocator gives it.
 fn charged_bytes(units: u16, body: &Body, rare: Option<&Rare>) -> usize {
     let rare = rare.map_or(0, |rare| {
-        allocated_bytes(size_of::<Rare>()) + allocated_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
+        let blocks = allocated_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len());
+        allocated_bytes(size_of::<Rare>()) + blocks + rare.variants.as_ref().map_or(0, Variants::charged_bytes)
     });
     allocated_bytes(usize::from(units) * UNIT_BYTES) + body.charged_bytes() + rare
 }
@@ -207,8 +262,23 @@ impl AsRef<[u8]> for Head {
     }
 }
 
-/// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
-pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+/// What the block of an entry holds in front of its key: the count of its holders, the length of what follows, the facts.
+const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+
+/// How long the key is stands in front of it in two bytes, if this does not: then in eight more. No server takes a request
+/// line of 64 KiB, but how much a request may be is a setting.
+const LONG_KEY: u16 = u16::MAX;
+
+const fn length_bytes(key_bytes: usize) -> usize {
+    if key_bytes < LONG_KEY as usize { size_of::<u16>() } else { size_of::<u16>() + size_of::<usize>() }
+}
+
+/// What a block takes, in units of [`UNIT_BYTES`].
+fn units(key_bytes: usize, fields_bytes: usize) -> u16 {
+    let units = (HEADER_BYTES + length_bytes(key_bytes) + key_bytes + fields_bytes).div_ceil(UNIT_BYTES);
+    // No source passes on a head that is longer than what fits.
+    u16::try_from(units).unwrap_or(u16::MAX)
+}
 
 /// All sizes that the allocator gives for an entry are multiples of it.
 const UNIT_BYTES: usize = 32;

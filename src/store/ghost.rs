@@ -4,10 +4,9 @@
 //! one of eight places that its hash chooses. Who is older than the bytes of the main queue is forgotten, which is what
 //! a FIFO queue of that many bytes would do, at 8 bytes a hash and without links.
 
-use crate::key::KeyHash;
 use crate::memory::allocated_bytes;
 
-/// Hashes of entries that left, at most as many bytes of them as the caller's window.
+/// Halves of hashes of entries that left, at most as many bytes of them as the caller's window.
 #[derive(Debug, Default)]
 pub(super) struct Ghost {
     /// Each place holds a fingerprint (high half, never 0) and the time at which it came; 0 is an empty place.
@@ -17,7 +16,7 @@ pub(super) struct Ghost {
 
 impl Ghost {
     /// Whether `hash` left within the last `window_bytes`; it is forgotten by that.
-    pub fn take(&mut self, hash: KeyHash, window_bytes: usize) -> bool {
+    pub fn take(&mut self, hash: u32, window_bytes: usize) -> bool {
         let now = self.time();
         let fingerprint = fingerprint(hash);
         let Some(bucket) = self.bucket_mut(fingerprint) else { return false };
@@ -32,7 +31,7 @@ impl Ghost {
     }
 
     /// Remembers that `hash` left with `bytes`. `items` is how many hashes are worth room: the entries of the pool.
-    pub fn insert(&mut self, hash: KeyHash, bytes: usize, items: usize) {
+    pub fn insert(&mut self, hash: u32, bytes: usize, items: usize) {
         self.bytes_passed = self.bytes_passed.wrapping_add(bytes);
         let wanted = items.div_ceil(BUCKET_PLACES).next_power_of_two().max(BUCKETS_MIN);
         if self.buckets.len() < wanted || self.buckets.len() > wanted * 4 {
@@ -84,8 +83,8 @@ impl Ghost {
     }
 }
 
-fn fingerprint(hash: KeyHash) -> u32 {
-    (hash.get() >> 32) as u32 | 1 << 31
+fn fingerprint(hash: u32) -> u32 {
+    hash | 1 << 31
 }
 
 fn age(place: u64, now: u32) -> u32 {
@@ -106,10 +105,10 @@ const TIME_SHIFT: u32 = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::GroupId;
+    use crate::key::{GroupId, KeyHash};
 
-    fn hash(number: usize) -> KeyHash {
-        KeyHash::of(GroupId(0), &number.to_le_bytes())
+    fn hash(number: usize) -> u32 {
+        KeyHash::of(GroupId(0), &number.to_le_bytes()).upper()
     }
 
     #[test]
