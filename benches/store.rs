@@ -70,6 +70,7 @@ fn hits(criterion: &mut Criterion) {
         ("lru/1000000", Eviction::Lru, 1_000_000),
     ] {
         let store = filled(eviction, entries);
+        println!("find/{name}: {} bytes of bookkeeping an entry", store.totals().bookkeeping_bytes as u64 / entries);
         let mut random = Random(7);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

@@ -48,10 +48,11 @@ impl Variants {
         Some(&variant.entry)
     }
 
-    /// What they take beside their entries, as the allocator gives it.
+    /// What they take in a block of their own, beside their entries, as the allocator gives it.
     pub fn charged_bytes(&self) -> usize {
         let names = self.rule.names();
-        allocated_bytes(size_of_val(&*self.variants))
+        allocated_bytes(size_of::<Variants>())
+            + allocated_bytes(size_of_val(&*self.variants))
             + self.iter().map(|variant| allocated_bytes(variant.key.as_bytes().len())).sum::<usize>()
             + allocated_bytes(size_of_val(names))
             + names.iter().map(|name| allocated_bytes(name.len())).sum::<usize>()
