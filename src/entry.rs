@@ -602,7 +602,48 @@ const KEPT_WASTE_SHARE: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn an_entry_gives_back_what_it_was_made_of_whatever_its_key() {
+        let ledger = Ledger::new(1 << 30);
+        let now = Now { monotonic: Duration::from_secs(1), wall_seconds: 1 };
+        let (id, other) = (EntryId { incarnation: 1, fill: 1 }, EntryId { incarnation: 2, fill: 2 });
+        for key_bytes in [0, 1, 39, 65_534, 65_535, 65_536, 1 << 20] {
+            for (body_id, tags) in [(id, Tags::none()), (other, Tags::none()), (id, Tags::new([&b"a"[..], b"b"]))] {
+                let key = vec![b'k'; key_bytes];
+                let fields = Fields::from_pairs([("ETag", "\"1\""), ("Vary", "Accept")]).expect("well-formed");
+                let parts = Parts {
+                    id,
+                    body_id,
+                    status: 200,
+                    validators: StoredValidators::of(&fields, 0),
+                    freshness: Freshness::of_ours(Duration::from_secs(60), now),
+                    sent: Fields::empty(),
+                    tags: tags.clone(),
+                    body: Body::gather(&[Bytes::from_static(b"body")]),
+                    fields: fields.clone(),
+                };
+                let first = Entry::new(&key, parts, ledger.charge(0));
+                let again = first.expired(now);
+                assert!(ledger.used() >= 2 * (key_bytes + fields.len() + 4));
+                for entry in [&first, &again] {
+                    assert!(entry.key() == key && entry.fields().as_bytes() == fields.as_bytes());
+                    assert_eq!((entry.body.block(), entry.body.len()), (Some(&b"body"[..]), 4));
+                    assert_eq!((entry.body_id(), entry.tags()), (body_id, &tags));
+                    assert_eq!(entry.body.clone().into_segments(), [&b"body"[..]]);
+                }
+                assert_eq!(
+                    first.body.block().map(<[u8]>::as_ptr),
+                    again.body.block().map(<[u8]>::as_ptr),
+                    "it is shared"
+                );
+            }
+        }
+        assert_eq!(ledger.used(), 0);
+    }
 
     #[test]
     fn gathering_keeps_the_bytes_and_bounds_the_segments() {

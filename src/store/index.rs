@@ -338,3 +338,50 @@ struct Padded<T>(T);
 
 const _: () = assert!(size_of::<Option<Slot<std::sync::Arc<u8>>>>() == 16, "the bookkeeping per entry grew");
 const _: () = assert!(size_of::<Padded<RwLock<Shard<u8>>>>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::Weighed;
+    use super::super::nodes::{NONE, Node};
+    use super::*;
+
+    struct Nothing;
+
+    impl Weighed for Nothing {
+        fn key(&self) -> &[u8] {
+            b""
+        }
+
+        fn charged_bytes(&self) -> usize {
+            0
+        }
+    }
+
+    /// So many share one home that how far they are from it does not fit into its byte, and others have their homes among them.
+    #[test]
+    fn entries_far_from_their_home_are_found_and_removed() {
+        let hashes = |number: u32| if number % 3 == 0 { number << 20 } else { 0x8000_0000 };
+        let (index, mut nodes) = (Index::<Arc<Nothing>>::new(1), Nodes::default());
+        for number in 0..450 {
+            let hash = hashes(number);
+            let node = nodes.push(Node { hash, previous: NONE, next: NONE, queue: 0, tick: 0 });
+            index.insert(hash, Slot::new(hash, Arc::new(Nothing), node, GroupId(0), Role::Hot), &nodes);
+        }
+        let mut here: Vec<u32> = (0..450).collect();
+        for step in 0..450_usize {
+            let number = here.swap_remove(step * 7919 % here.len());
+            let removed = index.remove(hashes(number), number, &nodes).expect("it is there");
+            assert_eq!((removed.node, removed.role()), (number, Role::Hot));
+            if step % 20 == 0 {
+                let shard = index.shards[0].0.read();
+                assert_eq!((shard.entries, shard.places.iter().flatten().count()), (here.len(), here.len()));
+                assert!(here.iter().all(|&number| shard.find_node(hashes(number), number).is_some()));
+                assert!(shard.find_node(hashes(number), number).is_none());
+                assert!(shard.places.len() <= (shard.entries * 2).max(PLACES_KEPT) * 5 / 4);
+            }
+        }
+        assert_eq!(index.allocated(), index.recount_allocated());
+    }
+}
