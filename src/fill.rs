@@ -686,7 +686,7 @@ impl Cache {
             },
             None => new,
         };
-        self.put(group, &key, slot.as_ref(), shelf, Entry::new(new, charge));
+        self.put(group, &key, slot.as_ref(), shelf, Entry::new(&flight.key, new, charge));
     }
 
     /// Stores `new`, which was made of `old`, if that is still there.

@@ -263,7 +263,7 @@ impl Filling {
             tags: head.tags,
             body: copy.body.clone(),
         };
-        let entry = Entry::new(parts, self.cache.ledger.charge(0));
+        let entry = Entry::new(&self.request.key, parts, self.cache.ledger.charge(0));
         // Of the answer to such a request nothing is kept, wherever the owner has it from (RFC 9111 section 5.2.1.5).
         if !self.request.directives.no_store {
             self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);

@@ -843,7 +843,7 @@ mod tests {
             tags: Default::default(),
             body: crate::entry::Body::gather(&chunks),
         };
-        Entry::new(parts, Ledger::new(1000).charge(0))
+        Entry::new(b"key", parts, Ledger::new(1000).charge(0))
     }
 
     fn wanted(request: &[(&str, &str)]) -> Wanted {
