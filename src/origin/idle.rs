@@ -40,12 +40,13 @@ struct Waiting {
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 impl IdleConnections {
-    /// A connection to the address on which the other side is silent, as it has to be until it is asked.
+    /// The connection to the address that waits longest, if the other side is silent on it, as it has to be until it is asked; else
+    /// the next.
     pub(super) fn take(&self, address: SocketAddr) -> Option<Box<Stream>> {
         loop {
             let mut waiting = {
                 let mut shelf = self.shelf.lock();
-                let index = shelf.waiting.iter().rposition(|waiting| waiting.address == address)?;
+                let index = shelf.waiting.iter().position(|waiting| waiting.address == address)?;
                 shelf.waiting.remove(index)?
             };
             if waiting.is_usable() {
