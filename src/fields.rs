@@ -1,17 +1,62 @@
 //! A block of header fields as the bytes that go on the wire: compact to keep, free to send, simple to read.
 
+use std::fmt;
 use std::ops::Deref;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use ref_cast::{RefCastCustom, ref_cast_custom};
 
 /// Header fields as one block of `Name: value\r\n` lines, in the order in which they were received.
 ///
 /// Invariant: names are tokens (RFC 9110 section 5.6.2), values hold no CR, LF or NUL and no white space at either end.
 /// The block does not end with the empty line. Cloning shares the bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// The rules of HTTP look up many fields that most blocks do not have. Which names may be there is noted when the block is made, so
+/// that such a look-up reads none of its lines.
+#[derive(Clone, Default)]
 pub struct Fields {
     block: Bytes,
+    names: Names,
+}
+
+/// Which names a block may have: a bit for each of 64 kinds of names. A bit that is not set says that there is none of that kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Names(u64);
+
+impl Names {
+    const ANY: Names = Names(u64::MAX);
+
+    /// The factors tell the fields apart that are looked up most, and those that most answers have.
+    #[inline(always)]
+    fn of(name: &[u8]) -> Self {
+        let [first, .., last] = name else { return Names(1) };
+        let (first, last) = (usize::from(first | 0x20), usize::from(last | 0x20));
+        Names(1 << ((name.len() * 4 + first * 48 + last * 5) % 64))
+    }
+
+    #[inline(always)]
+    fn add(&mut self, name: &[u8]) {
+        self.0 |= Names::of(name).0;
+    }
+
+    #[inline(always)]
+    fn may_have(self, name: &str) -> bool {
+        self.0 & Names::of(name.as_bytes()).0 != 0
+    }
+}
+
+impl PartialEq for Fields {
+    fn eq(&self, other: &Self) -> bool {
+        self.block == other.block
+    }
+}
+
+impl Eq for Fields {}
+
+impl fmt::Debug for Fields {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Fields").field("block", &self.block).finish()
+    }
 }
 
 /// A field that cannot stand in a header section.
@@ -22,7 +67,7 @@ pub struct MalformedField;
 impl Fields {
     /// A block with no field.
     pub const fn empty() -> Self {
-        Fields { block: Bytes::new() }
+        Fields { block: Bytes::new(), names: Names(0) }
     }
 
     /// Builds a block from names and values; values are trimmed of surrounding white space.
@@ -38,7 +83,7 @@ impl Fields {
 
     /// Takes a block that came from outside (a peer), after checking every line of it.
     pub fn parse(block: Bytes) -> Result<Self, MalformedField> {
-        let mut rest: &[u8] = &block;
+        let (mut rest, mut names): (&[u8], _) = (&block, Names::default());
         while !rest.is_empty() {
             let colon = rest.iter().position(|&byte| !is_token_byte(byte)).ok_or(MalformedField)?;
             // No CR may stand anywhere but at the end of a line, so the first one ends it.
@@ -53,9 +98,10 @@ impl Fields {
             {
                 return Err(MalformedField);
             }
+            names.add(&rest[..colon]);
             rest = &rest[end + 2..];
         }
-        Ok(Fields { block })
+        Ok(Fields { block, names })
     }
 
     /// The bytes for the wire, without the empty line that ends a header section.
@@ -65,7 +111,37 @@ impl Fields {
 
     /// A block whose bytes were a block's already.
     pub(crate) fn of_checked(block: Bytes) -> Self {
-        Fields { block }
+        Fields { block, names: Names::ANY }
+    }
+
+    /// As [`FieldLines::get`].
+    #[inline]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        if self.names.may_have(name) { self.deref().get(name) } else { None }
+    }
+
+    /// As [`FieldLines::get_str`].
+    #[inline]
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        if self.names.may_have(name) { self.deref().get_str(name) } else { None }
+    }
+
+    /// As [`FieldLines::get_all`].
+    #[inline]
+    pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let lines: &[u8] = if self.names.may_have(name) { &self.block } else { &[] };
+        FieldLines::of_block(lines).values(name)
+    }
+
+    /// As [`FieldLines::contains`].
+    #[inline]
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.may_have(name) && self.deref().contains(name)
+    }
+
+    /// A builder that starts with these fields.
+    pub fn to_builder(&self) -> FieldsBuilder {
+        FieldsBuilder { block: self.block.to_vec(), names: self.names }
     }
 }
 
@@ -96,7 +172,7 @@ impl FieldLines {
 
     /// A copy of the block.
     pub fn to_fields(&self) -> Fields {
-        Fields { block: Bytes::copy_from_slice(&self.0) }
+        Fields::of_checked(Bytes::copy_from_slice(&self.0))
     }
 
     /// Length of the block in bytes.
@@ -174,20 +250,21 @@ impl FieldLines {
 
     /// A builder that starts with these fields.
     pub fn to_builder(&self) -> FieldsBuilder {
-        FieldsBuilder { block: BytesMut::from(&self.0) }
+        FieldsBuilder { block: self.0.to_vec(), names: Names::ANY }
     }
 }
 
 /// Collects fields one by one.
 #[derive(Debug, Default)]
 pub struct FieldsBuilder {
-    block: BytesMut,
+    block: Vec<u8>,
+    names: Names,
 }
 
 impl FieldsBuilder {
     /// A builder that does not grow before it holds `bytes` bytes.
     pub fn with_capacity(bytes: usize) -> Self {
-        FieldsBuilder { block: BytesMut::with_capacity(bytes) }
+        FieldsBuilder { block: Vec::with_capacity(bytes), names: Names::default() }
     }
 
     /// Adds one field; its value is trimmed.
@@ -203,16 +280,17 @@ impl FieldsBuilder {
     /// Adds a field that is known to be well formed: a name of ours, and a value of ours or one that was a field's already.
     pub(crate) fn push_checked(&mut self, name: &[u8], value: &[u8]) {
         debug_assert!(is_token(name) && is_field_value(value));
+        self.names.add(name);
         self.block.reserve(name.len() + value.len() + 4);
-        self.block.put_slice(name);
-        self.block.put_slice(b": ");
-        self.block.put_slice(value);
-        self.block.put_slice(b"\r\n");
+        self.block.extend_from_slice(name);
+        self.block.extend_from_slice(b": ");
+        self.block.extend_from_slice(value);
+        self.block.extend_from_slice(b"\r\n");
     }
 
     /// The finished block.
     pub fn finish(self) -> Fields {
-        Fields { block: self.block.freeze() }
+        Fields { block: self.block.into(), names: self.names }
     }
 }
 
@@ -227,7 +305,8 @@ pub fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|&byte| is_token_byte(byte))
 }
 
-fn is_token_byte(byte: u8) -> bool {
+/// Whether `byte` may stand in a token.
+pub fn is_token_byte(byte: u8) -> bool {
     TOKEN_BYTES[usize::from(byte)]
 }
 
@@ -264,6 +343,33 @@ mod tests {
         assert_eq!(fields.get("etag"), Some(&b"\"a\""[..]));
         assert_eq!(fields.get_all("VARY").collect::<Vec<_>>(), [&b"Accept"[..], b"Origin"]);
         assert_eq!(fields.without(|name| name.eq_ignore_ascii_case("vary")).as_bytes().as_ref(), b"ETag: \"a\"\r\n");
+    }
+
+    #[test]
+    fn a_field_is_found_in_any_case_however_its_block_was_made() {
+        let names = ["ETag", "x", "Cache-Control", "SET-COOKIE", "_a~"];
+        let built = Fields::from_pairs(names.map(|name| (name, name))).unwrap();
+        let parsed = Fields::parse(built.as_bytes().clone()).unwrap();
+        let unknown = built.to_fields();
+        let extended =
+            || [built.to_builder(), unknown.to_builder(), FieldLines::of_block(built.as_bytes()).to_builder()];
+        let extended = extended().map(|mut builder| {
+            builder.push(b"Vary", b"b").unwrap();
+            builder.finish()
+        });
+        for fields in [&built, &parsed, &unknown, &built.without(|name| name == "Vary")].into_iter().chain(&extended) {
+            for name in names {
+                for wanted in [name.to_ascii_lowercase(), name.to_ascii_uppercase()] {
+                    assert!(fields.contains(&wanted));
+                    assert_eq!(fields.get(&wanted), Some(name.as_bytes()));
+                    assert_eq!(fields.get_str(&wanted), Some(name));
+                    assert_eq!(fields.get_all(&wanted).count(), 1);
+                }
+            }
+            assert_eq!(fields.contains("vary"), fields.len() > built.len());
+            assert!(!fields.contains("age") && fields.get("etag2").is_none() && fields.get_all("y").next().is_none());
+        }
+        assert_eq!(built, unknown);
     }
 
     #[test]

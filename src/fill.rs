@@ -38,7 +38,7 @@ use crate::permits;
 use crate::purge::{Overtaking, Stamp, Tags};
 use crate::purging::Dating;
 use crate::remembered::{Memory, UNCACHEABLE_LIFETIME};
-use crate::semantics::forward::stays_inside;
+use crate::semantics::forward::without_inside;
 use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::semantics::variant::{VariantKey, VaryRule};
@@ -437,7 +437,7 @@ impl Filling {
             // It goes to the request that caused it and to nobody else: with the cookies that were meant for it.
             false => fetched.fields.clone(),
         };
-        let fields = fields.without(stays_inside);
+        let fields = without_inside(fields);
         let for_causer = (shareable || storable.is_ok())
             .then(|| freshness::fields_for_causer(&group.rules, &judgement.directives, &fetched.fields, received_at))
             .flatten();
@@ -453,7 +453,7 @@ impl Filling {
             freshness: judgement.freshness,
             lazy_validators: self.validators(&fetched.fields, &fields, received_at).into(),
             for_causer: for_causer.map(|fields| {
-                let fields = fields.without(stays_inside);
+                let fields = without_inside(fields);
                 Box::new((fields.clone(), self.validators(&fetched.fields, &fields, received_at)))
             }),
             fields,
@@ -475,9 +475,11 @@ impl Filling {
     /// The validators in `fields`, which were made from `received`.
     fn validators(&self, received: &Fields, fields: &Fields, received_at: Now) -> StoredValidators {
         let validators = StoredValidators::of(fields, received_at.wall_seconds);
-        // Also where the origin's own Date cannot be read and ours stands in its place.
-        let weak = StoredValidators::of(received, received_at.wall_seconds).has_weak_date();
-        if weak { validators.with_date_of_ours() } else { validators }
+        // Where the origin's own Date cannot be read, ours stands in its place.
+        match freshness::has_received_date(received, received_at) {
+            true => validators,
+            false => validators.with_date_of_ours(),
+        }
     }
 
     /// What RFC 9111 says of a response of the origin.
@@ -592,13 +594,14 @@ impl Filling {
                 (200, Place::fields_of_whole(&head.fields), body)
             }
         };
-        // The place of the tag in the block may have moved.
-        let found = StoredValidators::of(&fields, self.cache.now().wall_seconds);
-        let date_is_strong = head.validators().in_block(&head.fields).last_modified_is_strong;
         let validators = match extent {
             Extent::Whole => *head.validators(),
-            Extent::Part(_) if date_is_strong => found,
-            Extent::Part(_) => found.with_date_of_ours(),
+            Extent::Part(_) => {
+                // The place of the tag in the block may have moved.
+                let found = StoredValidators::of(&fields, self.cache.now().wall_seconds);
+                let date_is_strong = head.validators().in_block(&head.fields).last_modified_is_strong;
+                if date_is_strong { found } else { found.with_date_of_ours() }
+            }
         };
         let (id, freshness, sent, tags) = (head.id, head.freshness, head.sent.clone(), head.tags.clone());
         let body_id = if let Extent::Whole = extent { head.body_id } else { EntryId::default() };

@@ -27,8 +27,8 @@ pub use invalidation::{Target, content_location_is_target, invalidated_by, is_sa
 pub use lifetime::LifetimeSource;
 pub use rules::{Rules, SetCookie};
 pub use storable::{
-    Exchange, Judgement, WhyNotStored, fields_for_causer, fields_to_store, is_failure, is_for_one_connection,
-    is_heuristically_cacheable, judge, nominated_by_connection, storable,
+    Exchange, Judgement, WhyNotStored, fields_for_causer, fields_to_store, has_received_date, is_failure,
+    is_for_one_connection, is_heuristically_cacheable, judge, nominated_by_connection, storable,
 };
 pub use targeted::{SURROGATE_CAPABILITY, SURROGATE_DEVICE};
 pub use update::{HeadEffect, selected_by_304, updated_by_304, updated_by_head};

@@ -205,21 +205,40 @@ pub fn storable(
 /// those named by `no-cache` and `private`, and cookies where the rules say so. The other readers of a flight get these
 /// fields too; the request that caused the fill gets [`fields_for_causer`].
 pub fn fields_to_store(rules: &Rules, directives: &ResponseDirectives, received: &Fields, received_at: Now) -> Fields {
-    let nominated = nominated_by_connection(received);
-    let has_date = has_date(received, received_at);
-    let mut lower = String::new();
-    let kept = received.without(|name| {
-        lower.clear();
-        lower.push_str(name);
-        lower.make_ascii_lowercase();
-        lower == "age"
-            || (lower == "date" && !has_date)
-            || is_for_one_connection(&lower, &nominated)
-            || directives.no_cache_fields.contains(&lower)
-            || directives.private_fields.contains(&lower)
-            || (rules.set_cookie != SetCookie::Share && is_cookie(&lower))
-    });
+    let nominated = if received.contains("connection") { nominated_by_connection(received) } else { Vec::new() };
+    let has_date = has_received_date(received, received_at);
+    let cookies = rules.set_cookie != SetCookie::Share;
+    // Of most answers nothing is left out, and then nothing is copied.
+    let named =
+        !directives.no_cache_fields.is_empty() || !directives.private_fields.is_empty() || !nominated.is_empty();
+    let has_any = |names: &[&str]| names.iter().any(|name| received.contains(name));
+    let leaves_out = !has_date
+        || named
+        || received.contains("age")
+        || has_any(&FOR_ONE_CONNECTION)
+        || (cookies && has_any(&COOKIES));
+    let kept = if leaves_out {
+        let mut lower = String::new();
+        received.without(|name| {
+            lower.clear();
+            lower.push_str(name);
+            lower.make_ascii_lowercase();
+            lower == "age"
+                || (lower == "date" && !has_date)
+                || is_for_one_connection(&lower, &nominated)
+                || directives.no_cache_fields.contains(&lower)
+                || directives.private_fields.contains(&lower)
+                || (cookies && is_cookie(&lower))
+        })
+    } else {
+        received.clone()
+    };
     if has_date { kept } else { with_date(&kept, received_at) }
+}
+
+/// Whether the response says when it was made, as far as that can be read; if not, [`fields_to_store`] has a date of ours.
+pub fn has_received_date(received: &Fields, received_at: Now) -> bool {
+    received.contains("date") && has_date(received, received_at)
 }
 
 /// The fields for the request that caused the fill, where they are more than [`fields_to_store`] leaves: those that
@@ -276,13 +295,14 @@ fn gives_lifetime(rules: &Rules, exchange: &Exchange<'_>, directives: &ResponseD
 }
 
 fn sets_cookie(directives: &ResponseDirectives, received: &Fields) -> bool {
-    received.lines().any(|(line, _)| {
-        let cookie = COOKIES.iter().find(|name| line.eq_ignore_ascii_case(name.as_bytes()));
-        cookie.is_some_and(|name| {
-            let mut listed = directives.private_fields.iter().chain(&directives.no_cache_fields);
-            !listed.any(|listed| listed == name)
+    COOKIES.iter().any(|name| received.contains(name))
+        && received.lines().any(|(line, _)| {
+            let cookie = COOKIES.iter().find(|name| line.eq_ignore_ascii_case(name.as_bytes()));
+            cookie.is_some_and(|name| {
+                let mut listed = directives.private_fields.iter().chain(&directives.no_cache_fields);
+                !listed.any(|listed| listed == name)
+            })
         })
-    })
 }
 
 /// The fields that set cookies, lower case.
@@ -312,20 +332,21 @@ pub fn nominated_by_connection(received: &FieldLines) -> Vec<String> {
 /// Whether the field with this lower-case name stays with its connection or with a proxy on the way (RFC 9111 section
 /// 3.1). Trailer sections are not stored, so their announcement is not either.
 pub fn is_for_one_connection(name: &str, nominated: &[String]) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authentication-info"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    ) || nominated.iter().any(|nominated| nominated == name)
+    FOR_ONE_CONNECTION.contains(&name) || nominated.iter().any(|nominated| nominated == name)
 }
+
+const FOR_ONE_CONNECTION: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// Fields without which a stored response cannot be used rightly; lower-case name.
 pub(super) fn is_essential(name: &str) -> bool {

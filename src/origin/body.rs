@@ -28,9 +28,9 @@ pub(super) struct HttpBody {
 }
 
 /// A rest up to this length, in bytes, is read by ourselves: it is likely in the socket's buffer already (guess).
-const DRAIN_BYTES_MAX: u64 = 64 * 1024;
+pub(super) const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 /// How long such a rest may take.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl HttpBody {
     pub(super) fn new(inner: Arc<Inner>, connection: Connection, in_flight: InFlight, expected: Option<u64>) -> Self {

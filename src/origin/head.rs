@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 
-use crate::fields::{Fields, FieldsBuilder};
+use crate::fields::{Fields, FieldsBuilder, is_field_value, is_token_byte};
 use crate::source::{Ask, FetchError, Interim, Method};
 
 /// The head of a final answer after all checks.
@@ -69,7 +69,57 @@ pub fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result
     }
     let lines = lines_in(block)?;
     let lines: Vec<(&[u8], &[u8])> = lines.iter().map(|(name, value)| (*name, &**value)).collect();
-    check(&lines, status, wire, asked)
+    check(&lines, status, wire, asked, false)
+}
+
+/// The head of an answer that is as usual in every way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PlainHead {
+    pub head: Head,
+    /// Length of the head with the empty line.
+    pub bytes: usize,
+    /// Whether the connection may be used again after the body.
+    pub reusable: bool,
+}
+
+/// Reads the head of an HTTP/1.1 answer at the start of `block` when nothing about it needs a second look: it is there as a
+/// whole, well formed to the letter, final, and it declares the length of its body or is one without. Otherwise `None`, which does
+/// not mean that it is bad.
+pub(super) fn from_plain(block: &[u8], asked: Asked) -> Option<PlainHead> {
+    let [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ' | b'\r', ..] = block.strip_prefix(b"HTTP/1.1 ")?
+    else {
+        return None;
+    };
+    let status = [a, b, c].iter().fold(0, |status, digit| status * 10 + u16::from(**digit - b'0'));
+    let mut at = end_of_line(block, 0)? + 2;
+    let (mut lines, mut reusable) = (Vec::with_capacity(16), true);
+    while !block[at..].starts_with(b"\r\n") {
+        let length = block[at..].iter().position(|&byte| !is_token_byte(byte))?;
+        let colon = at + length;
+        if length == 0 || block[colon] != b':' || lines.len() == PLAIN_LINES_MAX {
+            return None;
+        }
+        let end = end_of_line(block, colon)?;
+        let (name, value) = (&block[at..colon], block[colon + 1..end].trim_ascii());
+        if length == 10 && name.eq_ignore_ascii_case(b"connection") {
+            let closes = |option: &[u8]| option.trim_ascii().eq_ignore_ascii_case(b"close");
+            reusable &= !value.split(|&byte| byte == b',').any(closes);
+        }
+        lines.push((name, value));
+        at = end + 2;
+    }
+    let head = check(&lines, status, Wire::Http11, asked, true).ok()?;
+    let framed = matches!(status, 204 | 304) || head.content_length.is_some();
+    (framed && !asked.head_only).then_some(PlainHead { head, bytes: at + 2, reusable })
+}
+
+/// More lines than this need a second look. Pingora's own limit is the same.
+const PLAIN_LINES_MAX: usize = 256;
+
+/// Where the line ends that goes on at `start`, if that is here and it has no control character.
+fn end_of_line(block: &[u8], start: usize) -> Option<usize> {
+    let end = start + memchr::memchr(b'\r', &block[start..])?;
+    (block.get(end + 1) == Some(&b'\n') && is_field_value(&block[start..end])).then_some(end)
 }
 
 /// An interim answer of HTTP/1 as it stood on the wire; `None` when it is none that can be passed on. It frames nothing, so
@@ -123,27 +173,42 @@ pub fn from_map(headers: &HeaderMap, status: u16, asked: Asked) -> Result<Head, 
     if lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>() > HEAD_BYTES_MAX {
         return Err(refused("the origin's header is too large"));
     }
-    check(&lines, status, Wire::Http2, asked)
+    check(&lines, status, Wire::Http2, asked, false)
 }
 
-fn check(lines: &[(&[u8], &[u8])], status: u16, wire: Wire, asked: Asked) -> Result<Head, FetchError> {
+/// `well_formed`: whether names and values are known to be what they may be.
+fn check(
+    lines: &[(&[u8], &[u8])],
+    status: u16,
+    wire: Wire,
+    asked: Asked,
+    well_formed: bool,
+) -> Result<Head, FetchError> {
     check_status(status, asked)?;
-    let values = |name: &'static str| {
-        lines
-            .iter()
-            .filter(move |(candidate, _)| candidate.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|(_, value)| *value)
-    };
-    let codings: Vec<&[u8]> = values("transfer-encoding").collect();
-    let lengths: Vec<&[u8]> = values("content-length").collect();
-    let chunked = match codings[..] {
-        [] => false,
-        [coding] if coding.eq_ignore_ascii_case(b"chunked") && wire == Wire::Http11 && lengths.is_empty() => true,
+    let (mut codings, mut lengths, mut nominated, mut ranges, mut types) = (None, None, Vec::new(), Vec::new(), None);
+    let (mut coding_count, mut length_count, mut bytes) = (0, 0, 0);
+    for &(name, value) in lines {
+        bytes += name.len() + value.len() + 4;
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            10 if is(b"connection") => nominated.extend(value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)),
+            12 if is(b"content-type") => types = types.or(Some(value)),
+            13 if is(b"content-range") => ranges.push(value),
+            14 if is(b"content-length") => (lengths, length_count) = (Some(value), length_count + 1),
+            17 if is(b"transfer-encoding") => (codings, coding_count) = (Some(value), coding_count + 1),
+            _ => {}
+        }
+    }
+    let chunked = match (codings, coding_count) {
+        (None, _) => false,
+        (Some(coding), 1) if coding.eq_ignore_ascii_case(b"chunked") && wire == Wire::Http11 && length_count == 0 => {
+            true
+        }
         _ => return Err(refused("the origin's answer has no certain end")),
     };
-    let declared = match lengths[..] {
-        [] => None,
-        [length] => Some(parse_length(length).ok_or(refused("the origin's Content-Length is no number"))?),
+    let declared = match (lengths, length_count) {
+        (None, _) => None,
+        (Some(length), 1) => Some(parse_length(length).ok_or(refused("the origin's Content-Length is no number"))?),
         _ => return Err(refused("the origin sent more than one Content-Length")),
     };
     let bodyless = asked.head_only || status == 204 || status == 304;
@@ -154,14 +219,19 @@ fn check(lines: &[(&[u8], &[u8])], status: u16, wire: Wire, asked: Asked) -> Res
         _ => declared,
     };
     if status == 206 && !asked.head_only {
-        check_part(values("content-range").collect::<Vec<_>>().as_slice(), values("content-type").next())?;
+        check_part(&ranges, types)?;
     }
-    let nominated: Vec<&[u8]> =
-        values("connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii).collect();
-    let mut fields = FieldsBuilder::with_capacity(lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum());
+    let mut fields = FieldsBuilder::with_capacity(bytes);
     for (name, value) in lines {
-        if !is_hop_by_hop(name) && !is_nominated(name, &nominated) && !name.eq_ignore_ascii_case(b"content-length") {
-            fields.push(name, value).map_err(|_| refused("the origin's header is malformed"))?;
+        if is_hop_by_hop(name)
+            || is_nominated(name, &nominated)
+            || (name.len() == 14 && name.eq_ignore_ascii_case(b"content-length"))
+        {
+            continue;
+        }
+        match well_formed {
+            true => fields.push_checked(name, value),
+            false => fields.push(name, value).map_err(|_| refused("the origin's header is malformed"))?,
         }
     }
     Ok(Head {
@@ -223,19 +293,18 @@ fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Whether the field belongs to one connection only (RFC 9110 section 7.6.1, RFC 9112 appendix C.2.2).
 pub(super) fn is_hop_by_hop(name: &[u8]) -> bool {
-    const NAMES: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authentication-info",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    NAMES.iter().any(|candidate| name.eq_ignore_ascii_case(candidate.as_bytes()))
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        2 => is(b"te"),
+        7 => is(b"trailer") || is(b"upgrade"),
+        10 => is(b"connection") || is(b"keep-alive"),
+        16 => is(b"proxy-connection"),
+        17 => is(b"transfer-encoding"),
+        18 => is(b"proxy-authenticate"),
+        19 => is(b"proxy-authorization"),
+        25 => is(b"proxy-authentication-info"),
+        _ => false,
+    }
 }
 
 /// Whether `Connection` names the field. Fields that protect the answer cannot be named away: without its `Cache-Control`,
@@ -388,5 +457,58 @@ mod tests {
         }
         let large = format!("A: {}\r\n", "x".repeat(HEAD_BYTES_MAX));
         assert!(read(200, Wire::Http11, PLAIN, &large).is_err());
+    }
+
+    #[test]
+    fn what_is_read_plainly_is_what_is_read_strictly() {
+        let usual = |status: &str, lines: &str| format!("HTTP/1.1 {status}\r\n{lines}\r\n");
+        let plain = |block: &str, asked| from_plain(block.as_bytes(), asked);
+        for (status, asked, lines, reusable) in [
+            ("200 OK", PLAIN, "Server: x\r\nContent-Length: 5\r\nA:b\r\nEmpty:\r\n", true),
+            ("200 ", PLAIN, "Content-Length: 0\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n", true),
+            ("200", PLAIN, "CONTENT-LENGTH:\t5 \r\nConnection: x-a, Close\r\nX-A: 1\r\nX-B: \u{e4}\r\n", false),
+            ("206 Part", RANGE, "Content-Range: bytes 0-4/9\r\nContent-Length: 5\r\n", true),
+            ("304 Same", CONDITIONAL, "ETag: \"a\"\r\nContent-Length: 5\r\n", true),
+            ("204 None", PLAIN, "Connection: close\r\n", false),
+            ("503 Later", PLAIN, "Content-Length: 5\r\nSet-Cookie: a=b\r\n", true),
+        ] {
+            let block = usual(status, lines);
+            let found = plain(&format!("{block}body"), asked).unwrap_or_else(|| panic!("{block:?}"));
+            let status = status[..3].parse().unwrap();
+            assert_eq!(found.head, from_block(block.as_bytes(), status, Wire::Http11, asked).unwrap(), "{block:?}");
+            assert_eq!((found.bytes, found.reusable), (block.len(), reusable), "{block:?}");
+        }
+        let many = "A: b\r\n".repeat(300);
+        for (block, asked) in [
+            (usual("200 OK", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), PLAIN),
+            (usual("200 OK", "Transfer-Encoding: chunked\r\n"), PLAIN),
+            (usual("200 OK", "A: b\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\nContent-Length: 5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5, 5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\n folded\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length : 5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\nA b: c\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\n: c\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\nA: b\0\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\nA: b\rc\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\nA: b\r\n"), PLAIN),
+            (usual("200 O\0K", "Content-Length: 5\r\n"), PLAIN),
+            (usual("200 OK", &format!("Content-Length: 5\r\n{many}")), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\n"), HEAD),
+            (usual("206 OK", "Content-Range: bytes 0-4/9\r\nContent-Length: 5\r\n"), PLAIN),
+            (usual("304 OK", ""), PLAIN),
+            (usual("100 Continue", "Content-Length: 0\r\n"), PLAIN),
+            (usual("600 No", "Content-Length: 0\r\n"), PLAIN),
+            (usual("2000 No", "Content-Length: 0\r\n"), PLAIN),
+            (usual("20", "Content-Length: 0\r\n"), PLAIN),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), PLAIN),
+            ("\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(), PLAIN),
+        ] {
+            assert_eq!(plain(&block, asked), None, "{block:?}");
+        }
+        let whole = usual("200 OK", "Content-Length: 5\r\nA: b\r\n");
+        for end in 0..whole.len() {
+            assert_eq!(plain(&whole[..end], PLAIN), None, "the first {end} bytes");
+        }
     }
 }

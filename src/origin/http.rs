@@ -1,12 +1,12 @@
 //! An origin over HTTP: [`HttpOrigin`] asks one of its servers and hands back what passed all checks.
 //!
-//! A request goes: choose a server, take a connection from pingora's pool or open one on any of the server's addresses, write
-//! our own request, wait for the head, check it (`head`), and hand out the body (`body`), which returns the connection to the
+//! A request goes: choose a server, take an idle connection or open one on any of the server's addresses, write our own request, wait for the head, check it (`head`), and hand out the body (`body`), which returns the connection to the
 //! pool after an end that its framing proves. An origin that is a list is asked again elsewhere only while nothing was sent.
 //!
 //! Connections belong to the tokio runtime that opened them. Ask an [`HttpOrigin`] from one runtime that lives as long as it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +14,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::HeaderValue;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
@@ -28,15 +30,17 @@ use rustls_pki_types::pem::PemObject;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use x509_parser::parse_x509_certificate;
 
 use super::body::HttpBody;
-use super::head::{self, Asked, Head, Wire, refused};
+use super::head::{self, Asked, Head, PlainHead, Wire, refused};
+use super::idle::IdleConnections;
+use super::plain::{Plain, PlainBody, PlainConnection, RequestText, keep, split_body};
 use super::settings::{HostRule, OriginSettings, OriginUrl, SettingsError, split_authority};
 use super::upstream::{InFlight, Lookup, Upstream, UpstreamSnapshot, choose, system_lookup};
 use crate::fields::Fields;
-use crate::source::{Aside, Ask, Deaf, FetchError, Fetched, InterimSink, Method, ReadyBody, Source};
+use crate::source::{Aside, Ask, BodyStream, Deaf, FetchError, Fetched, InterimSink, Method, ReadyBody, Source};
 
 /// A source that is asked over HTTP/1.1, or HTTP/2 where a TLS server prefers it.
 ///
@@ -58,6 +62,8 @@ pub struct PassChoice {
 pub(super) struct Inner {
     settings: OriginSettings,
     pub(super) connector: Connector,
+    /// Those without TLS; the others are in the connector's pool.
+    pub(super) idle: Arc<IdleConnections>,
     /// For requests that pass: the authorities that may vouch for the servers, if not those of the system.
     pass_ca: Option<(Arc<CaType>, u64)>,
     upstreams: Vec<Arc<Upstream>>,
@@ -66,7 +72,7 @@ pub(super) struct Inner {
 }
 
 /// Idle connections kept per origin and protocol (guess: an origin that serves this many at once is far from idle).
-const POOL_CONNECTIONS: usize = 256;
+pub(super) const POOL_CONNECTIONS: usize = 256;
 /// Streams that we open on one HTTP/2 connection, the usual limit of servers (nginx: 128).
 const HTTP2_STREAMS: usize = 100;
 /// Receive window of an HTTP/2 stream in bytes, so that a slow reader holds no more than this outside our accounts.
@@ -98,7 +104,9 @@ impl HttpOrigin {
         });
         let upstreams = upstreams.collect();
         let turn = AtomicUsize::new(0);
-        Ok(HttpOrigin { inner: Arc::new(Inner { settings, connector, pass_ca, upstreams, turn }) })
+        Ok(HttpOrigin {
+            inner: Arc::new(Inner { settings, connector, idle: Arc::default(), pass_ca, upstreams, turn }),
+        })
     }
 
     /// What was counted about each server, in the order of the configuration.
@@ -186,12 +194,40 @@ impl Source for HttpOrigin {
     }
 }
 
-/// A connection that carries one request.
+/// A connection that carries one request in a session of pingora's.
 pub(super) struct Connection {
     pub session: HttpSession,
     /// Where it goes in the pool afterwards.
     pub peer: Arc<HttpPeer>,
+}
+
+/// A connection that may carry one.
+enum Line {
+    Plain(PlainConnection),
+    Session(Box<HttpSession>),
+    /// It was dead.
+    Closed,
+}
+
+/// A connection and how it was come by.
+struct Connected {
+    line: Line,
+    peer: Arc<HttpPeer>,
     reused: bool,
+}
+
+/// A request as it is written.
+enum Question {
+    /// A `GET` without TLS.
+    Text(Vec<u8>),
+    Header(Box<RequestHeader>),
+}
+
+/// The head of a final answer.
+enum Answer {
+    Head(Head),
+    /// The connection is still a plain one, and these are the first bytes of the body.
+    Plain(PlainHead, Bytes),
 }
 
 /// Why a conversation gave no head.
@@ -257,27 +293,27 @@ impl Inner {
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError> {
         let in_flight = upstream.begin();
-        let request = self.request(upstream, path, ask)?;
+        let question = self.question(upstream, path, ask)?;
         let asked = Asked::of(ask);
         let mut connection = self.connect(upstream, Reuse::Idle).await?;
-        let mut outcome = self.converse(upstream, &mut connection, &request, asked, interims).await;
+        let mut outcome = self.converse(upstream, &mut connection, &question, asked, interims).await;
         let again = outcome.as_ref().err().map_or(Again::Never, |fault| fault.again);
         if again == Again::Always || again == Again::IfReused && connection.reused {
-            self.give_up(connection).await;
+            self.hang_up(connection).await;
             connection = self.connect(upstream, Reuse::Never).await?;
-            outcome = self.converse(upstream, &mut connection, &request, asked, interims).await;
+            outcome = self.converse(upstream, &mut connection, &question, asked, interims).await;
         }
         match outcome {
-            Ok(head) => self.fetched(head, asked, connection, in_flight).await,
+            Ok(answer) => self.fetched(answer, asked, connection, in_flight).await,
             Err(fault) => {
-                self.give_up(connection).await;
+                self.hang_up(connection).await;
                 Err(fault.error)
             }
         }
     }
 
     /// A connection to any address of the server, from the pool if that is wanted and it has one.
-    async fn connect(&self, upstream: &Arc<Upstream>, reuse: Reuse) -> Result<Connection, FetchError> {
+    async fn connect(&self, upstream: &Arc<Upstream>, reuse: Reuse) -> Result<Connected, FetchError> {
         let mut reason = "the origin has no address";
         for peer in upstream.peers().await? {
             match self.connect_to(upstream, &peer, reuse).await {
@@ -297,10 +333,30 @@ impl Inner {
         upstream: &Upstream,
         peer: &Arc<HttpPeer>,
         reuse: Reuse,
-    ) -> Result<Connection, &'static str> {
+    ) -> Result<Connected, &'static str> {
+        let connected = |line, reused| Connected { line, peer: peer.clone(), reused };
+        if let Some(address) = plain_address(peer) {
+            if reuse == Reuse::Idle
+                && let Some(stream) = self.idle.take(address)
+            {
+                return Ok(connected(Line::Plain(PlainConnection { stream, address }), true));
+            }
+            return match timeout(self.settings.timeouts.connect, PlainConnection::connect(address)).await {
+                Ok(Ok(connection)) => Ok(connected(Line::Plain(connection), false)),
+                Ok(Err(error)) => {
+                    tracing::debug!(origin = %upstream.url, %address, %error, "no connection");
+                    Err(match error.kind() {
+                        ErrorKind::ConnectionRefused => "the origin refuses connections",
+                        ErrorKind::TimedOut => "connecting to the origin took too long",
+                        _ => "the origin cannot be reached",
+                    })
+                }
+                Err(_) => Err("connecting to the origin took too long"),
+            };
+        }
         if reuse == Reuse::Idle {
             match timeout(self.settings.timeouts.connect, self.connector.get_http_session(&**peer)).await {
-                Ok(Ok((session, reused))) => return Ok(Connection { session, peer: peer.clone(), reused }),
+                Ok(Ok((session, reused))) => return Ok(connected(Line::Session(session.into()), reused)),
                 // A pooled HTTP/2 connection that died says so only when it is asked for a stream.
                 Ok(Err(error)) if matches!(error.etype(), ErrorType::H2Error) => {}
                 Ok(Err(error)) => return Err(connect_reason(upstream, peer, &error)),
@@ -309,7 +365,7 @@ impl Inner {
         }
         let fresh = unpooled(peer);
         match timeout(self.settings.timeouts.connect, self.connector.get_http_session(&fresh)).await {
-            Ok(Ok((session, reused))) => Ok(Connection { session, peer: peer.clone(), reused }),
+            Ok(Ok((session, reused))) => Ok(connected(Line::Session(session.into()), reused)),
             Ok(Err(error)) => Err(connect_reason(upstream, peer, &error)),
             Err(_) => Err("connecting to the origin took too long"),
         }
@@ -319,19 +375,29 @@ impl Inner {
     async fn converse(
         &self,
         upstream: &Upstream,
-        connection: &mut Connection,
-        request: &RequestHeader,
+        connection: &mut Connected,
+        question: &Question,
         asked: Asked,
         interims: &dyn InterimSink,
-    ) -> Result<Head, Fault> {
-        let deadline = Instant::now() + self.settings.timeouts.first_byte;
-        let session = &mut connection.session;
-        let waited = timeout_at(deadline, async {
-            write_request(session, request.clone()).await?;
-            read_head(session, asked, interims).await
+    ) -> Result<Answer, Fault> {
+        let line = &mut connection.line;
+        let waited = timeout(self.settings.timeouts.first_byte, async {
+            if let (Line::Plain(plain), Question::Text(text)) = (&mut *line, question) {
+                match plain.converse(text, asked).await {
+                    Plain::Usual(head, body) => return Ok(Answer::Plain(head, body)),
+                    Plain::Dead => return Err(Trouble::Closed),
+                    Plain::Other => {}
+                }
+            }
+            let session = line.session().ok_or(Trouble::Closed)?;
+            if let Question::Header(request) = question {
+                write_request(session, request.clone()).await?;
+            }
+            read_head(session, asked, interims).await.map(Answer::Head)
         });
         match waited.await {
-            Ok(Ok(head)) => Ok(head),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(Trouble::Closed)) => Err(Fault { error: refused(CLOSED), again: Again::IfReused }),
             Ok(Err(Trouble::Refused(error))) => {
                 tracing::debug!(origin = %upstream.url, %error, "answer refused");
                 Err(error.into())
@@ -346,11 +412,19 @@ impl Inner {
 
     async fn fetched(
         self: &Arc<Self>,
-        head: Head,
+        answer: Answer,
         asked: Asked,
-        mut connection: Connection,
+        connected: Connected,
         in_flight: InFlight,
     ) -> Result<Fetched, FetchError> {
+        let Connected { line, peer, .. } = connected;
+        let (head, mut connection) = match (answer, line) {
+            (Answer::Plain(head, read), Line::Plain(connection)) => {
+                return Ok(self.fetched_plain(head, read, connection, in_flight));
+            }
+            (Answer::Head(head), Line::Session(session)) => (head, Connection { session: *session, peer }),
+            _ => return Err(refused(CLOSED)),
+        };
         let Head { status, fields, content_length, close_delimited } = head;
         // What the head of an answer to `HEAD` declares is not sent.
         let expected = if asked.head_only { Some(0) } else { content_length };
@@ -363,6 +437,32 @@ impl Inner {
         body.finish().await.map_err(|_| refused("the origin's body ended early"))?;
         let body = Box::new(ReadyBody::default());
         Ok(Fetched { status, fields, content_length, close_delimited, hop: None, body })
+    }
+
+    /// Most bodies are here with their head.
+    fn fetched_plain(
+        self: &Arc<Self>,
+        head: PlainHead,
+        read: Bytes,
+        connection: PlainConnection,
+        in_flight: InFlight,
+    ) -> Fetched {
+        let (read, left, surplus) = split_body(&head.head, read);
+        let body: Box<dyn BodyStream> = if left == 0 {
+            keep(&self.idle, connection, head.reusable && !surplus);
+            Box::new(ReadyBody::new([read]))
+        } else {
+            Box::new(PlainBody::new(self.clone(), in_flight, connection, head.reusable, read, left))
+        };
+        let Head { status, fields, content_length, close_delimited } = head.head;
+        Fetched { status, fields, content_length, close_delimited, hop: None, body }
+    }
+
+    async fn hang_up(&self, connected: Connected) {
+        // A plain connection ends by being dropped.
+        if let Connected { line: Line::Session(session), peer, .. } = connected {
+            self.give_up(Connection { session: *session, peer }).await;
+        }
     }
 
     /// Ends a conversation that failed: HTTP/1 closes the connection, HTTP/2 resets the stream.
@@ -385,18 +485,25 @@ impl Inner {
     /// Gives a connection back whose answer ended cleanly. Pingora closes it when it must not be used again: the origin said
     /// so, the body was ended by closing, or bytes came after the end.
     pub(super) async fn release(&self, connection: Connection) {
-        let Connection { session, peer, .. } = connection;
-        let releasing = self.connector.release_http_session(session, &*peer, Some(POOL_IDLE));
+        let Connection { session, peer } = connection;
+        let releasing = async {
+            match (session, plain_address(&peer)) {
+                (HttpSession::H1(mut session), Some(address)) => {
+                    session.respect_keepalive();
+                    if let Some(stream) = session.reuse().await
+                        && let Ok(stream) = stream.into_any().downcast()
+                    {
+                        self.idle.put(address, stream);
+                    }
+                }
+                (session, _) => self.connector.release_http_session(session, &*peer, Some(POOL_IDLE)).await,
+            }
+        };
         let _ = timeout(RELEASE_TIMEOUT, releasing).await;
     }
 
     /// Our own request: nothing of a client's bytes but the fields it was allowed to bring (hardening rule FRM 6).
-    fn request(&self, upstream: &Upstream, path: &[u8], ask: &Ask) -> Result<RequestHeader, FetchError> {
-        let cannot = |_| unsayable();
-        let mut request = RequestHeader::build(ask.method.as_str(), path, Some(16)).map_err(cannot)?;
-        if request.raw_path() != path {
-            return Err(unsayable());
-        }
+    fn question(&self, upstream: &Upstream, path: &[u8], ask: &Ask) -> Result<Question, FetchError> {
         let host = match (&self.settings.host, &ask.host) {
             (HostRule::Client, Some(host)) => host,
             (HostRule::Name(name), _) => name.as_bytes(),
@@ -405,22 +512,37 @@ impl Inner {
         if split_authority(&String::from_utf8_lossy(host)).is_none() {
             return Err(unsayable());
         }
-        request.insert_header("Host", value(host)?).map_err(cannot)?;
-        let rules = &self.settings.headers;
-        for (name, field) in ask.fields.iter() {
-            let ours =
-                head::is_hop_by_hop(name.as_bytes()) || NOT_ASKED.iter().any(|other| name.eq_ignore_ascii_case(other));
-            if !ours && !rules.covers(name) {
-                request.append_header(name.to_owned(), value(field)?).map_err(cannot)?;
+        if !upstream.url.tls()
+            && ask.method == Method::Get
+            && let Some(mut text) = RequestText::get(path, host)
+        {
+            for (name, field) in self.fields(ask) {
+                text.field(name.as_bytes(), field);
             }
+            text.field(b"Via", VIA.as_bytes());
+            return Ok(Question::Text(text.finish()));
         }
-        for (name, field) in rules.iter() {
-            if let Some(field) = field {
-                request.append_header(name.to_owned(), value(field)?).map_err(cannot)?;
-            }
+        let cannot = |_| unsayable();
+        let mut request = RequestHeader::build(ask.method.as_str(), path, Some(16)).map_err(cannot)?;
+        if request.raw_path() != path {
+            return Err(unsayable());
+        }
+        request.insert_header("Host", value(host)?).map_err(cannot)?;
+        for (name, field) in self.fields(ask) {
+            request.append_header(name.to_owned(), value(field)?).map_err(cannot)?;
         }
         request.append_header("Via", HeaderValue::from_static(VIA)).map_err(cannot)?;
-        Ok(request)
+        Ok(Question::Header(Box::new(request)))
+    }
+
+    /// The fields of a request: the asker's, as far as they are not ours to say, and those of the configuration.
+    fn fields<'a>(&'a self, ask: &'a Ask) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let rules = &self.settings.headers;
+        let is_askers = |name: &str| {
+            !head::is_hop_by_hop(name.as_bytes()) && !NOT_ASKED.iter().any(|other| name.eq_ignore_ascii_case(other))
+        };
+        let askers = ask.fields.iter().filter(move |(name, _)| is_askers(name) && !rules.covers(name));
+        askers.chain(rules.iter().filter_map(|(name, field)| Some((name, field?))))
     }
 
     /// Whether the server answers a probe.
@@ -459,6 +581,29 @@ const NOT_ASKED: &[&str] = &["host", "content-length", "expect"];
 /// A file without certificates: pingora then reads none of the system's, which plain HTTP does not need.
 const NO_CERTIFICATES: &str = "/dev/null";
 
+const CLOSED: &str = "the origin closed the connection before it answered";
+
+impl Line {
+    /// The line as a session of pingora's; `None` if it is closed.
+    fn session(&mut self) -> Option<&mut HttpSession> {
+        *self = match std::mem::replace(self, Line::Closed) {
+            Line::Plain(PlainConnection { stream, .. }) => {
+                Line::Session(HttpSession::H1(Http1Session::new(stream)).into())
+            }
+            line => line,
+        };
+        match self {
+            Line::Session(session) => Some(session),
+            Line::Plain(_) | Line::Closed => None,
+        }
+    }
+}
+
+/// Where a connection leads that has no TLS.
+fn plain_address(peer: &HttpPeer) -> Option<SocketAddr> {
+    peer._address.as_inet().copied().filter(|_| !peer.is_tls())
+}
+
 /// Whether an idle connection will do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reuse {
@@ -468,19 +613,20 @@ enum Reuse {
 
 /// Why no head came.
 enum Trouble {
+    Closed,
     Refused(FetchError),
     Pingora(Box<Error>),
 }
 
-async fn write_request(session: &mut HttpSession, request: RequestHeader) -> Result<(), Trouble> {
+async fn write_request(session: &mut HttpSession, request: Box<RequestHeader>) -> Result<(), Trouble> {
     match session {
         HttpSession::H2(stream) => {
-            let request = with_authority(request).ok_or_else(|| Trouble::Refused(unsayable()))?;
+            let request = with_authority(*request).ok_or_else(|| Trouble::Refused(unsayable()))?;
             // Ends the stream with its head: an empty frame afterwards would cost a packet.
             stream.write_request_header(Box::new(request), true).map_err(Trouble::Pingora)
         }
         _ => {
-            session.write_request_header(Box::new(request)).await.map_err(Trouble::Pingora)?;
+            session.write_request_header(request).await.map_err(Trouble::Pingora)?;
             session.finish_request_body().await.map_err(Trouble::Pingora)
         }
     }
@@ -536,9 +682,7 @@ fn fault(error: &Error) -> Fault {
         (RetryType::Decided(false), _) => Again::Never,
     };
     let reason = match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => {
-            "the origin closed the connection before it answered"
-        }
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => CLOSED,
         _ => "the origin's answer is malformed",
     };
     Fault { error: refused(reason), again }

@@ -7,6 +7,8 @@ mod body;
 mod directory;
 pub mod head;
 mod http;
+mod idle;
+mod plain;
 mod settings;
 mod upstream;
 

@@ -1,6 +1,6 @@
 //! Tags: the names under which an origin lets its answers be purged (`Surrogate-Key`, `Cache-Tag`, `xkey`).
 
-use crate::fields::FieldLines;
+use crate::fields::Fields;
 
 /// The tags of one response, parsed once. Compared byte for byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Tags {
 
 impl Tags {
     /// The tags in the fields that name them: `Surrogate-Key` and `xkey` are split at white space, `Cache-Tag` at commas.
-    pub fn of(fields: &FieldLines) -> Self {
+    pub fn of(fields: &Fields) -> Self {
         if !NAMES.iter().any(|name| fields.contains(name)) {
             return Tags::default();
         }
@@ -102,7 +102,7 @@ impl Tags {
     }
 
     /// Whether `fields` say anything of tags.
-    pub fn are_in(fields: &FieldLines) -> bool {
+    pub fn are_in(fields: &Fields) -> bool {
         NAMES.iter().any(|name| fields.contains(name))
     }
 }

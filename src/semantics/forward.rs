@@ -243,9 +243,14 @@ const ABOUT_THE_CLIENT: [&str; 5] =
 /// Fields of an origin that are for caches and stay inside, and those that the writer sets itself; they are left out when
 /// an entry or a head is made.
 pub fn stays_inside(name: &str) -> bool {
-    ["surrogate-key", "cache-tag", "xkey", "surrogate-control", "content-length", "age"]
-        .iter()
-        .any(|inside| name.eq_ignore_ascii_case(inside))
+    INSIDE.iter().any(|inside| name.eq_ignore_ascii_case(inside))
+}
+
+const INSIDE: [&str; 6] = ["surrogate-key", "cache-tag", "xkey", "surrogate-control", "content-length", "age"];
+
+/// The fields without those that [`stays_inside`]; copied only if there is one.
+pub fn without_inside(fields: Fields) -> Fields {
+    if INSIDE.iter().any(|name| fields.contains(name)) { fields.without(stays_inside) } else { fields }
 }
 
 #[cfg(test)]

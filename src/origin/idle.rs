@@ -1,0 +1,101 @@
+//! Connections without TLS that wait for their next request.
+//!
+//! Pingora's pool has a task, a timer and two channels for each time that a connection waits. Here waiting is an entry in a list, and
+//! one task looks now and then for those that waited too long or were closed by the other side.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pingora::protocols::l4::stream::Stream;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, sleep};
+
+use super::http::{POOL_CONNECTIONS, POOL_IDLE};
+
+/// The idle connections of an origin, the one that waits for the shortest time last.
+#[derive(Default)]
+pub(super) struct IdleConnections {
+    shelf: Mutex<Shelf>,
+}
+
+#[derive(Default)]
+struct Shelf {
+    waiting: VecDeque<Waiting>,
+    /// Whether a task looks after them.
+    swept: bool,
+}
+
+struct Waiting {
+    address: SocketAddr,
+    stream: Box<Stream>,
+    since: Instant,
+}
+
+/// How often the idle connections are looked at: so long may one stay that the other side has closed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+impl IdleConnections {
+    /// The connection to the address that waits longest, if the other side is silent on it, as it has to be until it is asked; else
+    /// the next.
+    pub(super) fn take(&self, address: SocketAddr) -> Option<Box<Stream>> {
+        loop {
+            let mut waiting = {
+                let mut shelf = self.shelf.lock();
+                let index = shelf.waiting.iter().position(|waiting| waiting.address == address)?;
+                shelf.waiting.remove(index)?
+            };
+            if waiting.is_usable() {
+                return Some(waiting.stream);
+            }
+        }
+    }
+
+    /// Keeps a connection whose last answer has ended cleanly, unless more came than that. Too many: the oldest goes.
+    pub(super) fn put(self: &Arc<Self>, address: SocketAddr, stream: Box<Stream>) {
+        let mut waiting = Waiting { address, stream, since: Instant::now() };
+        if !waiting.is_usable() {
+            return;
+        }
+        let (unswept, _surplus) = {
+            let mut shelf = self.shelf.lock();
+            shelf.waiting.push_back(waiting);
+            let surplus = if shelf.waiting.len() > POOL_CONNECTIONS { shelf.waiting.pop_front() } else { None };
+            (!std::mem::replace(&mut shelf.swept, true), surplus)
+        };
+        if unswept {
+            tokio::spawn(sweep(Arc::downgrade(self)));
+        }
+    }
+
+    /// Closes those that are of no use any more. Says whether others are left.
+    fn sweep_once(&self) -> bool {
+        let mut shelf = self.shelf.lock();
+        shelf.waiting.retain_mut(|waiting| waiting.since.elapsed() < POOL_IDLE && waiting.is_usable());
+        shelf.swept = !shelf.waiting.is_empty();
+        shelf.swept
+    }
+}
+
+/// Ends when nothing waits, and with the origin.
+async fn sweep(connections: Weak<IdleConnections>) {
+    loop {
+        sleep(SWEEP_INTERVAL).await;
+        match connections.upgrade() {
+            Some(connections) if connections.sweep_once() => {}
+            _ => return,
+        }
+    }
+}
+
+impl Waiting {
+    /// Neither closed nor with bytes that nobody asked for. Asks the kernel only if it said that there is something to read.
+    fn is_usable(&mut self) -> bool {
+        let (mut byte, mut context) = ([0], Context::from_waker(Waker::noop()));
+        Pin::new(&mut *self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+}
