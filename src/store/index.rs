@@ -207,17 +207,17 @@ impl<V: Stored> Shard<V> {
     #[inline]
     fn position<'a>(&'a self, hash: u32, mut is: impl FnMut(&'a Slot<V>) -> bool) -> Option<usize> {
         let tag = tag(hash);
-        let mut at = home(hash, self.places.len());
-        for distance in 0..self.places.len() {
-            let distance = distance.min(FAR.into()) as u8;
-            let slot = self.places.get(at)?.as_ref()?;
+        let (before, behind) = self.places.split_at_checked(home(hash, self.places.len()))?;
+        let mut distance: u8 = 0;
+        for (at, place) in behind.iter().chain(before).enumerate() {
+            let slot = place.as_ref()?;
             if slot.distance < distance {
                 return None;
             }
             if slot.distance == distance && slot.has_tag(tag) && is(slot) {
-                return Some(at);
+                return Some(if at < behind.len() { before.len() + at } else { at - behind.len() });
             }
-            at = self.after(at);
+            distance = distance.saturating_add(1);
         }
         None
     }
@@ -252,10 +252,10 @@ impl<V: Stored> Shard<V> {
         let (mut gap, mut lost) = (at, false);
         loop {
             let next = self.after(gap);
-            let Some(mut moved) = self.places[next].take_if(|slot| slot.distance > 0) else { break };
+            let Some(moved) = self.places[next].as_mut().filter(|slot| slot.distance > 0) else { break };
             lost |= moved.distance == FAR;
             moved.distance -= 1;
-            self.places[gap] = Some(moved);
+            self.places.swap(gap, next);
             gap = next;
         }
         if lost {
@@ -362,7 +362,7 @@ mod tests {
     /// So many share one home that how far they are from it does not fit into its byte, and others have their homes among them.
     #[test]
     fn entries_far_from_their_home_are_found_and_removed() {
-        let hashes = |number: u32| if number % 3 == 0 { number << 20 } else { 0x8000_0000 };
+        let hashes = |number: u32| if number.is_multiple_of(3) { number << 20 } else { 0x8000_0000 };
         let (index, mut nodes) = (Index::<Arc<Nothing>>::new(1), Nodes::default());
         for number in 0..450 {
             let hash = hashes(number);
