@@ -122,12 +122,13 @@ impl Entry {
     }
 
     fn of_block(facts: Facts, key: &[u8], fields: &[u8]) -> Entry {
-        let mut slice = Vec::with_capacity(length_bytes(key.len()) + key.len() + fields.len());
-        match u16::try_from(key.len()) {
-            Ok(length) if length != LONG_KEY => slice.extend_from_slice(&length.to_ne_bytes()),
-            _ => {
+        let start = length_bytes(key.len());
+        let mut slice = Vec::with_capacity(start + key.len() + fields.len());
+        match u16::try_from(start + key.len()) {
+            Ok(fields_start) => slice.extend_from_slice(&fields_start.to_ne_bytes()),
+            Err(_) => {
                 slice.extend_from_slice(&LONG_KEY.to_ne_bytes());
-                slice.extend_from_slice(&key.len().to_ne_bytes());
+                slice.extend_from_slice(&(start + key.len()).to_ne_bytes());
             }
         }
         slice.extend_from_slice(key);
@@ -144,25 +145,17 @@ impl Entry {
     /// The key, within its group.
     #[inline]
     pub fn key(&self) -> &[u8] {
-        self.key_and_fields().0
+        let slice = &self.0.slice;
+        match fields_start(slice) {
+            LONG_KEY => key_and_fields_of_long(slice).0,
+            end => slice.get(size_of::<u16>()..usize::from(end)).unwrap_or_default(),
+        }
     }
 
     /// The variants for which it stands, if it does.
     #[inline]
     pub(crate) fn variants(&self) -> Option<&Variants> {
         self.body.rare().and_then(|rare| rare.variants.as_deref())
-    }
-
-    #[inline]
-    fn key_and_fields(&self) -> (&[u8], &[u8]) {
-        let Some((length, rest)) = self.0.slice.split_first_chunk() else { return Default::default() };
-        match u16::from_ne_bytes(*length) {
-            LONG_KEY => {
-                let Some((length, rest)) = rest.split_first_chunk() else { return Default::default() };
-                rest.split_at_checked(usize::from_ne_bytes(*length)).unwrap_or_default()
-            }
-            length => rest.split_at_checked(usize::from(length)).unwrap_or_default(),
-        }
     }
 
     /// What it is made of; the body is shared.
@@ -183,7 +176,11 @@ impl Entry {
     /// See [`Parts::fields`].
     #[inline]
     pub fn fields(&self) -> &FieldLines {
-        FieldLines::of_block(self.key_and_fields().1)
+        let slice = &self.0.slice;
+        FieldLines::of_block(match fields_start(slice) {
+            LONG_KEY => key_and_fields_of_long(slice).1,
+            start => slice.get(usize::from(start)..).unwrap_or_default(),
+        })
     }
 
     /// The fields as a block that may outlive this handle; not copied.
@@ -273,12 +270,26 @@ impl AsRef<[u8]> for Head {
 /// What the block of an entry holds in front of its key: the count of its holders, the length of what follows, the facts.
 const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
 
-/// How long the key is stands in front of it in two bytes, if this does not: then in eight more. No server takes a request
-/// line of 64 KiB, but how much a request may be is a setting.
-const LONG_KEY: u16 = u16::MAX;
+/// Where the fields begin stands in front of the key, in two bytes, or, behind this, in eight. No server takes a request line
+/// of 64 KiB, but how long a request may be is a setting.
+const LONG_KEY: u16 = 0;
 
 const fn length_bytes(key_bytes: usize) -> usize {
-    if key_bytes < LONG_KEY as usize { size_of::<u16>() } else { size_of::<u16>() + size_of::<usize>() }
+    let short = size_of::<u16>();
+    if short + key_bytes <= u16::MAX as usize { short } else { short + size_of::<usize>() }
+}
+
+#[inline]
+fn fields_start(slice: &[u8]) -> u16 {
+    slice.first_chunk().map_or(LONG_KEY, |start| u16::from_ne_bytes(*start))
+}
+
+#[cold]
+fn key_and_fields_of_long(slice: &[u8]) -> (&[u8], &[u8]) {
+    let start = slice.get(size_of::<u16>()..).and_then(|rest| rest.split_first_chunk());
+    let Some((start, rest)) = start else { return Default::default() };
+    let key_bytes = usize::from_ne_bytes(*start).saturating_sub(size_of::<u16>() + size_of::<usize>());
+    rest.split_at_checked(key_bytes).unwrap_or_default()
 }
 
 /// What a block takes, in units of [`UNIT_BYTES`].
@@ -330,17 +341,33 @@ struct Block(Arc<Content>);
 
 impl AsRef<[u8]> for Block {
     fn as_ref(&self) -> &[u8] {
-        self.0.block().unwrap_or_default()
+        match &*self.0 {
+            Content::Block(block) => block,
+            Content::Segments(_) | Content::Behind(_) => &[],
+        }
     }
 }
 
-impl Content {
-    #[inline]
-    fn block(&self) -> Option<&[u8]> {
-        match self {
-            Content::Block(block) => Some(block),
-            Content::Segments(_) | Content::Behind(_) => None,
-        }
+/// The body alone, out of the way of the usual hit.
+impl Rare {
+    #[cold]
+    fn body_len(&self) -> u64 {
+        self.body.len()
+    }
+
+    #[cold]
+    fn body_ranges(&self) -> Option<&[ByteRange]> {
+        self.body.ranges()
+    }
+
+    #[cold]
+    fn body_block(&self) -> Option<&[u8]> {
+        self.body.block()
+    }
+
+    #[cold]
+    fn body_segments(&self) -> &[Bytes] {
+        self.body.segments()
     }
 }
 
@@ -430,7 +457,6 @@ impl Body {
     }
 
     /// The body alone.
-    #[inline]
     fn bare(&self) -> &Body {
         self.rare().map_or(self, |rare| &rare.body)
     }
@@ -442,7 +468,6 @@ impl Body {
         }
     }
 
-    #[inline]
     fn content(&self) -> Option<&Content> {
         self.bare().0.as_deref()
     }
@@ -454,10 +479,11 @@ impl Body {
     /// Length of the representation in bytes, whether all of it is here or not.
     #[inline]
     pub fn len(&self) -> u64 {
-        match self.content() {
+        match self.0.as_deref() {
             Some(Content::Block(block)) => block.len() as u64,
             Some(Content::Segments(segments)) => segments.bytes,
-            Some(Content::Behind(_)) | None => 0,
+            Some(Content::Behind(rare)) => rare.body_len(),
+            None => 0,
         }
     }
 
@@ -474,9 +500,10 @@ impl Body {
 
     #[inline]
     fn ranges(&self) -> Option<&[ByteRange]> {
-        match self.content() {
+        match self.0.as_deref() {
             Some(Content::Segments(segments)) => segments.held.as_deref(),
-            _ => None,
+            Some(Content::Behind(rare)) => rare.body_ranges(),
+            Some(Content::Block(_)) | None => None,
         }
     }
 
@@ -520,7 +547,12 @@ impl Body {
     /// All of the body where it lies in one block, as small ones do.
     #[inline]
     pub fn block(&self) -> Option<&[u8]> {
-        self.content().map_or(Some(&[]), Content::block)
+        match self.0.as_deref() {
+            Some(Content::Block(block)) => Some(block),
+            Some(Content::Segments(_)) => None,
+            Some(Content::Behind(rare)) => rare.body_block(),
+            None => Some(&[]),
+        }
     }
 
     /// The bytes of `range` out of it.
@@ -542,9 +574,10 @@ impl Body {
     /// here.
     #[inline]
     pub fn segments(&self) -> &[Bytes] {
-        match self.content() {
+        match self.0.as_deref() {
             Some(Content::Segments(content)) => &content.segments,
-            _ => &[],
+            Some(Content::Behind(rare)) => rare.body_segments(),
+            Some(Content::Block(_)) | None => &[],
         }
     }
 

@@ -208,6 +208,7 @@ impl<V: Stored> Shard<V> {
     fn position<'a>(&'a self, hash: u32, mut is: impl FnMut(&'a Slot<V>) -> bool) -> Option<usize> {
         let tag = tag(hash);
         let mut at = home(hash, self.places.len());
+        // Two slices, one behind the other, would cost a quarter more instructions than this.
         for distance in 0..self.places.len() {
             let distance = distance.min(FAR.into()) as u8;
             let slot = self.places.get(at)?.as_ref()?;
@@ -252,10 +253,10 @@ impl<V: Stored> Shard<V> {
         let (mut gap, mut lost) = (at, false);
         loop {
             let next = self.after(gap);
-            let Some(mut moved) = self.places[next].take_if(|slot| slot.distance > 0) else { break };
+            let Some(moved) = self.places[next].as_mut().filter(|slot| slot.distance > 0) else { break };
             lost |= moved.distance == FAR;
             moved.distance -= 1;
-            self.places[gap] = Some(moved);
+            self.places.swap(gap, next);
             gap = next;
         }
         if lost {
@@ -362,7 +363,7 @@ mod tests {
     /// So many share one home that how far they are from it does not fit into its byte, and others have their homes among them.
     #[test]
     fn entries_far_from_their_home_are_found_and_removed() {
-        let hashes = |number: u32| if number % 3 == 0 { number << 20 } else { 0x8000_0000 };
+        let hashes = |number: u32| if number.is_multiple_of(3) { number << 20 } else { 0x8000_0000 };
         let (index, mut nodes) = (Index::<Arc<Nothing>>::new(1), Nodes::default());
         for number in 0..450 {
             let hash = hashes(number);

@@ -101,8 +101,8 @@ impl<V: Stored> Books<V> {
         });
     }
 
-    pub fn leave_tags(&mut self, group: GroupId, value: &V) {
-        let mut hash = None;
+    /// `hash` is that of the key, where it is known.
+    pub fn leave_tags(&mut self, group: GroupId, mut hash: Option<KeyHash>, value: &V) {
         value.for_each_tag(&mut |tag| {
             let key = *hash.get_or_insert_with(|| KeyHash::of(group, value.key()));
             self.tags.remove(&(tag_in_group(tag, group), key));

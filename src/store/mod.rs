@@ -513,7 +513,7 @@ impl<V: Stored> Store<V> {
             return None;
         }
         order.books.replace_key(key.group(), &value);
-        order.books.leave_tags(key.group(), &previous);
+        order.books.leave_tags(key.group(), Some(key.hash()), &previous);
         order.books.enter_tags(key.group(), key.hash(), &value);
         self.ledger.enter_store(bytes);
         let charged_bytes = previous.charged_bytes();
@@ -537,7 +537,7 @@ impl<V: Stored> Store<V> {
             if !condition(&value) {
                 return None;
             }
-            self.take_out(&mut order, node, Cause::Removed, &mut departures);
+            self.take_out(&mut order, node, Some(key.hash()), Cause::Removed, &mut departures);
             value
         };
         self.see_off(departures);
@@ -597,12 +597,20 @@ impl<V: Stored> Store<V> {
             pools.into_iter().find_map(|pool| order.queues.victim(pool, &self.index))
         });
         match victim {
-            Some(node) => self.take_out(order, node, Cause::Capacity, departures),
+            Some(node) => self.take_out(order, node, None, Cause::Capacity, departures),
             None => false,
         }
     }
 
-    fn take_out(&self, order: &mut Order<V>, node: NodeId, cause: Cause, departures: &mut Vec<Departed<V>>) -> bool {
+    /// `known` is the hash of the key, where the caller has it.
+    fn take_out(
+        &self,
+        order: &mut Order<V>,
+        node: NodeId,
+        known: Option<KeyHash>,
+        cause: Cause,
+        departures: &mut Vec<Departed<V>>,
+    ) -> bool {
         let hash = order.queues.nodes.at(node).hash;
         let Some(slot) = self.index.remove(hash, node, &order.queues.nodes) else {
             debug_assert!(false, "an entry of the order is not in the index");
@@ -619,7 +627,7 @@ impl<V: Stored> Store<V> {
         let class = class_of(role, value.is_negative());
         order.budget.leave(group, role, class, bytes, evicted);
         order.books.leave_key(group, value.key());
-        order.books.leave_tags(group, &value);
+        order.books.leave_tags(group, known, &value);
         self.settle(order);
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
         departures.push(Departed { group, role, value, charged_bytes, cause });
