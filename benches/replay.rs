@@ -261,11 +261,18 @@ fn key(object: u32) -> [u8; KEY_BYTES] {
 }
 
 /// A value that weighs without taking memory.
-struct Weight(Charge);
+struct Weight {
+    key: [u8; KEY_BYTES],
+    charge: Charge,
+}
 
 impl Weighed for Weight {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
     fn charged_bytes(&self) -> usize {
-        self.0.bytes()
+        self.charge.bytes()
     }
 }
 
@@ -279,9 +286,9 @@ impl StoreCache {
         StoreCache(Store::new(Ledger::new(1 << 40), &settings, None))
     }
 
-    fn put(&self, role: Role, key: &HashedKey<'_>, bytes: u32) {
-        let value = Arc::new(Weight(self.0.ledger().charge(bytes as usize)));
-        self.0.insert(role, key, value);
+    fn put(&self, role: Role, object: u32, bytes: u32) {
+        let value = Arc::new(Weight { key: key(object), charge: self.0.ledger().charge(weight(bytes)) });
+        self.0.insert(role, &HashedKey::new(GROUP, &value.key), value.clone());
     }
 }
 
@@ -291,7 +298,7 @@ impl Cache for StoreCache {
         let key = HashedKey::new(GROUP, &bytes_of_key);
         let hit = self.0.find(&key).is_some();
         if !hit {
-            self.put(Role::Main, &key, bytes);
+            self.put(Role::Main, object, bytes);
         }
         hit
     }
@@ -464,7 +471,7 @@ fn replay_fleet(trace: &Trace, rule: HotCopies, capacity: usize) -> FleetOutcome
         }
         if owns || owner.cache.0.find(&key).is_none() {
             loads += counted;
-            owner.cache.put(Role::Main, &key, asked.bytes);
+            owner.cache.put(Role::Main, asked.object, asked.bytes);
         }
         let keep = !owns
             && match rule {
@@ -477,7 +484,7 @@ fn replay_fleet(trace: &Trace, rule: HotCopies, capacity: usize) -> FleetOutcome
             };
         if keep {
             copies += counted;
-            here.cache.put(Role::Hot, &key, asked.bytes);
+            here.cache.put(Role::Hot, asked.object, asked.bytes);
         }
     }
     let totals = nodes.iter().map(|node| node.cache.0.totals());

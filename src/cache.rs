@@ -226,6 +226,15 @@ pub(crate) enum FlightKind {
     Part(VariantKey, RangeAsked),
 }
 
+/// A place in a flight.
+struct Boarded {
+    reader: FillReader<Landed>,
+    /// Whether this request opened it.
+    causer: bool,
+    /// The fence of the key before.
+    fence: u64,
+}
+
 /// A fresh answer from memory.
 pub struct Hit {
     /// The entry.
@@ -313,21 +322,29 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         group.stats.gets.increment();
-        // First: with the lease goes that all purges acknowledged before the request are applied by now.
-        let leased = self.leasing.lets_memory_answer(self.now());
-        let asked = self.purges.applied();
-        let route = match self.fleet.load().owns(&request.key) {
-            true => Route::Here,
-            false => Route::Fleet,
+        let account = Account::of(&group.stats);
+        let (route, miss) = {
+            let now = self.now();
+            // First: with the lease goes that all purges acknowledged before the request are applied by now.
+            let leased = self.leasing.lets_memory_answer(now);
+            let asked = self.purges.applied();
+            let route = match self.fleet.load().owns(&request.key) {
+                true => Route::Here,
+                false => Route::Fleet,
+            };
+            let key = HashedKey::new(group.id, &request.key);
+            // The look-up was counted by `find_fresh`, which every client's request comes from; but what landed since then was not
+            // found by that one.
+            let mut found = self.store.peek(&key);
+            if let Lookup::Fresh(_) = lookup(group, request, found.clone(), now) {
+                found = self.store.find(&key);
+            }
+            match self.consult(group, request, route, Looked { leased, asked, found }, account, now) {
+                Ok(answer) => return answer,
+                Err(miss) => (route, miss),
+            }
         };
-        let key = HashedKey::new(group.id, &request.key);
-        // The look-up was counted by `find_fresh`, which every client's request comes from; but what landed since then was not
-        // found by that one.
-        let mut found = self.store.peek(&key);
-        if let Lookup::Fresh(_) = lookup(group, request, found.clone(), self.now()) {
-            found = self.store.find(&key);
-        }
-        self.answer(group, request, route, Looked { leased, asked, found }, Account::of(&group.stats), interims).await
+        self.seek(group, request, route, &miss, account, interims).await
     }
 
     /// Answers a peer, from memory or from the origin; no further peer is asked. The flight is shared with this node's own
@@ -368,11 +385,17 @@ impl Cache {
         account: Account<'_>,
         aside: Aside<'_>,
     ) -> Result<Fetched, FetchError> {
-        let leased = self.leasing.lets_memory_answer(self.now());
-        let asked = self.purges.applied();
-        let found = self.store.find(&HashedKey::new(group.id, &request.key));
-        let mut answer =
-            self.answer(group, request, Route::Here, Looked { leased, asked, found }, account, aside.interims).await;
+        let miss = {
+            let now = self.now();
+            let leased = self.leasing.lets_memory_answer(now);
+            let asked = self.purges.applied();
+            let found = self.store.find(&HashedKey::new(group.id, &request.key));
+            self.consult(group, request, Route::Here, Looked { leased, asked, found }, account, now)
+        };
+        let mut answer = match miss {
+            Ok(answer) => answer,
+            Err(miss) => self.seek(group, request, Route::Here, &miss, account, aside.interims).await,
+        };
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
             let reader = self.open_alone(group, request.clone(), Route::Here);
@@ -388,16 +411,17 @@ impl Cache {
         self.for_peer(request, answer, aside.have)
     }
 
-    async fn answer(
+    /// What memory says to a request, and what is remembered of its key; else what the request goes further with.
+    #[allow(clippy::result_large_err, reason = "neither is an error, and a box would be an allocation on every miss")]
+    fn consult(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: &Request,
         route: Route,
         looked: Looked,
         account: Account<'_>,
-        interims: &dyn InterimSink,
-    ) -> Answer {
-        let now = self.now();
+        now: Now,
+    ) -> Result<Answer, Miss> {
         let Looked { leased, asked, found } = looked;
         let key = HashedKey::new(group.id, &request.key);
         let known = found.as_ref().map(|(slot, _)| slot.clone());
@@ -405,17 +429,17 @@ impl Cache {
             found if !leased => Miss::without_lease(found, asked),
             Lookup::Fresh(hit) => {
                 account.hit();
-                return Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked);
+                return Ok(Answer::from_entry(hit.entry, Outcome::Hit, detail_of(hit.role), asked));
             }
             Lookup::Stale(hit) => match self.stale_verdict(group, request, route, &hit.entry, now) {
                 Verdict::Fresh | Verdict::StaleAccepted => {
                     account.hit();
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
+                    return Ok(Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked));
                 }
                 Verdict::StaleWhileRevalidate => {
                     account.hit();
                     self.refresh_behind(group, request, &hit.entry, &asked);
-                    return Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked);
+                    return Ok(Answer::from_entry(hit.entry, Outcome::Stale, detail_of(hit.role), asked));
                 }
                 Verdict::Revalidate { reason, if_error, if_slow } => {
                     let forward = if reason.is_by_request() { "request" } else { "stale" };
@@ -429,15 +453,15 @@ impl Cache {
         // The fleet is one cache (RFC 9111 section 5.2.1.7): who does not own the key asks the owner, which asks nobody.
         let only_if_cached = request.directives.only_if_cached;
         if only_if_cached && route == Route::Here {
-            return Answer::failure(504, "not in this cache, and the request wants nothing else");
+            return Ok(Answer::failure(504, "not in this cache, and the request wants nothing else"));
         }
         match self.remembered.recall(key.hash(), now).filter(|_| !only_if_cached) {
             Some(Memory::Uncacheable) if route == Route::Fleet || self.fleet.load().owns(&request.key) => {
-                return Answer::pass("uncacheable");
+                return Ok(Answer::pass("uncacheable"));
             }
             Some(Memory::Failed(status)) => {
                 let failure = || Answer::failure(status, "the origin could not be asked a moment ago");
-                return miss.noting_lease(miss.in_place_of_failure(None).unwrap_or_else(failure));
+                return Ok(miss.noting_lease(miss.in_place_of_failure(None).unwrap_or_else(failure)));
             }
             _ => {}
         }
@@ -446,10 +470,26 @@ impl Cache {
             self.popularity.observe(key.hash(), now);
         }
         account.miss(miss.forward);
-        if let Some(answer) = self.follow_whole(group, request, route, &miss, account, interims).await {
+        Err(miss)
+    }
+
+    /// Goes further with what memory cannot answer: follows or opens a flight.
+    async fn seek(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        miss: &Miss,
+        account: Account<'_>,
+        interims: &dyn InterimSink,
+    ) -> Answer {
+        // In a box, as everything that is rare and waits: most requests that wait here do so in large numbers.
+        if request.range.is_some()
+            && let Some(answer) = Box::pin(self.follow_whole(group, request, route, miss, account, interims)).await
+        {
             return answer;
         }
-        miss.noting_lease(self.follow(group, request, route, &miss, account, interims).await)
+        miss.noting_lease(self.follow(group, request, route, miss, account, interims).await)
     }
 
     /// Joins a running fill of the whole that will soon have the range that is wanted, instead of asking for the same bytes
@@ -490,6 +530,34 @@ impl Cache {
         Some(Answer::from_stream(reader, miss.forward, true))
     }
 
+    /// Joins the flight that may bring the answer, or opens it and begins its fill; `None` where too many wait for it.
+    fn board(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        request: &Request,
+        route: Route,
+        miss: &Miss,
+        variant: VariantKey,
+    ) -> Option<Boarded> {
+        let flight_key = self.flight_key(group, request, route, variant);
+        let fence = flight_key.fence;
+        let joined = match request.authorization {
+            true => {
+                let (reader, fill) = self.flights.alone(flight_key);
+                Joined::Opened(reader, fill)
+            }
+            false => self.flights.join(flight_key),
+        };
+        match joined {
+            Joined::Following(reader) => Some(Boarded { reader, causer: false, fence }),
+            Joined::Opened(reader, fill) => {
+                self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
+                Some(Boarded { reader, causer: true, fence })
+            }
+            Joined::Full => None,
+        }
+    }
+
     /// Joins or opens flights until one brings an answer that this request may have.
     async fn follow(
         self: &Arc<Self>,
@@ -501,37 +569,24 @@ impl Cache {
         interims: &dyn InterimSink,
     ) -> Answer {
         let mut variant = miss.variant.clone();
-        let fence_at_first = self.fences.of(KeyHash::of(group.id, &request.key));
+        let fence_at_first = miss.anew.then(|| self.fences.of(KeyHash::of(group.id, &request.key)));
         // The first flight may turn out to be another variant's; the second is opened for ours. A third try only follows an
         // origin that changes its Vary in between.
         for _ in 0..FLIGHTS_PER_REQUEST_MAX {
-            let flight_key = self.flight_key(group, request, route, variant.clone());
-            let fence = flight_key.fence;
-            let joined = match request.authorization {
-                true => {
-                    let (reader, fill) = self.flights.alone(flight_key);
-                    Joined::Opened(reader, fill)
-                }
-                false => self.flights.join(&flight_key),
+            let boarded = self.board(group, request, route, miss, variant.clone());
+            let Some(Boarded { reader, causer, fence }) = boarded else {
+                return Answer::failure(503, "too many requests wait for this");
             };
-            let (reader, causer) = match joined {
-                // Its question may have been sent before this request came. The next one is for all who wait now.
-                Joined::Following(reader) if miss.anew && fence == fence_at_first => {
-                    let _ = reader.head_hearing(interims).await;
-                    self.fences.separate(KeyHash::of(group.id, &request.key), fence);
-                    continue;
-                }
-                Joined::Following(reader) => (reader, false),
-                Joined::Opened(reader, fill) => {
-                    self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
-                    (reader, true)
-                }
-                Joined::Full => return Answer::failure(503, "too many requests wait for this"),
-            };
+            // Its question may have been sent before this request came. The next one is for all who wait now.
+            if !causer && Some(fence) == fence_at_first {
+                let _ = reader.head_hearing(interims).await;
+                self.fences.separate(KeyHash::of(group.id, &request.key), fence);
+                continue;
+            }
             std::mem::take(&mut account).load(causer);
             let landed = match &miss.stale {
                 Some(stale) if let Some(patience) = stale.if_slow => {
-                    match tokio::time::timeout(patience, reader.head_hearing(interims)).await {
+                    match Box::pin(tokio::time::timeout(patience, reader.head_hearing(interims))).await {
                         Ok(landed) => landed,
                         Err(_) => {
                             // The slow answer is still wanted: by those who come next.
@@ -620,7 +675,7 @@ impl Cache {
             ..request.clone()
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
-        if let Joined::Opened(reader, fill) = self.flights.join(&flight_key) {
+        if let Joined::Opened(reader, fill) = self.flights.join(flight_key) {
             self.spawn_fill(group, request, Basis::Confirm(stale.clone()), asked.clone(), fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(read_to_end(reader));

@@ -1,11 +1,13 @@
 //! A stored response: head, freshness facts, body. Immutable once made; who changes one makes another.
 //!
-//! There may be very many of them, so that an entry is one block, with its head behind the facts that a hit needs, and a body
-//! of its own block; what few entries have lies behind one pointer (`Rare`).
+//! There may be very many of them, so that an entry is one block, with its key and its head behind the facts that a hit needs,
+//! and a body of its own block; what few entries have lies between the entry and its body (`Rare`).
 //!
 //! A body may be incomplete: then it holds some ranges of a representation whose length and strong validator are known,
 //! which is RFC 9111 section 3.3's "as if it were an incomplete 200 response". The entry looks like one of the whole
 //! (status 200, fields without `Content-Range`) and answers only requests for a range that it holds.
+
+mod variants;
 
 use std::fmt;
 use std::ops::Deref;
@@ -23,6 +25,8 @@ use crate::semantics::ranges::ByteRange;
 use crate::semantics::validators::StoredValidators;
 use crate::source::EntryId;
 
+pub(crate) use self::variants::{Variant, Variants};
+
 /// One stored response; clones are the same.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Facts, u8>);
@@ -37,23 +41,25 @@ pub struct Facts {
     pub status: u16,
     /// Which fill of which node made it.
     pub id: EntryId,
-    /// The body.
+    /// The body, and what few entries have.
     pub body: Body,
     /// Of the block, in units of [`UNIT_BYTES`].
     units: u16,
-    rare: Option<Box<Rare>>,
     /// The node's memory, in which an entry counts until its last holder lets go.
     ledger: Ledger,
 }
 
-const _: () = assert!(size_of::<Facts>() == 104 && size_of::<Entry>() == 8, "every entry has this");
+const _: () = assert!(size_of::<Facts>() == 96 && size_of::<Entry>() == 8, "every entry has this");
 
-/// What few entries have.
+/// What few entries have: in the place of the body, so that the others pay nothing for it.
 struct Rare {
+    body: Body,
     body_id: EntryId,
     /// A block of fields.
     sent: Box<[u8]>,
     tags: Tags,
+    /// Those for which an entry stands that is none of them.
+    variants: Option<Box<Variants>>,
 }
 
 /// All that an entry is made of.
@@ -87,23 +93,76 @@ impl Parts {
 }
 
 impl Entry {
-    /// An entry of these parts; `charge` becomes what they take, as the allocator gives it.
-    pub fn new(parts: Parts, mut charge: Charge) -> Entry {
+    /// An entry of these parts under `key`; `charge` becomes what they take, as the allocator gives it.
+    pub fn new(key: &[u8], parts: Parts, mut charge: Charge) -> Entry {
         let rare = parts.has_rare();
         let Parts { id, body_id, status, fields, freshness, validators, sent, tags, body } = parts;
-        let rare = rare.then(|| Box::new(Rare { body_id, sent: sent.as_bytes().to_vec().into(), tags }));
-        let units = (HEADER_BYTES + fields.len()).div_ceil(UNIT_BYTES);
-        // No source passes on a head that is longer than what fits.
-        let units = u16::try_from(units).unwrap_or(u16::MAX);
-        charge.resize(charged_bytes(units, &body, rare.as_deref()));
-        let facts = Facts { freshness, validators, status, units, id, body, rare, ledger: charge.keep_apart() };
-        Entry(ThinArc::from_header_and_slice(facts, fields.as_bytes()))
+        let sent = || sent.as_bytes().to_vec().into();
+        let body = match rare {
+            true => Body::behind(Rare { body: body.into_bare(), body_id, sent: sent(), tags, variants: None }),
+            false => body.into_bare(),
+        };
+        let units = units(key.len(), fields.len());
+        charge.resize(charged_bytes(units, &body));
+        let facts = Facts { freshness, validators, status, units, id, body, ledger: charge.keep_apart() };
+        Entry::of_block(facts, key, fields.as_bytes())
+    }
+
+    /// What stands for `variants`, of which there is at least one: the key and the facts of the first, without a body.
+    pub(crate) fn of_variants(variants: Variants) -> Entry {
+        let first = variants.first().clone();
+        let (body_id, sent, tags) = (first.id, Box::default(), Tags::none());
+        let body =
+            Body::behind(Rare { body: Body::default(), body_id, sent, tags, variants: Some(Box::new(variants)) });
+        let units = units(first.key().len(), 0);
+        let charge = first.another_charge(charged_bytes(units, &body));
+        let Facts { freshness, validators, status, id, .. } = *first;
+        let facts = Facts { freshness, validators, status, units, id, body, ledger: charge.keep_apart() };
+        Entry::of_block(facts, first.key(), &[])
+    }
+
+    fn of_block(facts: Facts, key: &[u8], fields: &[u8]) -> Entry {
+        let mut slice = Vec::with_capacity(length_bytes(key.len()) + key.len() + fields.len());
+        match u16::try_from(key.len()) {
+            Ok(length) if length != LONG_KEY => slice.extend_from_slice(&length.to_ne_bytes()),
+            _ => {
+                slice.extend_from_slice(&LONG_KEY.to_ne_bytes());
+                slice.extend_from_slice(&key.len().to_ne_bytes());
+            }
+        }
+        slice.extend_from_slice(key);
+        slice.extend_from_slice(fields);
+        Entry(ThinArc::from_header_and_slice(facts, &slice))
     }
 
     /// The same, stale from now on at the latest.
     pub fn expired(&self, now: Now) -> Entry {
         let parts = Parts { freshness: self.freshness.expired(now), ..self.to_parts() };
-        Entry::new(parts, self.another_charge(0))
+        Entry::new(self.key(), parts, self.another_charge(0))
+    }
+
+    /// The key, within its group.
+    #[inline]
+    pub fn key(&self) -> &[u8] {
+        self.key_and_fields().0
+    }
+
+    /// The variants for which it stands, if it does.
+    #[inline]
+    pub(crate) fn variants(&self) -> Option<&Variants> {
+        self.body.rare().and_then(|rare| rare.variants.as_deref())
+    }
+
+    #[inline]
+    fn key_and_fields(&self) -> (&[u8], &[u8]) {
+        let Some((length, rest)) = self.0.slice.split_first_chunk() else { return Default::default() };
+        match u16::from_ne_bytes(*length) {
+            LONG_KEY => {
+                let Some((length, rest)) = rest.split_first_chunk() else { return Default::default() };
+                rest.split_at_checked(usize::from_ne_bytes(*length)).unwrap_or_default()
+            }
+            length => rest.split_at_checked(usize::from(length)).unwrap_or_default(),
+        }
     }
 
     /// What it is made of; the body is shared.
@@ -117,14 +176,14 @@ impl Entry {
             validators: self.validators,
             sent: self.sent().to_fields(),
             tags: self.tags().clone(),
-            body: self.body.clone(),
+            body: self.body.bare().clone(),
         }
     }
 
     /// See [`Parts::fields`].
     #[inline]
     pub fn fields(&self) -> &FieldLines {
-        FieldLines::of_block(&self.0.slice)
+        FieldLines::of_block(self.key_and_fields().1)
     }
 
     /// The fields as a block that may outlive this handle; not copied.
@@ -134,23 +193,23 @@ impl Entry {
 
     /// See [`Parts::body_id`].
     pub fn body_id(&self) -> EntryId {
-        self.rare.as_ref().map_or(self.id, |rare| rare.body_id)
+        self.body.rare().map_or(self.id, |rare| rare.body_id)
     }
 
     /// See [`Parts::sent`].
     pub fn sent(&self) -> &FieldLines {
-        FieldLines::of_block(self.rare.as_ref().map_or(&[], |rare| &rare.sent))
+        FieldLines::of_block(self.body.rare().map_or(&[], |rare| &rare.sent))
     }
 
     /// See [`Parts::tags`].
     pub fn tags(&self) -> &Tags {
         static NONE: Tags = Tags::none();
-        self.rare.as_ref().map_or(&NONE, |rare| &rare.tags)
+        self.body.rare().map_or(&NONE, |rare| &rare.tags)
     }
 
     /// What it takes of memory, in bytes.
     pub fn charged_bytes(&self) -> usize {
-        charged_bytes(self.units, &self.body, self.rare.as_deref())
+        charged_bytes(self.units, &self.body)
     }
 
     /// A charge in the same ledger.
@@ -171,14 +230,18 @@ impl Entry {
 
 impl Drop for Facts {
     fn drop(&mut self) {
-        self.ledger.give_back(charged_bytes(self.units, &self.body, self.rare.as_deref()));
+        self.ledger.give_back(charged_bytes(self.units, &self.body));
     }
 }
 
 /// What an entry takes of memory, as the allocator gives it.
-fn charged_bytes(units: u16, body: &Body, rare: Option<&Rare>) -> usize {
-    let rare = rare.map_or(0, |rare| {
-        allocated_bytes(size_of::<Rare>()) + allocated_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len())
+fn charged_bytes(units: u16, body: &Body) -> usize {
+    let rare = body.rare().map_or(0, |rare| {
+        let blocks = allocated_bytes(rare.sent.len()) + allocated_bytes(rare.tags.len());
+        allocated_bytes(CONTENT_BYTES)
+            + allocated_bytes(size_of::<Rare>())
+            + blocks
+            + rare.variants.as_deref().map_or(0, Variants::charged_bytes)
     });
     allocated_bytes(usize::from(units) * UNIT_BYTES) + body.charged_bytes() + rare
 }
@@ -207,8 +270,23 @@ impl AsRef<[u8]> for Head {
     }
 }
 
-/// What the block of an entry holds in front of its fields: the count of its holders, their length, and the facts.
-pub const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+/// What the block of an entry holds in front of its key: the count of its holders, the length of what follows, the facts.
+const HEADER_BYTES: usize = 2 * size_of::<usize>() + size_of::<Facts>();
+
+/// How long the key is stands in front of it in two bytes, if this does not: then in eight more. No server takes a request
+/// line of 64 KiB, but how much a request may be is a setting.
+const LONG_KEY: u16 = u16::MAX;
+
+const fn length_bytes(key_bytes: usize) -> usize {
+    if key_bytes < LONG_KEY as usize { size_of::<u16>() } else { size_of::<u16>() + size_of::<usize>() }
+}
+
+/// What a block takes, in units of [`UNIT_BYTES`].
+fn units(key_bytes: usize, fields_bytes: usize) -> u16 {
+    let units = (HEADER_BYTES + length_bytes(key_bytes) + key_bytes + fields_bytes).div_ceil(UNIT_BYTES);
+    // No source passes on a head that is longer than what fits.
+    u16::try_from(units).unwrap_or(u16::MAX)
+}
 
 /// All sizes that the allocator gives for an entry are multiples of it.
 const UNIT_BYTES: usize = 32;
@@ -229,12 +307,14 @@ enum Content {
     /// All of a representation that is not large, in one block.
     Block(Box<[u8]>),
     Segments(Box<Segments>),
+    /// Of an entry: what few have, and the body.
+    Behind(Box<Rare>),
 }
 
 /// What the block of a [`Body`] takes that points to its bytes: the count of its holders, place and length.
 const CONTENT_BYTES: usize = size_of::<usize>() + size_of::<Content>();
 
-const _: () = assert!(CONTENT_BYTES == 24, "every entry has this");
+const _: () = assert!(CONTENT_BYTES == 32, "every entry has this");
 
 /// A body in segments that can be sent without a copy.
 struct Segments {
@@ -259,7 +339,7 @@ impl Content {
     fn block(&self) -> Option<&[u8]> {
         match self {
             Content::Block(block) => Some(block),
-            Content::Segments(_) => None,
+            Content::Segments(_) | Content::Behind(_) => None,
         }
     }
 }
@@ -337,6 +417,36 @@ impl Body {
         Body((!block.is_empty()).then(|| Arc::new(Content::Block(block))))
     }
 
+    fn behind(rare: Rare) -> Body {
+        Body(Some(Arc::new(Content::Behind(Box::new(rare)))))
+    }
+
+    #[inline]
+    fn rare(&self) -> Option<&Rare> {
+        match self.0.as_deref() {
+            Some(Content::Behind(rare)) => Some(rare),
+            _ => None,
+        }
+    }
+
+    /// The body alone.
+    #[inline]
+    fn bare(&self) -> &Body {
+        self.rare().map_or(self, |rare| &rare.body)
+    }
+
+    fn into_bare(self) -> Body {
+        match self.rare() {
+            None => self,
+            Some(rare) => rare.body.clone(),
+        }
+    }
+
+    #[inline]
+    fn content(&self) -> Option<&Content> {
+        self.bare().0.as_deref()
+    }
+
     fn of_segments(segments: Vec<Bytes>, bytes: u64, held: Option<Box<[ByteRange]>>) -> Body {
         Body(Some(Arc::new(Content::Segments(Box::new(Segments { segments: segments.into(), bytes, held })))))
     }
@@ -344,10 +454,10 @@ impl Body {
     /// Length of the representation in bytes, whether all of it is here or not.
     #[inline]
     pub fn len(&self) -> u64 {
-        match self.0.as_deref() {
+        match self.content() {
             Some(Content::Block(block)) => block.len() as u64,
             Some(Content::Segments(segments)) => segments.bytes,
-            None => 0,
+            Some(Content::Behind(_)) | None => 0,
         }
     }
 
@@ -364,9 +474,9 @@ impl Body {
 
     #[inline]
     fn ranges(&self) -> Option<&[ByteRange]> {
-        match self.0.as_deref() {
+        match self.content() {
             Some(Content::Segments(segments)) => segments.held.as_deref(),
-            Some(Content::Block(_)) | None => None,
+            _ => None,
         }
     }
 
@@ -390,7 +500,7 @@ impl Body {
     /// The bytes of `range`, shared and not copied; `None` when they are not all here. The only way into a body that may be
     /// incomplete.
     pub fn slice(&self, range: ByteRange) -> Option<Vec<Bytes>> {
-        let Some(Content::Segments(content)) = self.0.as_deref() else {
+        let Some(Content::Segments(content)) = self.content() else {
             return Some(vec![self.share(self.block_of(range)?)]);
         };
         let Some(held) = &content.held else { return slice_chunks(&content.segments, range) };
@@ -410,7 +520,7 @@ impl Body {
     /// All of the body where it lies in one block, as small ones do.
     #[inline]
     pub fn block(&self) -> Option<&[u8]> {
-        self.0.as_deref().map_or(Some(&[]), Content::block)
+        self.content().map_or(Some(&[]), Content::block)
     }
 
     /// The bytes of `range` out of it.
@@ -422,7 +532,7 @@ impl Body {
 
     /// A part of [`block`](Self::block) that may outlive this body; not copied.
     pub fn share(&self, part: &[u8]) -> Bytes {
-        match &self.0 {
+        match &self.bare().0 {
             Some(content) if !part.is_empty() => Bytes::from_owner(Block(content.clone())).slice_ref(part),
             _ => Bytes::new(),
         }
@@ -432,9 +542,9 @@ impl Body {
     /// here.
     #[inline]
     pub fn segments(&self) -> &[Bytes] {
-        match self.0.as_deref() {
+        match self.content() {
             Some(Content::Segments(content)) => &content.segments,
-            Some(Content::Block(_)) | None => &[],
+            _ => &[],
         }
     }
 
@@ -449,18 +559,19 @@ impl Body {
 
     /// The same, given up: where nobody else has it, its block needs no holder.
     pub fn into_segments(self) -> Vec<Bytes> {
-        let Some(content) = self.0 else { return Vec::new() };
+        let Some(content) = self.into_bare().0 else { return Vec::new() };
         match Arc::try_unwrap(content) {
             Ok(Content::Block(block)) => vec![block.into()],
             Ok(Content::Segments(content)) => content.segments.into(),
+            Ok(Content::Behind(rare)) => rare.body.to_segments(),
             Err(content) => Body(Some(content)).to_segments(),
         }
     }
 
     /// What it takes of memory, as the allocator gives it.
     pub fn charged_bytes(&self) -> usize {
-        let own = match self.0.as_deref() {
-            None => return 0,
+        let own = match self.content() {
+            Some(Content::Behind(_)) | None => return 0,
             Some(Content::Block(block)) => allocated_bytes(block.len()),
             Some(Content::Segments(content)) => {
                 allocated_bytes(size_of::<Segments>())
@@ -491,7 +602,48 @@ const KEPT_WASTE_SHARE: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn an_entry_gives_back_what_it_was_made_of_whatever_its_key() {
+        let ledger = Ledger::new(1 << 30);
+        let now = Now { monotonic: Duration::from_secs(1), wall_seconds: 1 };
+        let (id, other) = (EntryId { incarnation: 1, fill: 1 }, EntryId { incarnation: 2, fill: 2 });
+        for key_bytes in [0, 1, 39, 65_534, 65_535, 65_536, 1 << 20] {
+            for (body_id, tags) in [(id, Tags::none()), (other, Tags::none()), (id, Tags::new([&b"a"[..], b"b"]))] {
+                let key = vec![b'k'; key_bytes];
+                let fields = Fields::from_pairs([("ETag", "\"1\""), ("Vary", "Accept")]).expect("well-formed");
+                let parts = Parts {
+                    id,
+                    body_id,
+                    status: 200,
+                    validators: StoredValidators::of(&fields, 0),
+                    freshness: Freshness::of_ours(Duration::from_secs(60), now),
+                    sent: Fields::empty(),
+                    tags: tags.clone(),
+                    body: Body::gather(&[Bytes::from_static(b"body")]),
+                    fields: fields.clone(),
+                };
+                let first = Entry::new(&key, parts, ledger.charge(0));
+                let again = first.expired(now);
+                assert!(ledger.used() >= 2 * (key_bytes + fields.len() + 4));
+                for entry in [&first, &again] {
+                    assert!(entry.key() == key && entry.fields().as_bytes() == fields.as_bytes());
+                    assert_eq!((entry.body.block(), entry.body.len()), (Some(&b"body"[..]), 4));
+                    assert_eq!((entry.body_id(), entry.tags()), (body_id, &tags));
+                    assert_eq!(entry.body.clone().into_segments(), [&b"body"[..]]);
+                }
+                assert_eq!(
+                    first.body.block().map(<[u8]>::as_ptr),
+                    again.body.block().map(<[u8]>::as_ptr),
+                    "it is shared"
+                );
+            }
+        }
+        assert_eq!(ledger.used(), 0);
+    }
 
     #[test]
     fn gathering_keeps_the_bytes_and_bounds_the_segments() {

@@ -119,7 +119,7 @@ impl Filling {
     /// Runs the fill to its end, whatever that is.
     async fn run(mut self, fill: Fill<FlightKey, Landed>, mut first: Option<First>) {
         if first.is_none()
-            && let Some((entry, stamp)) = self.landed_meanwhile(&fill)
+            && let Some((entry, stamp)) = self.landed_meanwhile(&fill, self.cache.now())
         {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
@@ -195,15 +195,15 @@ impl Filling {
 
     /// Two requests miss; the first one's fill lands and leaves the map of flights; then the second one, which looked in the
     /// store before, opens a flight. Hence the second look.
-    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>) -> Option<(Entry, Stamp)> {
-        if matches!(self.basis, Basis::Confirm(_)) || !self.cache.leasing.lets_memory_answer(self.cache.now()) {
+    fn landed_meanwhile(&self, fill: &Fill<FlightKey, Landed>, now: Now) -> Option<(Entry, Stamp)> {
+        if matches!(self.basis, Basis::Confirm(_)) || !self.cache.leasing.lets_memory_answer(now) {
             return None;
         }
         let stamp = self.cache.purges.applied();
         let key = HashedKey::new(fill.key().group, &self.request.key);
         let (slot, _) = self.cache.store.peek(&key)?;
         let entry = slot.select(|| self.request.forwarded.clone())?;
-        let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, self.cache.now());
+        let verdict = entry.freshness.verdict(&self.group.rules, &self.request.directives, now);
         (verdict == Verdict::Fresh && self.request.is_answered_by(entry)).then(|| (entry.clone(), stamp))
     }
 
@@ -394,7 +394,7 @@ impl Filling {
         let Some(hop) = fetched.hop.clone() else { return };
         let came = Came::with(&fetched, asked_at, self.asked.clone());
         let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
-        let received = self.receive_copy(fetched, hop, came, copied, Some(role));
+        let received = self.receive_copy(fetched, hop, came, (copied, Some(role)), self.cache.now());
         self.stream(fill, received).await;
     }
 
@@ -411,7 +411,7 @@ impl Filling {
             (Some(hop), Route::Here) => {
                 let role = self.role_of_origin_answers();
                 let copied = if role == Role::Main { Copied::No } else { Copied::Hot };
-                self.receive_copy(fetched, hop, came, copied, Some(role))
+                self.receive_copy(fetched, hop, came, (copied, Some(role)), self.cache.now())
             }
             (None, _) => self.receive_from_origin(fetched, came),
         }
@@ -689,7 +689,7 @@ impl Cache {
             },
             None => new,
         };
-        self.put(group, &key, slot.as_ref(), shelf, Entry::new(new, charge));
+        self.put(group, &key, slot.as_ref(), shelf, Entry::new(&flight.key, new, charge));
     }
 
     /// Stores `new`, which was made of `old`, if that is still there.

@@ -57,10 +57,10 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
     }
 
     /// Follows the flight of `key`, or opens one.
-    pub fn join(self: &Arc<Self>, key: &K) -> Joined<K, H> {
-        let hash = self.hasher.hash_one(key);
+    pub fn join(self: &Arc<Self>, key: K) -> Joined<K, H> {
+        let hash = self.hasher.hash_one(&key);
         let mut shard = self.shard(hash).lock();
-        if let Some((_, flight)) = shard.find(hash, |(other, _)| other == key) {
+        if let Some((_, flight)) = shard.find(hash, |(other, _)| *other == key) {
             return match flight.add_reader(self.waiters_max) {
                 Some(reader) => Joined::Following(reader),
                 None => Joined::Full,
@@ -70,7 +70,7 @@ impl<K: Hash + Eq + Clone, H: Clone> Flights<K, H> {
         shard.insert_unique(hash, (key.clone(), flight.clone()), |(other, _)| self.hasher.hash_one(other));
         drop(shard);
         let reader = flight.first_reader();
-        Joined::Opened(reader, Fill { flights: self.clone(), key: key.clone(), hash, flight, finished: false })
+        Joined::Opened(reader, Fill { flights: self.clone(), key, hash, flight, finished: false })
     }
 
     /// Opens a flight that nobody can join: for an answer that is one request's own.
@@ -411,6 +411,19 @@ impl<H: Clone> FillReader<H> {
         Ok(taken > 0)
     }
 
+    /// Appends the whole body to `chunks` if it is here, nothing has been read of it, and it has no more than `bytes_max`
+    /// bytes. Otherwise nothing is taken, and false returned.
+    pub fn take_all(&mut self, bytes_max: u64, chunks: &mut Vec<Bytes>) -> bool {
+        let state = self.flight.state.lock();
+        if !matches!(state.phase, Phase::Done) || self.offset > 0 || state.start > 0 || state.end > bytes_max {
+            return false;
+        }
+        // As by `State::take`, of all; nobody waits for readers any more.
+        chunks.extend(state.chunks.iter().cloned());
+        self.offset = state.end;
+        true
+    }
+
     /// The next chunk, or `None` at the confirmed end.
     ///
     /// # Errors
@@ -610,14 +623,14 @@ mod tests {
     type TestFlights = Arc<Flights<&'static str, u16>>;
 
     fn open(flights: &TestFlights, key: &'static str) -> (FillReader<u16>, Fill<&'static str, u16>) {
-        match flights.join(&key) {
+        match flights.join(key) {
             Joined::Opened(reader, fill) => (reader, fill),
             _ => panic!("a flight of {key} is open already"),
         }
     }
 
     fn follow(flights: &TestFlights, key: &'static str) -> FillReader<u16> {
-        match flights.join(&key) {
+        match flights.join(key) {
             Joined::Following(reader) => reader,
             _ => panic!("no flight of {key} to follow"),
         }
@@ -765,7 +778,7 @@ mod tests {
         fill.fail(FetchError::broken("nobody waited any longer"));
         next_fill.begin(200, Keep::Whole);
         assert_eq!(next.head().await, Ok(200));
-        assert!(matches!(flights.join(&"a"), Joined::Following(_)), "the end of the first does not end the second");
+        assert!(matches!(flights.join("a"), Joined::Following(_)), "the end of the first does not end the second");
     }
 
     #[tokio::test(start_paused = true)]
@@ -792,8 +805,8 @@ mod tests {
         let flights = Flights::<&str, u16>::new(2);
         let (_first, _fill) = open(&flights, "a");
         let _second = follow(&flights, "a");
-        assert!(matches!(flights.join(&"a"), Joined::Full));
-        assert!(matches!(flights.join(&"b"), Joined::Opened(..)));
+        assert!(matches!(flights.join("a"), Joined::Full));
+        assert!(matches!(flights.join("b"), Joined::Opened(..)));
     }
 
     #[test]

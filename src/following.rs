@@ -67,6 +67,11 @@ impl Following {
         }
     }
 
+    /// As [`FillReader::take_all`].
+    pub fn take_all(&mut self, bytes_max: u64, chunks: &mut Vec<Bytes>) -> bool {
+        self.before == 0 && self.reader.take_all(bytes_max, chunks)
+    }
+
     /// As [`FillReader::chunk`].
     ///
     /// # Errors

@@ -247,8 +247,9 @@ impl Filling {
         if !meant || fetched.content_length != Some(copy.body.len()) || !hop.storable {
             return None;
         }
-        self.hear_of_heat(hop, self.cache.now());
-        let head = self.head_of_copy(fetched, hop, came, Copied::Hot);
+        let now = self.cache.now();
+        self.hear_of_heat(hop, now);
+        let head = self.head_of_copy(fetched, hop, came, Copied::Hot, now);
         let (owner, validators) = (head.owner, *head.validators());
         let shelf = Shelf { role: Role::Hot, rule: head.rule, variant: head.variant };
         let parts = Parts {
@@ -262,7 +263,7 @@ impl Filling {
             tags: head.tags,
             body: copy.body.clone(),
         };
-        let entry = Entry::new(parts, self.cache.ledger.charge(0));
+        let entry = Entry::new(&self.request.key, parts, self.cache.ledger.charge(0));
         // Of the answer to such a request nothing is kept, wherever the owner has it from (RFC 9111 section 5.2.1.5).
         if !self.request.directives.no_store {
             self.cache.replace(&self.group, fill.key(), shelf, copy, entry.clone(), &came.dating.stamp);
@@ -271,13 +272,14 @@ impl Filling {
     }
 
     pub(crate) fn receive_from_peer(&self, fetched: Fetched, hop: Hop, came: Came) -> Received {
-        self.hear_of_heat(&hop, self.cache.now());
+        let now = self.cache.now();
+        self.hear_of_heat(&hop, now);
         let key = HashedKey::new(self.group.id, &self.request.key);
         // What this node loaded itself in another's stead lies in the store already.
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
         let may_keep = !taken_over && !self.request.directives.no_store;
-        let deserved = may_keep && self.cache.deserves_hot_copy(&key, self.cache.now());
-        self.receive_copy(fetched, hop, came, Copied::Hot, deserved.then_some(Role::Hot))
+        let deserved = may_keep && self.cache.deserves_hot_copy(&key, now);
+        self.receive_copy(fetched, hop, came, (Copied::Hot, deserved.then_some(Role::Hot)), now)
     }
 
     /// Everything that follows from a head that came over the hop, for a place in the store that is decided already.
@@ -286,10 +288,9 @@ impl Filling {
         fetched: Fetched,
         hop: Hop,
         came: Came,
-        copied: Copied,
-        role: Option<Role>,
+        (copied, role): (Copied, Option<Role>),
+        now: Now,
     ) -> Received {
-        let now = self.cache.now();
         let key = HashedKey::new(self.group.id, &self.request.key);
         let storable = if hop.storable { self.extent(&fetched) } else { Err("owner") };
         // As where the origin is asked: what the owner may store, it validates and answers, and the next request goes there too.
@@ -298,17 +299,17 @@ impl Filling {
         } else if !hop.shareable && self.may_remember_uncacheable(fetched.status) {
             self.cache.remembered.remember(key.hash(), Memory::Uncacheable, now, UNCACHEABLE_LIFETIME);
         }
-        let head = Head { storable: storable.is_ok(), ..self.head_of_copy(&fetched, &hop, &came, copied) };
+        let head = Head { storable: storable.is_ok(), ..self.head_of_copy(&fetched, &hop, &came, copied, now) };
         self.admit(fetched, head, storable, role)
     }
 
     /// What all may see of a head that came over the hop, where that is less: the owner sends the fields that are for the
     /// causer of its own fill alone, because this node's question was that.
-    fn shared_of_copy(&self, fetched: &Fetched, hop: &Hop) -> Option<Fields> {
+    fn shared_of_copy(&self, fetched: &Fetched, hop: &Hop, now: Now) -> Option<Fields> {
         if !(hop.shareable || hop.storable) || !freshness::may_name_fields(&fetched.fields) {
             return None;
         }
-        let (rules, now) = (&self.group.rules, self.cache.now());
+        let rules = &self.group.rules;
         let directives = ResponseDirectives::parse(rules, &fetched.fields);
         // The owner went by a field that does not cross the hop, and whose directives name no fields.
         let hidden = hop.freshness.source == LifetimeSource::Targeted && directives.found_in != FoundIn::Targeted;
@@ -317,11 +318,11 @@ impl Filling {
     }
 
     /// What came over the hop, as far as its head goes.
-    fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied) -> Head {
+    fn head_of_copy(&self, fetched: &Fetched, hop: &Hop, came: &Came, copied: Copied, now: Now) -> Head {
         let rule = self.rule_of(&fetched.fields);
         let taken_over = hop.entry.incarnation == self.cache.incarnation();
-        let lazy_validators = LazyValidators::received(self.cache.now().wall_seconds, hop.weak_date);
-        let shared = self.shared_of_copy(fetched, hop);
+        let lazy_validators = LazyValidators::received(now.wall_seconds, hop.weak_date);
+        let shared = self.shared_of_copy(fetched, hop, now);
         let of_causer = || *lazy_validators.clone().of(&fetched.fields);
         let for_causer = shared.is_some().then(|| Box::new((fetched.fields.clone(), of_causer())));
         let fields = shared.unwrap_or_else(|| fetched.fields.clone());

@@ -1,12 +1,7 @@
 //! Which group and key something belongs to, with the hash that finds it.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
-use std::ops::Deref;
-
 use once_cell::sync::OnceCell;
 use ring::rand::{SecureRandom, SystemRandom};
-use triomphe::ThinArc;
 use twox_hash::XxHash3_64;
 
 /// Number of a group in the configuration of this process; small and dense, so that tables are indexed by it.
@@ -49,48 +44,6 @@ impl<'a> HashedKey<'a> {
     }
 }
 
-/// The bytes of a key in one block that all who keep the key share; 8 bytes by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedKey(ThinArc<(), u8>);
-
-impl SharedKey {
-    /// What the block holds in front of the bytes: the count of its holders and the length.
-    pub const HEADER_BYTES: usize = 16;
-
-    /// Copies the bytes of a key.
-    pub fn new(bytes: &[u8]) -> Self {
-        SharedKey(ThinArc::from_header_and_slice((), bytes))
-    }
-}
-
-impl Deref for SharedKey {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        &self.0.slice
-    }
-}
-
-impl Borrow<[u8]> for SharedKey {
-    fn borrow(&self) -> &[u8] {
-        self
-    }
-}
-
-impl Ord for SharedKey {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // As the bytes alone, which ordered collections are searched by.
-        (**self).cmp(&**other)
-    }
-}
-
-impl PartialOrd for SharedKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
 impl KeyHash {
     /// The hash of `bytes` as a key of `group`.
     pub fn of(group: GroupId, bytes: &[u8]) -> Self {
@@ -101,6 +54,11 @@ impl KeyHash {
     /// All 64 bits.
     pub fn get(self) -> u64 {
         self.0
+    }
+
+    /// The upper half, for who keeps one hash per entry and can look at the entry itself.
+    pub fn upper(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 

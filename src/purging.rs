@@ -26,9 +26,10 @@ use crate::cache::{Cache, Landed};
 use crate::entry::Entry;
 use crate::fleet::{Health, Peer, PurgeFailure};
 use crate::group::Group;
-use crate::key::{GroupId, HashedKey, SharedKey};
+use crate::key::{GroupId, HashedKey};
 use crate::purge::{Batch, Notice, Overtaking, Position, Record, Reply, Stamp, Tags, Target, in_records};
-use crate::store::{Inserted, KEYS_PER_STEP};
+use crate::slot::Slot;
+use crate::store::{Inserted, KEYS_PER_STEP, StoredKey};
 
 /// A purge as somebody wants it.
 #[derive(Clone, Debug, Default)]
@@ -624,7 +625,7 @@ impl Cache {
 
     async fn act_on_prefix(&self, group: GroupId, prefix: &[u8], action: Action) -> u64 {
         let mut entries = 0;
-        let mut after: Option<SharedKey> = None;
+        let mut after: Option<StoredKey<Slot>> = None;
         loop {
             let keys = self.store.keys_with_prefix(group, prefix, after.as_deref());
             for key in &keys {

@@ -108,7 +108,7 @@ impl Filling {
             tags,
             body: stored.body.clone(),
         };
-        let entry = Entry::new(parts, self.cache.ledger.charge(0));
+        let entry = Entry::new(&self.request.key, parts, self.cache.ledger.charge(0));
         match (storable, rule.variant_key(&self.request.forwarded)) {
             (true, Some(variant)) => {
                 let shelf = Shelf { role, rule, variant };

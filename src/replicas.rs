@@ -265,9 +265,9 @@ impl Filling {
     }
 
     /// The node that is asked before the owner: one that has a replica, when it is its turn.
-    pub(crate) fn replica_to_ask(&self, fleet: &Fleet) -> Option<Arc<dyn Peer>> {
+    pub(crate) fn replica_to_ask(&self, fleet: &Fleet, now: Now) -> Option<Arc<dyn Peer>> {
         let key = HashedKey::new(self.group.id, &self.request.key);
-        let replicas = self.cache.replicas.known.get(key.hash(), self.cache.now())?;
+        let replicas = self.cache.replicas.known.get(key.hash(), now)?;
         let request = &self.request;
         let plain = self.wants_whole() && !request.authorization && request.directives == RequestDirectives::default();
         let turn = self.cache.replicas.turn.fetch_add(1, Ordering::Relaxed).wrapping_add(self.cache.incarnation());

@@ -180,17 +180,25 @@ fn ring_owner_of_hash() -> Run {
     })
 }
 
-struct Object(Charge);
+struct Object {
+    key: [u8; 8],
+    charge: Charge,
+}
 
 impl Weighed for Object {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
     fn charged_bytes(&self) -> usize {
-        self.0.bytes()
+        self.charge.bytes()
     }
 }
 
 fn put(store: &Store<Arc<Object>>, number: u64) {
-    let value = Arc::new(Object(store.ledger().charge(4096)));
-    black_box(store.insert(Role::Main, &HashedKey::new(GROUP, &number.to_be_bytes()), value));
+    let key = number.to_be_bytes();
+    let value = Arc::new(Object { key, charge: store.ledger().charge(4096) });
+    black_box(store.insert(Role::Main, &HashedKey::new(GROUP, &key), value));
 }
 
 fn store_find() -> Run {
@@ -239,9 +247,9 @@ fn purge_by_tag(tags: u64) -> Run {
             tags: Tags::new([&tag(number % tags)[..]]),
             body: Body::gather(&[Bytes::from_static(b"x")]),
         };
-        let entry = Entry::new(parts, store.ledger().charge(0));
-        let slot = Slot::with(None, VaryRule::None, VariantKey::default(), entry, 4);
         let key = format!("thumbnails/{number:08x}.jpg");
+        let entry = Entry::new(key.as_bytes(), parts, store.ledger().charge(0));
+        let slot = Slot::with(None, VaryRule::None, VariantKey::default(), entry, 4);
         store.insert(Role::Main, &HashedKey::new(GROUP, key.as_bytes()), slot);
     }
     let runtime = runtime();
@@ -397,10 +405,10 @@ fn flight() -> Run {
     let chunk = Bytes::from(vec![b'x'; 4096]);
     Box::new(move |count| {
         for key in 0..count {
-            let Joined::Opened(first, fill) = flights.join(&key) else { panic!("nobody else asks") };
+            let Joined::Opened(first, fill) = flights.join(key) else { panic!("nobody else asks") };
             let mut readers = vec![first];
             for _ in 1..64 {
-                let Joined::Following(reader) = flights.join(&key) else { panic!("it is under way") };
+                let Joined::Following(reader) = flights.join(key) else { panic!("it is under way") };
                 readers.push(reader);
             }
             fill.begin((), Keep::Whole);

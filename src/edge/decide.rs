@@ -1,7 +1,7 @@
 //! What is to be done with a checked request, whatever version of HTTP brought it. Nothing in here waits.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use pingora::protocols::SocketDigest;
@@ -44,6 +44,39 @@ impl ClientFacts {
         let peer = digest.and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let local = digest.and_then(|digest| digest.local_addr()?.as_inet().copied());
         ClientFacts { peer, local, roles: roles.roles_of(local), tls }
+    }
+}
+
+/// What the requests of a connection use one after the other, so that a hit allocates nothing.
+#[derive(Default)]
+pub struct Scratch {
+    key: Vec<u8>,
+    forwarded: KnownForwarded,
+}
+
+/// What goes to the origin of the last field section that was found to be a known one, at the site where it was asked: nothing
+/// but these two decides that, so it is found out once and not with every load.
+#[derive(Default)]
+struct KnownForwarded {
+    section: Vec<u8>,
+    site: Weak<Site>,
+    fields: Fields,
+}
+
+impl KnownForwarded {
+    fn of(&mut self, head: &RequestHead<'_>, site: &Arc<Site>, credentials: Credentials) -> Fields {
+        let section = head.known_section();
+        // A weak pointer keeps the place of its site from being used again.
+        if section.is_empty() || self.section != section || self.site.as_ptr() != Arc::as_ptr(site) {
+            let fields = site.group.forward.forwarded(&head.to_fields(), credentials);
+            if section.is_empty() {
+                return fields;
+            }
+            self.section.clear();
+            self.section.extend_from_slice(section);
+            (self.site, self.fields) = (Arc::downgrade(site), fields);
+        }
+        self.fields.clone()
     }
 }
 
@@ -115,7 +148,7 @@ pub struct Exit {
     pub started: Now,
 }
 
-/// Decides by the groups of `sites`. For a hit nothing is allocated; `key` is used again and again.
+/// Decides by the groups of `sites`. For a hit nothing is allocated.
 #[inline]
 pub fn decide<'s>(
     edge: &Edge,
@@ -123,13 +156,13 @@ pub fn decide<'s>(
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    key: &mut Vec<u8>,
+    scratch: &mut Scratch,
 ) -> (Decision<'s>, Exit) {
     let head_only = head.method == Method::Head;
     // A body that nobody reads ends the connection; who reads it says so.
     let keep_alive = head.keep_alive && !edge.drain.has_begun();
     let mut exit = Exit { http_11: head.http_11, head_only, keep_alive, started: now };
-    let decision = decide_within(edge, sites, head, client, now, key);
+    let decision = decide_within(edge, sites, head, client, now, scratch);
     if head.body != BodyFraming::None && !matches!(decision, Decision::Pass(_) | Decision::Endpoint(_)) {
         exit.keep_alive = false;
     }
@@ -143,8 +176,9 @@ fn decide_within<'s>(
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    scratch: &mut Vec<u8>,
+    scratch: &mut Scratch,
 ) -> Decision<'s> {
+    let Scratch { key: scratch, forwarded: known } = scratch;
     if head.path().starts_with(endpoints::PREFIX) {
         return endpoint(head, client, now);
     }
@@ -195,7 +229,7 @@ fn decide_within<'s>(
         None => {
             let may_pass = site.target.is_some() && !is_too_large(edge, head);
             let may_pass = may_pass.then(|| edge.cache.purges_known());
-            load(head, site, scratch, directives, credentials, Wanted::of(head), may_pass)
+            load(head, site, scratch, known, directives, credentials, may_pass)
         }
     }
 }
@@ -226,19 +260,20 @@ fn load(
     head: &RequestHead<'_>,
     site: &Arc<Site>,
     key: &[u8],
+    known: &mut KnownForwarded,
     directives: RequestDirectives,
     credentials: Credentials,
-    wanted: Wanted,
     may_pass: Option<Stamp>,
 ) -> Decision<'static> {
-    let fields = head.to_fields();
+    let wanted = Wanted::of(head);
+    let range = || range_asked(wanted.head_only, &head.to_fields());
     let request = Request {
         key: Bytes::copy_from_slice(key),
         method: if wanted.head_only { source::Method::Head } else { source::Method::Get },
-        forwarded: site.group.forward.forwarded(&fields, credentials),
+        forwarded: known.of(head, site, credentials),
         authorization: credentials.authorization,
         directives,
-        range: head.seen.any(Seen::RANGE).then(|| range_asked(wanted.head_only, &fields)).flatten(),
+        range: head.seen.any(Seen::RANGE).then(range).flatten(),
     };
     Decision::Load(Box::new(Load { site: site.clone(), request, wanted, may_pass }))
 }

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received, Slices};
-use super::decide::{ClientFacts, Decision, Exit, Load, decide};
+use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
 use super::interim::{self, Heard};
@@ -38,6 +38,7 @@ use super::response::{Body, Cutter, FieldRules, Framing, Response, Segments};
 use super::sites::{Site, Sites};
 use super::{Edge, Finished, LogFacts};
 use crate::cache::{Answer, Request};
+use crate::clock::Now;
 use crate::fields::Fields;
 use crate::following::Following;
 use crate::semantics::forward::is_of_connection_or_fill;
@@ -110,7 +111,19 @@ struct Turn<'s> {
 enum Ready<'s> {
     /// The answer is in memory and its head is written.
     Hit(Response, &'s Site, Exit),
+    /// The cache has to be asked.
+    Load(Box<Load>, Exit),
     Unusual(Box<Turn<'s>>),
+}
+
+/// What became of a request that the cache was asked for.
+enum Loaded {
+    /// It is answered: soundly, and whether the connection may stay.
+    Answered { sound: bool, keep_alive: bool },
+    /// It passes after all.
+    Passing(Box<(Passing, PassFacts)>),
+    /// The client is gone.
+    Gone,
 }
 
 /// What a full session needs of a request.
@@ -131,7 +144,7 @@ impl Lane {
     async fn serve(&self, stream: Stream, client: ClientFacts, shutdown: &ShutdownWatch) {
         let mut connection = Connection::new(stream, &[], self.edge.limits());
         let mut sites = arc_swap::Cache::new(&self.edge.sites);
-        let mut key = Vec::new();
+        let mut scratch = Scratch::default();
         loop {
             let head_bytes = match connection.receive_head(&self.edge.drain, shutdown).await {
                 Received::Head(bytes) => bytes,
@@ -141,7 +154,7 @@ impl Lane {
                     return;
                 }
             };
-            let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut key) {
+            let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut scratch) {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
@@ -169,6 +182,20 @@ impl Lane {
                         Ok(()) => Next::Close(connection),
                     }
                 }
+                Ready::Load(load, exit) => {
+                    // A box for each, and a small one: a connection that only waits for requests needs no room for it.
+                    let loaded = Box::pin(self.answer_load(&mut connection, head_bytes, load, exit, &client)).await;
+                    connection.consume(head_bytes);
+                    match loaded {
+                        Loaded::Answered { sound: true, keep_alive: true } => continue,
+                        Loaded::Answered { sound, keep_alive } => next(connection, sound, keep_alive),
+                        Loaded::Passing(passing) => {
+                            let (passing, facts) = *passing;
+                            Box::pin(self.answer_pass(connection, passing, facts, shutdown)).await
+                        }
+                        Loaded::Gone => return,
+                    }
+                }
                 Ready::Unusual(turn) => Box::pin(self.unusual(connection, head_bytes, *turn, &client, shutdown)).await,
             };
             match next {
@@ -187,17 +214,18 @@ impl Lane {
         head_bytes: usize,
         client: &ClientFacts,
         sites: &'s Sites,
-        key: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) -> Ready<'s> {
         let now = self.edge.cache.now();
         let mut lines: Lines<'_> = lines();
         let (head, out) = connection.read_head(head_bytes, &mut lines);
         match head {
-            Ok(head) => match decide(&self.edge, sites, &head, client, now, key) {
+            Ok(head) => match decide(&self.edge, sites, &head, client, now, scratch) {
                 (Decision::Hit(response, site), exit) => {
                     response.write_http_1(&site.to_client, now, exit.http_11, exit.keep_alive, out);
                     Ready::Hit(response, site, exit)
                 }
+                (Decision::Load(load), exit) => Ready::Load(load, exit),
                 (decision, exit) => Ready::Unusual(Box::new(Turn::of(decision, exit, &head))),
             },
             Err(refusal) => {
@@ -215,7 +243,7 @@ impl Lane {
         }
     }
 
-    /// Everything but a hit.
+    /// Everything but what the cache is asked for.
     async fn unusual(
         &self,
         mut connection: Connection,
@@ -225,9 +253,6 @@ impl Lane {
         shutdown: &ShutdownWatch,
     ) -> Next {
         let Turn { decision, exit, framing, canonical, log } = turn;
-        if let Decision::Load(load) = decision {
-            return self.answer_load(connection, head_bytes, *load, exit, client, shutdown).await;
-        }
         connection.consume(head_bytes);
         match decision {
             Decision::Pass(facts) => {
@@ -247,50 +272,47 @@ impl Lane {
     /// request passes after all.
     async fn answer_load(
         &self,
-        mut connection: Connection,
+        connection: &mut Connection,
         head_bytes: usize,
-        load: Load,
+        load: Box<Load>,
         exit: Exit,
         client: &ClientFacts,
-        shutdown: &ShutdownWatch,
-    ) -> Next {
-        let site = load.site.clone();
-        let finished = Finished { site: Some(&site), ..Finished::of(client, exit) };
-        let Ok(answer) = self.wait_for_answer(&mut connection, &site, &load.request, exit.http_11).await else {
-            site.group.stats.client.count(Outcome::Error, 0);
-            let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
-            self.log_unread(&connection, head_bytes, finished);
-            return Next::Gone;
+    ) -> Loaded {
+        let answer = self.wait_for_answer(connection, &load.site, &load.request, exit.http_11).await;
+        let Ok(answer) = answer else {
+            load.site.group.stats.client.count(Outcome::Error, 0);
+            if self.edge.log.wants(true) {
+                let finished = Finished { site: Some(&load.site), ..Finished::of(client, exit) };
+                let finished = Finished { detail: "the client left".into(), broken: true, ..finished };
+                self.log_unread(connection, head_bytes, finished);
+            }
+            return Loaded::Gone;
         };
         let now = self.edge.cache.now();
+        let site = load.site.clone();
         let mut response = match Response::of_answer(answer, &load.wanted, now) {
             Ok(response) => response,
-            Err(reason) => {
-                let head = &connection.unread()[..head_bytes];
-                match passing_of(head, client, exit, reason, load) {
-                    Some((passing, facts)) => {
-                        connection.consume(head_bytes);
-                        return self.answer_pass(connection, passing, facts, shutdown).await;
-                    }
-                    None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
-                }
-            }
+            Err(reason) => match passing_of(&connection.unread()[..head_bytes], client, exit, reason, *load) {
+                Some(passing) => return Loaded::Passing(Box::new(passing)),
+                None => Response::own(502, reason, Fields::empty(), exit.head_only, now),
+            },
         };
-        let (sent, keep_alive) = self.send(&mut connection, &mut response, &site.to_client, exit).await;
+        let (sent, keep_alive) = self.send(connection, &mut response, &site.to_client, exit, now).await;
         site.group.stats.client.count(response.outcome, sent.body_bytes);
         let sound = sent.broken.is_none();
-        let finished = Finished {
-            status: response.status,
-            outcome: response.outcome,
-            body_bytes: sent.body_bytes,
-            detail: sent.broken.unwrap_or_else(|| response.detail.clone()),
-            broken: !sound,
-            ..finished
-        };
-        self.log_unread(&connection, head_bytes, finished);
-        connection.consume(head_bytes);
-        drop(response);
-        next(connection, sound, keep_alive)
+        if self.edge.log.wants(!sound || response.outcome == Outcome::Error) {
+            let finished = Finished {
+                site: Some(&site),
+                status: response.status,
+                outcome: response.outcome,
+                body_bytes: sent.body_bytes,
+                detail: sent.broken.unwrap_or_else(|| response.detail.clone()),
+                broken: !sound,
+                ..Finished::of(client, exit)
+            };
+            self.log_unread(connection, head_bytes, finished);
+        }
+        Loaded::Answered { sound, keep_alive }
     }
 
     /// Asks the cache, and sends the interim answers that come meanwhile.
@@ -308,7 +330,7 @@ impl Lane {
             if http_11 && !interims.is_empty() {
                 connection.head().clear();
                 interims.iter().for_each(|interim| interim::write(interim, &site.to_client, connection.head()));
-                connection.send(&mut Pace::default(), Slices::NONE, b"").await.map_err(|_| Gone)?;
+                Box::pin(connection.send(&mut Pace::default(), Slices::NONE, b"")).await.map_err(|_| Gone)?;
             }
             if let Some(answer) = answer {
                 return Ok(answer);
@@ -323,21 +345,29 @@ impl Lane {
         response: &mut Response,
         to_client: &FieldRules,
         exit: Exit,
+        now: Now,
     ) -> (Sent, bool) {
         let framing = response.framing();
         // HTTP/1.0 knows no chunks: the end of the body is the end of the connection.
         let may_stay = exit.http_11 || framing != Framing::Unknown;
         let keep_alive = exit.keep_alive && may_stay && !self.edge.drain.has_begun();
-        response.write_http_1(to_client, self.edge.cache.now(), exit.http_11, keep_alive, connection.head());
+        response.write_http_1(to_client, now, exit.http_11, keep_alive, connection.head());
         let head_length = connection.head().len() as u64;
         let mut pace = Pace::default();
         let result = match response.body() {
             Body::None => connection.send(&mut pace, Slices::NONE, b"").await,
             Body::Segments(segments) => connection.send(&mut pace, segments.slices(), b"").await,
-            Body::Stream(reader, cutter) => {
-                let sent = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown }
-                    .send(connection, reader, cutter, &mut pace)
-                    .await;
+            Body::Stream(reader, mut cutter) => {
+                let streamed = Streamed { framing, chunked: exit.http_11 && framing == Framing::Unknown };
+                if let Some(segments) = streamed.at_once(reader, &mut cutter) {
+                    if streamed.framing != Framing::Length(total(&segments)) {
+                        return (Sent { body_bytes: 0, broken: Some(OTHER_LENGTH.into()) }, keep_alive);
+                    }
+                    let result = connection.send(&mut pace, Slices::Many(&segments), b"").await;
+                    let body_bytes = pace.bytes.saturating_sub(head_length);
+                    return (Sent { body_bytes, broken: result.err().as_ref().map(broken_by) }, keep_alive);
+                }
+                let sent = Box::pin(streamed.send(connection, reader, cutter, &mut pace)).await;
                 if sent.broken.is_some() && framing == Framing::Unknown && !exit.http_11 {
                     connection.reset_on_close();
                 }
@@ -422,7 +452,8 @@ impl Lane {
     }
 
     async fn finish_endpoint(&self, mut connection: Connection, mut response: Response, exit: Exit) -> Next {
-        let (sent, keep_alive) = self.send(&mut connection, &mut response, &FieldRules::default(), exit).await;
+        let (sent, keep_alive) =
+            self.send(&mut connection, &mut response, &FieldRules::default(), exit, self.edge.cache.now()).await;
         next(connection, sent.broken.is_none(), keep_alive)
     }
 
@@ -485,7 +516,7 @@ impl Lane {
         exit: Exit,
     ) -> Sent {
         let mut response = self.edge.refusal(refusal, fields, exit.head_only);
-        let (sent, _) = self.send(connection, &mut response, &FieldRules::default(), exit).await;
+        let (sent, _) = self.send(connection, &mut response, &FieldRules::default(), exit, self.edge.cache.now()).await;
         if let Some(site) = site {
             site.group.stats.client.count(Outcome::Error, sent.body_bytes);
         }
@@ -506,19 +537,19 @@ impl Lane {
         let mut connection = Connection::new(stream, &[], self.edge.limits());
         let mut response = self.edge.refusal(Refusal::new(503, limit, "too many connections"), Fields::empty(), false);
         let exit = Exit { http_11: true, head_only: false, keep_alive: false, started: self.edge.cache.now() };
-        let (sent, _) = self.send(&mut connection, &mut response, &FieldRules::default(), exit).await;
+        let (sent, _) =
+            self.send(&mut connection, &mut response, &FieldRules::default(), exit, self.edge.cache.now()).await;
         if sent.broken.is_none() {
             connection.close().await;
         }
     }
 
-    /// Logs a request whose head is still unread, if such requests are logged.
+    /// Logs a request whose head is still unread; the caller knows that such requests are logged, as asking once more would
+    /// take a share of the share.
     #[cold]
     fn log_unread(&self, connection: &Connection, head_bytes: usize, finished: Finished<'_>) {
         let mut lines: Lines<'_> = lines();
-        if self.edge.log.wants(finished.is_error())
-            && let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines)
-        {
+        if let Ok(head) = RequestHead::parse(&connection.unread()[..head_bytes], &mut lines) {
             self.edge.record(&LogFacts::of(&head), finished);
         }
     }
@@ -613,6 +644,21 @@ struct Streamed {
 }
 
 impl Streamed {
+    /// The body as it goes out, if all of it is here and it is not large: then it goes with the head in one write, and nothing
+    /// has to be waited for. Otherwise nothing has been read.
+    fn at_once(&self, reader: &mut Following, cutter: &mut Cutter) -> Option<Vec<Bytes>> {
+        if !matches!(self.framing, Framing::Length(_)) {
+            return None;
+        }
+        let mut chunks = Vec::with_capacity(1);
+        if !reader.take_all(BATCH_BYTES, &mut chunks) {
+            return None;
+        }
+        let mut segments = Vec::with_capacity(chunks.len());
+        cutter.pass(&mut chunks, &mut segments);
+        Some(segments)
+    }
+
     /// Sends the prepared head and the body. When the body breaks, the client sees an end that is no proper one, since the
     /// connection closes before the length is reached or without a last chunk.
     async fn send(
@@ -647,13 +693,13 @@ impl Streamed {
                 }
             };
             cutter.pass(&mut chunks, &mut out);
-            let bytes: u64 = out.iter().map(|segment| segment.len() as u64).sum();
+            let bytes = total(&out);
             let so_far = body_bytes.saturating_add(bytes);
             let mut done = ended || cutter.is_done();
             if let Framing::Length(length) = self.framing {
                 done |= so_far >= length;
                 if so_far > length || (done && so_far < length) {
-                    return broken(body_bytes, "the body has another length than announced".into());
+                    return broken(body_bytes, OTHER_LENGTH.into());
                 }
             }
             if !first {
@@ -685,6 +731,10 @@ impl Streamed {
     }
 }
 
+fn total(segments: &[Bytes]) -> u64 {
+    segments.iter().map(|segment| segment.len() as u64).sum()
+}
+
 /// The value if it is there at once.
 async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
@@ -703,6 +753,8 @@ fn broken_by(error: &std::io::Error) -> Cow<'static, str> {
         _ => "the client left".into(),
     }
 }
+
+const OTHER_LENGTH: &str = "the body has another length than announced";
 
 /// Guess: what a reader takes of a stream at once, so that one write carries many small chunks.
 const BATCH_BYTES: u64 = 256 * 1024;

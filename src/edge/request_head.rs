@@ -379,6 +379,12 @@ impl<'a> RequestHead<'a> {
         builder.finish()
     }
 
+    /// The whole field section, of which every byte is as in a request before on the same connection; empty where that is not
+    /// known.
+    pub(super) fn known_section(&self) -> &[u8] {
+        self.section
+    }
+
     /// All fields as a block of their own.
     pub fn to_fields(&self) -> Fields {
         self.fields_where(|_| true)

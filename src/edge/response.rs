@@ -843,7 +843,7 @@ mod tests {
             tags: Default::default(),
             body: crate::entry::Body::gather(&chunks),
         };
-        Entry::new(parts, Ledger::new(1000).charge(0))
+        Entry::new(b"key", parts, Ledger::new(1000).charge(0))
     }
 
     fn wanted(request: &[(&str, &str)]) -> Wanted {
@@ -1152,7 +1152,7 @@ mod tests {
 
     fn stream_of(content_length: Option<u64>, chunks: &[&'static str], wanted: &Wanted) -> Response {
         let flights = Flights::<u8, crate::cache::Landed>::new(4);
-        let Joined::Opened(reader, fill) = flights.join(&0) else { panic!("a flight is open") };
+        let Joined::Opened(reader, fill) = flights.join(0) else { panic!("a flight is open") };
         let head = Arc::new(Head {
             status: 200,
             fields: stored(),

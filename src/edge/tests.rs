@@ -48,6 +48,7 @@ struct Setup {
     pass_to: Option<SocketAddr>,
     cookies_pass: bool,
     to_client: FieldRules,
+    logged: Mode,
 }
 
 impl Default for Setup {
@@ -59,6 +60,7 @@ impl Default for Setup {
             pass_to: None,
             cookies_pass: false,
             to_client: FieldRules::default(),
+            logged: Mode::All,
         }
     }
 }
@@ -125,7 +127,7 @@ impl Node {
             cache: Cache::new(store, clock.clone(), 1),
             sites: ArcSwap::from_pointee(Sites::new([(rule, Arc::new(site))]).unwrap()),
             endpoints: Arc::new(Told),
-            log: Arc::new(AccessLog::new(Mode::All, Format::Text, log.clone())),
+            log: Arc::new(AccessLog::new(setup.logged, Format::Text, log.clone())),
             stats: stats.clone(),
             limits: ArcSwap::from_pointee(setup.limits),
             roles: RoleTable::default(),
@@ -400,6 +402,36 @@ async fn a_refused_request_is_logged_with_its_target() {
     tokio::time::timeout(Duration::from_secs(30), both).await.expect("two lines");
     for line in ["\"GET /t/a HTTP/1.1\" 400", "\"GET /t/b HTTP/1.1\" 400"] {
         assert!(written().contains(line), "{line} is not in {}", written());
+    }
+}
+
+/// Whether a request is of the share is drawn once for it. Drawn twice, no hit would be logged at all: the draws are spread
+/// so evenly that two small ones never come one behind the other.
+#[tokio::test]
+async fn a_share_of_the_log_is_that_share_of_hits_and_misses() {
+    let node = Node::with(Setup { logged: Mode::Share(0.1), ..Setup::default() });
+    node.origin.on("/hit", Script::status(200, &[FRESH, DATE], "x"));
+    let mut client = node.connect();
+    for number in 0..1000 {
+        for target in ["/t/hit".to_owned(), format!("/t/missing/{number}")] {
+            client.send(&get(&target)).await;
+            client.answer().await;
+        }
+    }
+    drop(client);
+    let Node { edge, lane, log, .. } = node;
+    // The writer has written what it was given once the log is gone.
+    drop((edge, lane));
+    let ended = async {
+        while Arc::strong_count(&log.0) > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("the log is closed");
+    let written = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for kind in ["/t/hit", "/t/missing"] {
+        let lines = written.lines().filter(|line| line.contains(kind)).count();
+        assert!((70..=130).contains(&lines), "{lines} of 1000 for {kind}");
     }
 }
 

@@ -39,17 +39,18 @@ impl Filling {
             self.spawn(fill, None);
             return;
         };
-        if let Some((entry, stamp)) = self.landed_meanwhile(&fill) {
+        // For all that follows: certainly not later than the question.
+        let now = self.cache.now();
+        if let Some((entry, stamp)) = self.landed_meanwhile(&fill, now) {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
-        if let Some(replica) = self.replica_to_ask(&fleet) {
+        if let Some(replica) = self.replica_to_ask(&fleet, now) {
             tokio::spawn(Box::pin(self.run_by_replica(fill, replica, fleet)));
             return;
         }
         let known = self.before_asking();
-        let asked_at = self.cache.now();
         let (peer, have) = (owner.clone(), self.have());
-        owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, asked_at, known, peer, fleet)));
+        owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, now, known, peer, fleet)));
     }
 
     /// What becomes a task is moved a dozen times before and after it runs. In a box it stays where it is.

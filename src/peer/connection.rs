@@ -31,7 +31,7 @@ pub(super) struct Outbox {
     room: Semaphore,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     /// Whole segments in order; `tail` follows them.
     segments: Vec<Bytes>,
@@ -53,6 +53,17 @@ enum Taken {
 }
 
 impl Queue {
+    fn new() -> Self {
+        Queue {
+            segments: Vec::new(),
+            tail: BytesMut::with_capacity(TAIL_BYTES),
+            reserved_bytes: 0,
+            waker: None,
+            woken: false,
+            closed: false,
+        }
+    }
+
     fn body(&mut self, request: u64, payload: Bytes) {
         encode_data_prefix(request, payload.len(), &mut self.tail);
         if payload.len() < COPIED_BELOW_BYTES {
@@ -66,7 +77,7 @@ impl Queue {
 
 impl Outbox {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Outbox { queue: Mutex::default(), room: Semaphore::new(OUTBOX_BYTES_MAX) })
+        Arc::new(Outbox { queue: Mutex::new(Queue::new()), room: Semaphore::new(OUTBOX_BYTES_MAX) })
     }
 
     /// Adds a frame that needs no reservation. On a closed connection it is dropped: whoever waits for an answer learns of the
@@ -346,6 +357,9 @@ pub(super) const HEAD_BYTES_EXTRA: usize = 128;
 const COPIED_BELOW_BYTES: usize = 512;
 /// Room asked for before a read: as much as the socket's own read buffer, which is passed by then.
 const READ_BYTES: usize = 64 * 1024;
+/// What frames are written into, a piece after the other; when it is used up, it is allocated anew. `bytes` knows no better
+/// size by itself than that of the next frame, which would be an allocation for each.
+const TAIL_BYTES: usize = 16 * 1024;
 /// Elements of one vectored write.
 const SLICES_MAX: usize = 64;
 

@@ -255,14 +255,21 @@ impl ProtocolError {
 pub struct FrameReader {
     buffer: BytesMut,
     frame_bytes_max: usize,
-    /// Groups are few and names repeat, so the last one saves an allocation per question.
+    known: Known,
+}
+
+/// What the last question said and the next one will most likely say again: groups are few, and so are the fields that go
+/// on to an origin. Equal bytes need no second check, and no allocation.
+#[derive(Debug, Default)]
+struct Known {
     group: Option<Arc<str>>,
+    fields: Fields,
 }
 
 impl FrameReader {
     /// A reader that refuses frames longer than `frame_bytes_max`.
     pub fn new(frame_bytes_max: usize) -> Self {
-        FrameReader { buffer: BytesMut::new(), frame_bytes_max, group: None }
+        FrameReader { buffer: BytesMut::new(), frame_bytes_max, known: Known::default() }
     }
 
     /// Raises the limit, once the other end is proven.
@@ -307,13 +314,13 @@ impl FrameReader {
             return Ok(None);
         }
         if let Some((request, kind)) = codec::take(&mut self.buffer, LENGTH_BYTES + length) {
-            return Ok(Some(Envelope { request, message: check(kind, &mut self.group)? }));
+            return Ok(Some(Envelope { request, message: check(kind, &mut self.known)? }));
         }
         let mut frame = self.buffer.split_to(LENGTH_BYTES + length).freeze();
         let frame =
             wire::Frame::decode(frame.split_off(LENGTH_BYTES)).map_err(|_| ProtocolError::Malformed("protobuf"))?;
         let message = match frame.kind {
-            Some(kind) => check(kind, &mut self.group)?,
+            Some(kind) => check(kind, &mut self.known)?,
             None => Message::Unknown,
         };
         Ok(Some(Envelope { request: frame.request, message }))
@@ -512,7 +519,7 @@ fn failure_to_wire(failure: &Failure) -> wire::Failure {
     wire::Failure { kind: kind.into(), status, reason }
 }
 
-fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Message, ProtocolError> {
+fn check(kind: wire::frame::Kind, known: &mut Known) -> Result<Message, ProtocolError> {
     use wire::frame::Kind;
     Ok(match kind {
         Kind::Hello(hello) => Message::Hello(check_hello(hello.version_min, hello.version_max, &hello.nonce)?),
@@ -537,7 +544,7 @@ fn check(kind: wire::frame::Kind, group: &mut Option<Arc<str>>) -> Result<Messag
             },
             text: printable(&goodbye.text).into(),
         },
-        Kind::Ask(ask) => Message::Ask(Box::new(check_ask(ask, group)?)),
+        Kind::Ask(ask) => Message::Ask(Box::new(check_ask(ask, known)?)),
         Kind::Accepted(_) => Message::Accepted,
         Kind::Loading(_) => Message::Loading,
         Kind::Head(head) => Message::Head(Box::new(check_head(head)?)),
@@ -560,7 +567,7 @@ fn check_hello(min: u32, max: u32, nonce: &[u8]) -> Result<Hello, ProtocolError>
     Ok(Hello { versions: Versions { min, max }, nonce })
 }
 
-fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Question, ProtocolError> {
+fn check_ask(ask: wire::Ask, known: &mut Known) -> Result<Question, ProtocolError> {
     // An unknown kind may want anything, so it is not a load.
     let kind = match wire::ask::Kind::try_from(ask.kind) {
         Ok(wire::ask::Kind::Load) => QuestionKind::Load,
@@ -577,10 +584,14 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
         Ok(wire::ask::Method::Head) => Method::Head,
         Err(_) => return Err(ProtocolError::Malformed("method")),
     };
-    let group = match last_group {
+    let group = match &mut known.group {
         Some(group) if group.as_bytes() == &ask.group[..] => group.clone(),
-        _ => last_group.insert(Arc::from(check_group(&ask.group)?)).clone(),
+        last => last.insert(Arc::from(check_group(&ask.group)?)).clone(),
     };
+    if ask.fields != known.fields.as_bytes() {
+        // A copy: a slice would keep the frames around it for as long as the connection lasts.
+        known.fields = check_fields(Bytes::copy_from_slice(&ask.fields))?;
+    }
     if ask.key.len() > KEY_BYTES_MAX {
         return Err(ProtocolError::Malformed("key"));
     }
@@ -593,7 +604,7 @@ fn check_ask(ask: wire::Ask, last_group: &mut Option<Arc<str>>) -> Result<Questi
     }
     Ok(Question {
         kind,
-        ask: Ask { group, key: ask.key, target: ask.target, host: ask.host, method, fields: check_fields(ask.fields)? },
+        ask: Ask { group, key: ask.key, target: ask.target, host: ask.host, method, fields: known.fields.clone() },
         have: EntryId { incarnation: ask.have_incarnation, fill: ask.have_fill },
         ring_id: ask.ring_id,
         window: ask.window.min(WINDOW_BYTES_MAX),

@@ -24,10 +24,8 @@ pub(super) type PartitionId = usize;
 pub(super) struct Incoming {
     pub partition: PartitionId,
     pub class: Class,
-    /// Value and key, in bytes.
+    /// Of the value, which are charged already.
     pub bytes: usize,
-    /// The part of `bytes` that the ledger does not know yet: the key.
-    pub uncharged_bytes: usize,
     /// Pool and bytes of the entry that would be replaced.
     pub replaces: Option<(PoolId, usize)>,
     /// The part of the replaced entry's bytes that replacing it frees: a reader may hold its value.
@@ -171,7 +169,7 @@ impl Budget {
     ) -> Option<Pressure> {
         let mut needed = alive;
         if let Some(incoming) = incoming {
-            let Incoming { partition, class, bytes, uncharged_bytes, replaces, freed_bytes } = *incoming;
+            let Incoming { partition, class, bytes, replaces, freed_bytes } = *incoming;
             let replaced_in = |same: &dyn Fn(PoolId) -> bool| match replaces {
                 Some((pool, bytes)) if same(pool) => bytes,
                 _ => 0,
@@ -193,7 +191,7 @@ impl Budget {
             if own.saturating_sub(replaced_in(&|pool| pool / CLASSES == partition)) > cap {
                 return Some(Pressure::Partition(partition));
             }
-            needed = needed.saturating_add(uncharged_bytes).saturating_sub(freed_bytes);
+            needed = needed.saturating_sub(freed_bytes);
         }
         (needed > limit).then_some(Pressure::Node)
     }

@@ -21,7 +21,6 @@
 use super::ghost::Ghost;
 use super::index::FREQUENCY_MAX;
 use super::nodes::{List, NONE, Node, NodeId, Nodes};
-use crate::key::KeyHash;
 
 /// Which order of eviction a store follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +34,8 @@ pub enum Eviction {
 
 /// What the order asks about an entry, because only the entry knows it.
 pub(super) trait Entries {
-    fn facts(&self, hash: KeyHash, node: NodeId) -> Option<Facts>;
-    fn set_frequency(&self, hash: KeyHash, node: NodeId, frequency: u8);
+    fn facts(&self, hash: u32, node: NodeId) -> Option<Facts>;
+    fn set_frequency(&self, hash: u32, node: NodeId, frequency: u8);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +67,7 @@ struct Pool {
 
 /// A node that got another number because another was removed.
 pub(super) struct Renumbered {
-    pub hash: KeyHash,
+    pub hash: u32,
     pub from: NodeId,
     pub to: NodeId,
 }
@@ -98,7 +97,7 @@ impl Queues {
     }
 
     /// Puts a new entry in its place.
-    pub fn insert(&mut self, pool: PoolId, hash: KeyHash, bytes: usize) -> NodeId {
+    pub fn insert(&mut self, pool: PoolId, hash: u32, bytes: usize) -> NodeId {
         let segment = match self.eviction {
             Eviction::Lru => LARGE,
             Eviction::S3Fifo => {
@@ -205,10 +204,11 @@ impl Queues {
         Some(self.tick().wrapping_sub(self.nodes.at(tail).tick))
     }
 
-    /// The hash of the entry at the place that gives way next; a second chance may still save it.
-    pub fn tail(&self, pool: PoolId) -> Option<KeyHash> {
+    /// The entry at the place that gives way next, and its hash; a second chance may still save it.
+    pub fn tail(&self, pool: PoolId) -> Option<(NodeId, u32)> {
         let segment = self.giving_segment(pool, [0; 2])?;
-        Some(self.nodes.at(self.pools[pool].lists[segment].tail).hash)
+        let tail = self.pools[pool].lists[segment].tail;
+        Some((tail, self.nodes.at(tail).hash))
     }
 
     /// How much an entry is wanted, by the order's own measure: larger is more.

@@ -4,56 +4,116 @@
 //! A tag is known by 48 bits of its hash, and a key with that tag by its own hash, so that a pair takes 16 bytes. Who searches
 //! compares the tags themselves: two that look alike here cost a look and nothing else.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::ops::Deref;
+
 use super::sorted::Sorted;
 use super::{Store, Stored};
-use crate::key::{GroupId, KeyHash, SharedKey};
+use crate::key::{GroupId, KeyHash};
 use crate::memory::allocated_bytes;
 
 /// The ordered books over all entries; changed only with the lock of the order held.
-#[derive(Debug, Default)]
-pub(super) struct Books {
+#[derive(Debug)]
+pub(super) struct Books<V> {
     /// By number of the group.
-    keys: Vec<Sorted<SharedKey>>,
+    keys: Vec<Sorted<StoredKey<V>>>,
     tags: Sorted<(u64, KeyHash)>,
     /// What `keys` takes of memory beside the list itself.
     keys_bytes: usize,
 }
 
-impl Books {
-    pub fn enter_key(&mut self, group: GroupId, key: &SharedKey) {
+/// The key of a value that was in the store when this was made, held with the value.
+#[derive(Clone, Debug)]
+pub struct StoredKey<V>(V);
+
+impl<V: Stored> Deref for StoredKey<V> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.key()
+    }
+}
+
+impl<V: Stored> Borrow<[u8]> for StoredKey<V> {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+// As the bytes alone, which the books are searched by.
+impl<V: Stored> Ord for StoredKey<V> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl<V: Stored> PartialOrd for StoredKey<V> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<V: Stored> PartialEq for StoredKey<V> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<V: Stored> Eq for StoredKey<V> {}
+
+impl<V> Default for Books<V> {
+    fn default() -> Self {
+        Books { keys: Vec::new(), tags: Sorted::default(), keys_bytes: 0 }
+    }
+}
+
+impl<V: Stored> Books<V> {
+    pub fn enter_key(&mut self, group: GroupId, value: &V) {
         let at = usize::from(group.0);
         if self.keys.len() <= at {
             self.keys.resize_with(at + 1, Sorted::default);
         }
         let keys = &mut self.keys[at];
         self.keys_bytes -= keys.allocated();
-        keys.insert(key.clone());
+        keys.insert(StoredKey(value.clone()));
         self.keys_bytes += keys.allocated();
     }
 
-    pub fn leave_key(&mut self, group: GroupId, key: &SharedKey) {
+    /// The value under the same key is another now.
+    pub fn replace_key(&mut self, group: GroupId, value: &V) {
+        if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
+            keys.replace(StoredKey(value.clone()));
+        }
+    }
+
+    pub fn leave_key(&mut self, group: GroupId, key: &[u8]) {
         if let Some(keys) = self.keys.get_mut(usize::from(group.0)) {
             self.keys_bytes -= keys.allocated();
-            keys.remove(&**key);
+            keys.remove(key);
             self.keys_bytes += keys.allocated();
         }
     }
 
-    pub fn enter_tags<V: Stored>(&mut self, group: GroupId, key: KeyHash, value: &V) {
+    pub fn enter_tags(&mut self, group: GroupId, key: KeyHash, value: &V) {
         value.for_each_tag(&mut |tag| {
             self.tags.insert((tag_in_group(tag, group), key));
         });
     }
 
-    pub fn leave_tags<V: Stored>(&mut self, group: GroupId, key: KeyHash, value: &V) {
+    pub fn leave_tags(&mut self, group: GroupId, value: &V) {
+        let mut hash = None;
         value.for_each_tag(&mut |tag| {
+            let key = *hash.get_or_insert_with(|| KeyHash::of(group, value.key()));
             self.tags.remove(&(tag_in_group(tag, group), key));
         });
     }
 
     /// What the books take of memory, in bytes.
     pub fn allocated(&self) -> usize {
-        self.keys_bytes + self.tags.allocated() + allocated_bytes(self.keys.capacity() * size_of::<Sorted<SharedKey>>())
+        self.keys_bytes
+            + self.tags.allocated()
+            + allocated_bytes(self.keys.capacity() * size_of::<Sorted<StoredKey<V>>>())
     }
 
     /// All keys, and all pairs of tag and key.
@@ -70,7 +130,7 @@ pub struct TagPlace(u64, KeyHash);
 
 impl<V: Stored> Store<V> {
     /// Keys of `group` that begin with `prefix` and come after `after`, in order, at most [`KEYS_PER_STEP`].
-    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<SharedKey> {
+    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<StoredKey<V>> {
         let order = self.order.lock();
         let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
         let found = keys.from(|key| match after {
@@ -87,7 +147,7 @@ impl<V: Stored> Store<V> {
         group: Option<GroupId>,
         tag: &[u8],
         after: Option<TagPlace>,
-    ) -> (Vec<(GroupId, SharedKey)>, Option<TagPlace>) {
+    ) -> (Vec<(GroupId, StoredKey<V>)>, Option<TagPlace>) {
         let (first, last) = match group {
             Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
             None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
@@ -102,8 +162,8 @@ impl<V: Stored> Store<V> {
         for &(tag_in_group, hash) in pairs.take_while(|pair| pair.0 <= last).take(KEYS_PER_STEP) {
             place = Some(TagPlace(tag_in_group, hash));
             let group = GroupId(tag_in_group as u16);
-            let shard = self.index.read(hash);
-            found.extend(shard.of_hash(hash).filter(|slot| slot.group == group).map(|slot| (group, slot.key.clone())));
+            let shard = self.index.read(hash.upper());
+            shard.each_of_hash(group, hash, |slot| found.push((group, StoredKey(slot.value.clone()))));
         }
         (found, place)
     }
@@ -130,11 +190,16 @@ mod tests {
     use crate::store::{Role, Settings, Weighed};
 
     struct Page {
+        key: Vec<u8>,
         tags: Vec<u8>,
         charge: Charge,
     }
 
     impl Weighed for Page {
+        fn key(&self) -> &[u8] {
+            &self.key
+        }
+
         fn charged_bytes(&self) -> usize {
             self.charge.bytes()
         }
@@ -192,8 +257,9 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(group, key, tags) => {
-                        let page = Page { tags, charge: store.ledger().charge(30 << 10) };
-                        store.insert(Role::Main, &HashedKey::new(GroupId(group), key.as_bytes()), Arc::new(page));
+                        let charge = store.ledger().charge(30 << 10);
+                        let page = Arc::new(Page { key: key.into_bytes(), tags, charge });
+                        store.insert(Role::Main, &HashedKey::new(GroupId(group), &page.key), page.clone());
                     }
                     Step::Remove(group, key) => {
                         store.remove(&HashedKey::new(GroupId(group), key.as_bytes()));
@@ -231,8 +297,9 @@ mod tests {
     fn a_search_goes_on_where_its_step_ended() {
         let store: Arc<Store<Arc<Page>>> = Store::new(Ledger::new(64 << 20), &Settings::default(), None);
         for number in 0..1000 {
-            let page = Page { tags: vec![7], charge: store.ledger().charge(100) };
-            store.insert(Role::Main, &HashedKey::new(GroupId(1), format!("k{number:04}").as_bytes()), Arc::new(page));
+            let (key, charge) = (format!("k{number:04}").into_bytes(), store.ledger().charge(100));
+            let page = Arc::new(Page { key, tags: vec![7], charge });
+            store.insert(Role::Main, &HashedKey::new(GroupId(1), &page.key), page.clone());
         }
         assert_eq!(store.keys_with_prefix(GroupId(1), b"k", None).len(), KEYS_PER_STEP);
         assert_eq!(all_with_prefix(&store, 1, "k").len(), 1000);

@@ -7,8 +7,7 @@
 //! ```
 //!
 //! **One budget.** What may be stored is the ledger's limit minus everything that is alive and not stored. Entries are
-//! charged for their value (which owns its charge, so it counts until its last holder lets go) and their allocated key;
-//! index, order, the books that a purge searches and the memory of evicted hashes are charged as they are allocated. There is one order for the node and
+//! charged for their value with its key (which owns its charge, so it counts until its last holder lets go); index, order, the books that a purge searches and the memory of evicted hashes are charged as they are allocated. There is one order for the node and
 //! not one per shard: a budget that is cut into shards refuses objects that would fit, evicts what another shard would
 //! have kept, and cannot give LRU its exact order. Only the index is in shards, for the locks of hits.
 //!
@@ -32,13 +31,13 @@
 //! | hit among 1,000 entries, S3-FIFO / LRU | 62 / 87 ns | 139 / 185 ns |
 //! | hit among 1,000,000 entries, S3-FIFO / LRU | 376 / 470 ns | 568 / 744 ns |
 //! | hit among 1,000 entries, two threads, S3-FIFO / LRU (a later, busier run) | 153 / 208 ns | 336 / 443 ns |
-//! | bookkeeping per entry of 1,000,000: charged (a day later, with the sorted keys for purges) | 70 bytes | it has no such count |
-//! | the same, resident | 104 to 135 bytes | 152 bytes |
+//! | bookkeeping per entry of 1,000,000: charged (two days later, with the book of keys for purges) | 50 bytes | it has no such count |
+//! | the same, resident (before the index had its entries in the table, when 78 were charged) | 104 to 135 bytes | 152 bytes |
 //! | hit ratio, Zipf 1.0, 0.5 % of the keys fit, S3-FIFO / LRU | 59.7 / 50.6 % | 59.5 / 50.2 % |
 //! | the same, 5 % of the keys fit | 76.3 / 70.5 % | 76.1 / 70.2 % |
 //!
 //! That more is resident than charged is not explained by measurement; blocks that the tables outgrew and the allocator
-//! has not given back are the likely cause. No hash was in the ghost then; by its layout it adds 8 to 16 bytes an entry.
+//! has not given back are the likely cause. No hash was in the ghost then; by its layout it adds 8 to 11 bytes an entry.
 //! The shards' lock was measured as a mutex too: no difference beyond the noise with one thread and with two, so readers
 //! share it and none waits for one that was interrupted.
 
@@ -56,12 +55,12 @@ mod tests;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 pub use self::eviction::Eviction;
-pub use self::matching::{KEYS_PER_STEP, TagPlace};
+pub use self::matching::{KEYS_PER_STEP, StoredKey, TagPlace};
 pub use self::walk::{Listed, Wanted};
 
 use self::budget::{Budget, Class, Incoming, Pressure, pool};
@@ -70,13 +69,16 @@ use self::index::{Index, Slot};
 use self::lookups::{LOOKUP_MISS, Lookups};
 use self::matching::Books;
 use self::nodes::NodeId;
-use crate::key::{GroupId, HashedKey, KeyHash, SharedKey};
-use crate::memory::{Charge, Ledger, Relief, allocated_bytes};
+use crate::key::{GroupId, HashedKey, KeyHash};
+use crate::memory::{Charge, Ledger, Relief};
 
 /// What a stored value weighs and says of itself.
 pub trait Weighed {
-    /// What the value holds of memory, in bytes: itself with the count of its holders, and every block that it owns, as the
-    /// allocator gives them. The value owns a charge of this amount in the store's ledger. Constant for the value's life.
+    /// The key under which it is stored, within its group. Constant for the value's life.
+    fn key(&self) -> &[u8];
+
+    /// What the value holds of memory, in bytes: itself with its key and the count of its holders, and every block that it
+    /// owns, as the allocator gives them. The value owns a charge of this amount in the store's ledger. Constant for the value's life.
     fn charged_bytes(&self) -> usize;
 
     /// Whether the value says that there is nothing (404, 410): such entries have a small budget of their own.
@@ -91,7 +93,7 @@ pub trait Weighed {
     }
 }
 
-/// What can be stored: a handle of at most 16 bytes to a value whose holders are counted; clones are the same value.
+/// What can be stored: a pointer to a value whose holders are counted; clones are the same value. The store has [`HANDLES`].
 pub trait Stored: Weighed + Clone + Send + Sync + 'static {
     /// Whether both are the same value, not only equal ones.
     fn is_same(&self, other: &Self) -> bool;
@@ -100,7 +102,14 @@ pub trait Stored: Weighed + Clone + Send + Sync + 'static {
     fn is_pinned(&self) -> bool;
 }
 
+/// Handles that the store has of each value: one in the index, one in the book of keys.
+pub const HANDLES: usize = 2;
+
 impl<T: Weighed> Weighed for Arc<T> {
+    fn key(&self) -> &[u8] {
+        T::key(self)
+    }
+
     fn charged_bytes(&self) -> usize {
         T::charged_bytes(self)
     }
@@ -120,7 +129,7 @@ impl<T: Weighed + Send + Sync + 'static> Stored for Arc<T> {
     }
 
     fn is_pinned(&self) -> bool {
-        Arc::strong_count(self) > 1
+        Arc::strong_count(self) > HANDLES
     }
 }
 
@@ -193,7 +202,7 @@ pub struct Settings {
 /// One group's entries and questions in one role, with groupcache's meanings (`CacheStats`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RoleUsage {
-    /// Values and allocated keys, in bytes.
+    /// Values with their keys, in bytes.
     pub bytes: usize,
     /// Entries.
     pub items: usize,
@@ -219,7 +228,7 @@ pub struct GroupUsage {
 pub struct Totals {
     /// Entries of both roles.
     pub items: usize,
-    /// Main entries that are not negative: values and allocated keys.
+    /// Main entries that are not negative: values with their keys.
     pub main_bytes: usize,
     /// Hot entries that are not negative.
     pub hot_bytes: usize,
@@ -235,7 +244,7 @@ pub type Listener<V> = Box<dyn Fn(Evicted<'_, V>) + Send + Sync>;
 /// Entries of this process.
 pub struct Store<V: Stored> {
     index: Index<V>,
-    order: Mutex<Order>,
+    order: Mutex<Order<V>>,
     lru: AtomicBool,
     lookups: Lookups,
     ledger: Ledger,
@@ -245,19 +254,17 @@ pub struct Store<V: Stored> {
 }
 
 /// What the one lock of the store guards.
-struct Order {
+struct Order<V> {
     queues: Queues,
     budget: Budget,
-    books: Books,
-    key_bytes: usize,
-    /// Keys and bookkeeping.
+    books: Books<V>,
+    /// Bookkeeping.
     charge: Charge,
 }
 
 struct Departed<V> {
     group: GroupId,
     role: Role,
-    key: SharedKey,
     value: V,
     charged_bytes: usize,
     cause: Cause,
@@ -273,7 +280,6 @@ impl<V: Stored> Store<V> {
             queues: Queues::new(settings.eviction),
             budget: Budget::new(),
             books: Books::default(),
-            key_bytes: 0,
             charge: ledger.charge(0),
         };
         let store = Arc::new(Store {
@@ -308,14 +314,14 @@ impl<V: Stored> Store<V> {
     /// is held meanwhile.
     #[inline]
     pub fn find_with<T>(&self, key: &HashedKey<'_>, look: impl FnOnce(&V, Role) -> T) -> Option<T> {
-        let shard = self.index.read(key.hash());
+        let shard = self.index.read(key.hash().upper());
         let Some(slot) = shard.find(key) else {
             drop(shard);
             self.lookups.count(key, LOOKUP_MISS);
             return None;
         };
         slot.touch();
-        let (role, node) = (slot.role, slot.node);
+        let (role, node) = (slot.role(), slot.node);
         let seen = look(&slot.value, role);
         drop(shard);
         self.lookups.count(key, role as usize);
@@ -329,11 +335,11 @@ impl<V: Stored> Store<V> {
     /// [`peek`](Self::peek). A lock is held meanwhile.
     #[inline]
     pub fn find_if<T>(&self, key: &HashedKey<'_>, wanted: impl FnOnce(&V, Role) -> Option<T>) -> Option<T> {
-        let shard = self.index.read(key.hash());
+        let shard = self.index.read(key.hash().upper());
         let slot = shard.find(key)?;
-        let found = wanted(&slot.value, slot.role)?;
+        let found = wanted(&slot.value, slot.role())?;
         slot.touch();
-        let (role, node) = (slot.role, slot.node);
+        let (role, node) = (slot.role(), slot.node);
         drop(shard);
         self.lookups.count(key, role as usize);
         if self.lru.load(Ordering::Relaxed) {
@@ -344,7 +350,7 @@ impl<V: Stored> Store<V> {
 
     /// As [`find`](Self::find), but nobody notices: nothing is counted and the order stays.
     pub fn peek(&self, key: &HashedKey<'_>) -> Option<(V, Role)> {
-        self.index.read(key.hash()).find(key).map(|slot| (slot.value.clone(), slot.role))
+        self.index.read(key.hash().upper()).find(key).map(|slot| (slot.value.clone(), slot.role()))
     }
 
     /// Stores `value` under `key` in `role`; an entry of that key in the other role goes.
@@ -377,7 +383,9 @@ impl<V: Stored> Store<V> {
         if !presses || !order.budget.hot_gives_way(&order.queues, partition) {
             return None;
         }
-        order.queues.tail(pool(partition, Class::Hot))
+        let (node, hash) = order.queues.tail(pool(partition, Class::Hot))?;
+        let shard = self.index.read(hash);
+        shard.find_node(hash, node).map(|slot| KeyHash::of(slot.group, slot.value.key()))
     }
 
     /// Applies a limit and settings, at start and at reload: what is over them gives way before this returns, except
@@ -428,32 +436,30 @@ impl<V: Stored> Store<V> {
             main_bytes: order.budget.class_bytes(Class::Main),
             hot_bytes: order.budget.class_bytes(Class::Hot),
             negative_bytes: order.budget.class_bytes(Class::Negative),
-            bookkeeping_bytes: order.charge.bytes().saturating_sub(order.key_bytes),
+            bookkeeping_bytes: order.charge.bytes(),
         }
     }
 
     fn insert_locked(
         &self,
-        order: &mut Order,
+        order: &mut Order<V>,
         role: Role,
         key: &HashedKey<'_>,
         value: V,
         departures: &mut Vec<Departed<V>>,
     ) -> Inserted<V> {
-        let charged_bytes = value.charged_bytes();
-        let key_bytes = key_bytes(key.bytes().len());
-        let bytes = charged_bytes.saturating_add(key_bytes);
+        debug_assert_eq!(value.key(), key.bytes());
+        let bytes = value.charged_bytes();
         let class = class_of(role, value.is_negative());
         let partition = order.budget.partition_of(key.group());
-        let mut incoming =
-            Incoming { partition, class, bytes, uncharged_bytes: key_bytes, replaces: None, freed_bytes: 0 };
+        let mut incoming = Incoming { partition, class, bytes, replaces: None, freed_bytes: 0 };
         if let Some(refusal) = order.budget.refusal(&incoming, self.ledger.limit()) {
             return Inserted::Refused(refusal);
         }
         if let Some(existing) = self.existing(order, key) {
             incoming.replaces = Some((existing.pool, existing.bytes));
-            // The key stays; a value that is held goes on counting after it is replaced.
-            incoming.freed_bytes = if existing.pinned { key_bytes } else { existing.bytes };
+            // A value that is held goes on counting after it is replaced.
+            incoming.freed_bytes = if existing.pinned { 0 } else { existing.bytes };
         }
         if order.queues.nodes.is_full() || !self.make_room(order, Some((&mut incoming, key)), usize::MAX, departures) {
             return Inserted::Refused(Refusal::NoRoom);
@@ -462,15 +468,13 @@ impl<V: Stored> Store<V> {
         let previous = match self.existing(order, key) {
             Some(existing) => self.replace(order, &existing, pool, role, key, value, departures),
             None => {
-                let node = order.queues.insert(pool, key.hash(), bytes);
-                let frequency = AtomicU8::new(0);
-                let slot = Slot { key: SharedKey::new(key.bytes()), value, node, group: key.group(), frequency, role };
-                order.books.enter_key(slot.group, &slot.key);
-                order.books.enter_tags(slot.group, key.hash(), &slot.value);
-                self.index.insert(key.hash(), slot, &order.queues.nodes);
+                let hash = key.hash().upper();
+                let node = order.queues.insert(pool, hash, bytes);
+                order.books.enter_key(key.group(), &value);
+                order.books.enter_tags(key.group(), key.hash(), &value);
+                self.index.insert(hash, Slot::new(hash, value, node, key.group(), role), &order.queues.nodes);
                 order.budget.enter(key.group(), role, class, bytes);
-                order.key_bytes += key_bytes;
-                self.ledger.enter_store(charged_bytes);
+                self.ledger.enter_store(bytes);
                 None
             }
         };
@@ -483,7 +487,7 @@ impl<V: Stored> Store<V> {
     #[allow(clippy::too_many_arguments)]
     fn replace(
         &self,
-        order: &mut Order,
+        order: &mut Order<V>,
         existing: &Existing,
         pool: PoolId,
         role: Role,
@@ -491,12 +495,11 @@ impl<V: Stored> Store<V> {
         value: V,
         departures: &mut Vec<Departed<V>>,
     ) -> Option<V> {
-        let charged_bytes = value.charged_bytes();
-        let bytes = charged_bytes.saturating_add(key_bytes(key.bytes().len()));
+        let bytes = value.charged_bytes();
         let class = class_of(role, value.is_negative());
-        let (previous, previous_role) = self.index.change(key.hash(), existing.node, |slot| {
+        let (previous, previous_role) = self.index.change(key.hash().upper(), existing.node, |slot| {
             let previous = std::mem::replace(&mut slot.value, value.clone());
-            (previous, std::mem::replace(&mut slot.role, role))
+            (previous, slot.set_role(role))
         })?;
         if pool == existing.pool {
             order.queues.replace(existing.node, existing.bytes, bytes);
@@ -509,15 +512,15 @@ impl<V: Stored> Store<V> {
         if previous.is_same(&value) {
             return None;
         }
-        order.books.leave_tags(key.group(), key.hash(), &previous);
+        order.books.replace_key(key.group(), &value);
+        order.books.leave_tags(key.group(), &previous);
         order.books.enter_tags(key.group(), key.hash(), &value);
-        self.ledger.enter_store(charged_bytes);
+        self.ledger.enter_store(bytes);
         let charged_bytes = previous.charged_bytes();
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
         departures.push(Departed {
             group: key.group(),
             role: previous_role,
-            key: SharedKey::new(key.bytes()),
             value: previous.clone(),
             charged_bytes,
             cause: Cause::Replaced,
@@ -529,7 +532,7 @@ impl<V: Stored> Store<V> {
         let mut departures = Vec::new();
         let removed = {
             let mut order = self.order.lock();
-            let found = self.index.read(key.hash()).find(key).map(|slot| (slot.value.clone(), slot.node));
+            let found = self.index.read(key.hash().upper()).find(key).map(|slot| (slot.value.clone(), slot.node));
             let (value, node) = found?;
             if !condition(&value) {
                 return None;
@@ -541,8 +544,8 @@ impl<V: Stored> Store<V> {
         Some(removed)
     }
 
-    fn existing(&self, order: &Order, key: &HashedKey<'_>) -> Option<Existing> {
-        let shard = self.index.read(key.hash());
+    fn existing(&self, order: &Order<V>, key: &HashedKey<'_>) -> Option<Existing> {
+        let shard = self.index.read(key.hash().upper());
         let slot = shard.find(key)?;
         let pinned = slot.value.is_pinned();
         Some(Existing { node: slot.node, pool: order.queues.pool_of(slot.node), bytes: slot.bytes(), pinned })
@@ -552,10 +555,10 @@ impl<V: Stored> Store<V> {
     /// another number; then it is looked up again, because a lost use would be seen in the order.
     fn touch_in_order(&self, key: &HashedKey<'_>, node: NodeId) {
         let mut order = self.order.lock();
-        let same = order.queues.nodes.get(node).is_some_and(|found| found.hash == key.hash());
-        let node = if same { Some(node) } else { self.index.read(key.hash()).find(key).map(|slot| slot.node) };
+        let same = order.queues.nodes.get(node).is_some_and(|found| found.hash == key.hash().upper());
+        let node = if same { Some(node) } else { self.index.read(key.hash().upper()).find(key).map(|slot| slot.node) };
         if let Some(node) = node {
-            order.queues.touch(node, || self.index.facts(key.hash(), node).map_or(0, |facts| facts.bytes));
+            order.queues.touch(node, || self.index.facts(key.hash().upper(), node).map_or(0, |facts| facts.bytes));
         }
     }
 
@@ -563,7 +566,7 @@ impl<V: Stored> Store<V> {
     /// takes out at most `departures_max`.
     fn make_room(
         &self,
-        order: &mut Order,
+        order: &mut Order<V>,
         mut incoming: Option<(&mut Incoming, &HashedKey<'_>)>,
         departures_max: usize,
         departures: &mut Vec<Departed<V>>,
@@ -578,7 +581,7 @@ impl<V: Stored> Store<V> {
             }
             if let (Some((incoming, key)), Some(gone)) = (&mut incoming, departures.last())
                 && gone.group == key.group()
-                && *gone.key == *key.bytes()
+                && gone.value.key() == key.bytes()
             {
                 incoming.replaces = None;
                 incoming.freed_bytes = 0;
@@ -587,7 +590,7 @@ impl<V: Stored> Store<V> {
     }
 
     /// Takes one entry out that gives way under `pressure`; `false` when readers hold all of them.
-    fn evict(&self, order: &mut Order, pressure: Pressure, departures: &mut Vec<Departed<V>>) -> bool {
+    fn evict(&self, order: &mut Order<V>, pressure: Pressure, departures: &mut Vec<Departed<V>>) -> bool {
         let usual = order.budget.giving_pool(pressure).and_then(|pool| order.queues.victim(pool, &self.index));
         let victim = usual.or_else(|| {
             let pools = order.budget.giving_pools(&order.queues, pressure);
@@ -599,35 +602,35 @@ impl<V: Stored> Store<V> {
         }
     }
 
-    fn take_out(&self, order: &mut Order, node: NodeId, cause: Cause, departures: &mut Vec<Departed<V>>) -> bool {
+    fn take_out(&self, order: &mut Order<V>, node: NodeId, cause: Cause, departures: &mut Vec<Departed<V>>) -> bool {
         let hash = order.queues.nodes.at(node).hash;
         let Some(slot) = self.index.remove(hash, node, &order.queues.nodes) else {
             debug_assert!(false, "an entry of the order is not in the index");
             return false;
         };
-        let bytes = slot.bytes();
         let charged_bytes = slot.value.charged_bytes();
+        let bytes = charged_bytes;
         let evicted = cause == Cause::Capacity;
         if let Some(moved) = order.queues.remove(node, bytes, evicted) {
             self.index.change(moved.hash, moved.from, |slot| slot.node = moved.to);
         }
-        let class = class_of(slot.role, slot.value.is_negative());
-        order.budget.leave(slot.group, slot.role, class, bytes, evicted);
-        order.books.leave_key(slot.group, &slot.key);
-        order.books.leave_tags(slot.group, hash, &slot.value);
-        order.key_bytes = order.key_bytes.saturating_sub(key_bytes(slot.key.len()));
+        let role = slot.role();
+        let Slot { value, group, .. } = slot;
+        let class = class_of(role, value.is_negative());
+        order.budget.leave(group, role, class, bytes, evicted);
+        order.books.leave_key(group, value.key());
+        order.books.leave_tags(group, &value);
         self.settle(order);
         self.departing_bytes.fetch_add(charged_bytes, Ordering::Relaxed);
-        let Slot { key, value, group, role, .. } = slot;
-        departures.push(Departed { group, role, key, value, charged_bytes, cause });
+        departures.push(Departed { group, role, value, charged_bytes, cause });
         true
     }
 
     /// Tells the listener about entries that left and drops them, with no lock held.
     fn see_off(&self, departures: Vec<Departed<V>>) {
-        for Departed { group, role, key, value, charged_bytes, cause } in departures {
+        for Departed { group, role, value, charged_bytes, cause } in departures {
             if let Some(listener) = &self.listener {
-                listener(Evicted { group, role, key: &key, value: &value, cause });
+                listener(Evicted { group, role, key: value.key(), value: &value, cause });
             }
             drop(value);
             self.ledger.leave_store(charged_bytes);
@@ -668,7 +671,7 @@ impl<V: Stored> Store<V> {
                 let hash = order.queues.nodes.at(node).hash;
                 let shard = self.index.read(hash);
                 let Some(slot) = shard.find_node(hash, node) else { continue };
-                let class = class_of(slot.role, slot.value.is_negative());
+                let class = class_of(slot.role(), slot.value.is_negative());
                 let pool = pool(order.budget.partition_of(slot.group), class);
                 let bytes = slot.bytes();
                 drop(shard);
@@ -679,12 +682,11 @@ impl<V: Stored> Store<V> {
         }
     }
 
-    /// Charges keys and bookkeeping as they are now.
-    fn settle(&self, order: &mut Order) {
+    /// Charges the bookkeeping as it is now.
+    fn settle(&self, order: &mut Order<V>) {
         let before = order.charge.bytes();
         let books = order.books.allocated();
-        let now =
-            self.index.allocated() + self.lookups.allocated() + order.queues.allocated() + books + order.key_bytes;
+        let now = self.index.allocated() + self.lookups.allocated() + order.queues.allocated() + books;
         order.charge.resize(now);
         if now > before {
             self.ledger.enter_store(now - before);
@@ -704,15 +706,9 @@ impl<V: Stored> Drop for Store<V> {
     fn drop(&mut self) {
         let order = self.order.get_mut();
         let classes = [Class::Main, Class::Hot, Class::Negative].map(|class| order.budget.class_bytes(class));
-        // Keys are in both sums.
-        let bytes = classes.iter().sum::<usize>() + order.charge.bytes() - order.key_bytes;
+        let bytes = classes.iter().sum::<usize>() + order.charge.bytes();
         self.ledger.leave_store(bytes);
     }
-}
-
-/// What a key takes of memory: index and books share one block, with a count and the length in front.
-fn key_bytes(length: usize) -> usize {
-    allocated_bytes(SharedKey::HEADER_BYTES + length)
 }
 
 /// An entry that is under the key of another that wants to come in.

@@ -1,6 +1,5 @@
 //! Places of entries in the order of eviction: a dense slab of nodes that doubly linked lists run through.
 
-use crate::key::KeyHash;
 use crate::memory::allocated_bytes;
 
 /// Number of a node; changes when another node is removed, see [`Nodes::swap_remove`].
@@ -12,7 +11,8 @@ pub(super) const NONE: NodeId = NodeId::MAX;
 /// One entry's place. It does not know the entry: the hash finds it in the index.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub hash: KeyHash,
+    /// The upper half of the key's hash: enough to find the entry among the few that share it.
+    pub hash: u32,
     /// Towards the head, which is the youngest.
     pub previous: NodeId,
     pub next: NodeId,
@@ -136,7 +136,7 @@ impl List {
     }
 }
 
-/// Nodes per block of the slab: 24 KiB, a size class of its own, so that growing never copies. Guess.
+/// Nodes per block of the slab: 20 KiB, a size class of its own, so that growing never copies. Guess.
 const CHUNK_NODES: usize = 1024;
 
-const _: () = assert!(size_of::<Node>() == 24, "the bookkeeping per entry grew");
+const _: () = assert!(size_of::<Node>() == 20, "the bookkeeping per entry grew");

@@ -61,6 +61,14 @@ impl<T: Ord> Sorted<T> {
         true
     }
 
+    /// Puts an element in the place of one that is equal; gives that back, or nothing, and then nothing changed.
+    pub fn replace(&mut self, element: T) -> Option<T> {
+        let at = self.blocks.partition_point(|block| block[0] <= element).wrapping_sub(1);
+        let block = self.blocks.get_mut(at)?;
+        let place = block.binary_search(&element).ok()?;
+        Some(std::mem::replace(&mut block[place], element))
+    }
+
     /// Whether it was there.
     pub fn remove<Q: Ord + ?Sized>(&mut self, element: &Q) -> bool
     where

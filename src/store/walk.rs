@@ -1,8 +1,6 @@
 //! Walks through all entries, a few at a time and without a lock while foreign code runs: purges and hand-over.
 
 use std::collections::BinaryHeap;
-use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::{ENTRIES_PER_STEP, Role, Store, Stored};
 use crate::key::{GroupId, HashedKey};
@@ -39,8 +37,8 @@ impl<V: Stored> Store<V> {
     pub fn for_each(&self, group: Option<GroupId>, mut show: impl FnMut(Listed<'_, V>)) {
         let mut walk = Walk::new(self);
         while self.next_batch(&mut walk, group) {
-            for (group, role, key, value, _) in walk.batch.drain(..) {
-                show(Listed { group, role, key: &walk.keys[key], value: &value });
+            for Step { group, role, value, .. } in walk.batch.drain(..) {
+                show(Listed { group, role, key: value.key(), value: &value });
             }
         }
     }
@@ -53,10 +51,9 @@ impl<V: Stored> Store<V> {
         let mut removed = 0;
         let mut walk = Walk::new(self);
         while self.next_batch(&mut walk, group) {
-            for (group, role, key, value, _) in walk.batch.drain(..) {
-                let key = &walk.keys[key];
-                if !keep(Listed { group, role, key, value: &value }) {
-                    removed += usize::from(self.remove_if_same(&HashedKey::new(group, key), &value));
+            for Step { group, role, value, .. } in walk.batch.drain(..) {
+                if !keep(Listed { group, role, key: value.key(), value: &value }) {
+                    removed += usize::from(self.remove_if_same(&HashedKey::new(group, value.key()), &value));
                 }
             }
         }
@@ -75,7 +72,7 @@ impl<V: Stored> Store<V> {
         let mut best: BinaryHeap<Ranked<V>> = BinaryHeap::new();
         let mut walk = Walk::new(self);
         while self.next_batch(&mut walk, None) {
-            for (group, found_role, key, value, rank) in walk.batch.drain(..) {
+            for Step { group, role: found_role, value, rank } in walk.batch.drain(..) {
                 let full = best.len() >= count;
                 if found_role != role
                     || value.is_negative()
@@ -86,7 +83,7 @@ impl<V: Stored> Store<V> {
                 if full {
                     best.pop();
                 }
-                best.push(Ranked { rank, wanted: Wanted { group, key: walk.keys[key].into(), value } });
+                best.push(Ranked { rank, wanted: Wanted { group, key: value.key().into(), value } });
             }
         }
         best.into_sorted_vec().into_iter().map(|ranked| ranked.wanted).collect()
@@ -97,7 +94,6 @@ impl<V: Stored> Store<V> {
     /// Walks from the last node to the first: a removal brings the last node, which was shown already, to a lower place,
     /// so that nothing is missed.
     fn next_batch(&self, walk: &mut Walk<V>, group: Option<GroupId>) -> bool {
-        walk.keys.clear();
         while walk.batch.is_empty() {
             if walk.below == 0 {
                 return false;
@@ -112,29 +108,31 @@ impl<V: Stored> Store<V> {
                 if group.is_some_and(|group| group != slot.group) {
                     continue;
                 }
-                let start = walk.keys.len();
-                walk.keys.extend_from_slice(&slot.key);
-                let rank = order.queues.wanted(node, slot.frequency.load(Ordering::Relaxed));
-                walk.batch.push((slot.group, slot.role, start..walk.keys.len(), slot.value.clone(), rank));
+                let rank = order.queues.wanted(node, slot.frequency());
+                walk.batch.push(Step { group: slot.group, role: slot.role(), value: slot.value.clone(), rank });
             }
         }
         true
     }
 }
 
-type Step<V> = (GroupId, Role, Range<usize>, V, u32);
+struct Step<V> {
+    group: GroupId,
+    role: Role,
+    value: V,
+    /// How much the entry is wanted.
+    rank: u32,
+}
 
-/// A walk through all entries: those of one step, copied, and where the next step begins.
+/// A walk through all entries: those of one step, and where the next step begins.
 struct Walk<V> {
     below: u32,
-    /// Group, role, place of the key in `keys`, value, and how much the entry is wanted.
     batch: Vec<Step<V>>,
-    keys: Vec<u8>,
 }
 
 impl<V: Stored> Walk<V> {
     fn new(_: &Store<V>) -> Self {
-        Walk { below: u32::MAX, batch: Vec::new(), keys: Vec::new() }
+        Walk { below: u32::MAX, batch: Vec::new() }
     }
 }
 

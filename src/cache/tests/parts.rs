@@ -296,7 +296,7 @@ async fn parts_are_charged_and_leave_nothing_behind() {
         node.settle().await;
         let (slot, _) = node.cache.store.peek(&HashedKey::new(GroupId(0), b"a")).unwrap();
         let entry = slot.entries().next().unwrap();
-        let again = Entry::new(entry.to_parts(), node.cache.ledger.charge(0));
+        let again = Entry::new(entry.key(), entry.to_parts(), node.cache.ledger.charge(0));
         assert_eq!(entry.charged_bytes(), again.charged_bytes());
     }
     node.cache.store.remove(&HashedKey::new(GroupId(0), b"a"));
