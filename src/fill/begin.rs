@@ -36,7 +36,7 @@ impl Filling {
             Route::Here => None,
         };
         let (Some(owner), Ok(ask)) = (owner, self.ask_peer()) else {
-            tokio::spawn(self.run(fill, None));
+            self.spawn(fill, None);
             return;
         };
         // For all that follows: certainly not later than the question.
@@ -45,12 +45,17 @@ impl Filling {
             return fill.land(Landed::Entry(entry, Outcome::Hit, None, Dating::of(stamp)), Bytes::new());
         }
         if let Some(replica) = self.replica_to_ask(&fleet, now) {
-            tokio::spawn(self.run_by_replica(fill, replica, fleet));
+            tokio::spawn(Box::pin(self.run_by_replica(fill, replica, fleet)));
             return;
         }
         let known = self.before_asking();
         let (peer, have) = (owner.clone(), self.have());
         owner.begin(&ask, have, Box::new(move |begun| self.proceed(fill, begun, now, known, peer, fleet)));
+    }
+
+    /// What becomes a task is moved a dozen times before and after it runs. In a box it stays where it is.
+    fn spawn(self, fill: Fill<FlightKey, Landed>, first: Option<First>) {
+        tokio::spawn(Box::pin(self.run(fill, first)));
     }
 
     async fn run_by_replica(mut self, fill: Fill<FlightKey, Landed>, replica: Arc<dyn Peer>, fleet: Arc<Fleet>) {
@@ -84,7 +89,7 @@ impl Filling {
             }
             Begun::Later(answer) => answer,
         };
-        tokio::spawn(self.run(fill, Some(First { answer, asked_at, known, peer, fleet })));
+        self.spawn(fill, Some(First { answer, asked_at, known, peer, fleet }));
     }
 
     /// Whether an answer means what it says: nothing of ours has to be put together with it.

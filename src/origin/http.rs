@@ -354,6 +354,18 @@ impl Inner {
                 Err(_) => Err("connecting to the origin took too long"),
             };
         }
+        // In a box, as all that seldom happens here: each fill has room for what is not.
+        Box::pin(self.connect_session(upstream, peer, reuse)).await
+    }
+
+    /// A connection with TLS.
+    async fn connect_session(
+        &self,
+        upstream: &Upstream,
+        peer: &Arc<HttpPeer>,
+        reuse: Reuse,
+    ) -> Result<Connected, &'static str> {
+        let connected = |line, reused| Connected { line, peer: peer.clone(), reused };
         if reuse == Reuse::Idle {
             match timeout(self.settings.timeouts.connect, self.connector.get_http_session(&**peer)).await {
                 Ok(Ok((session, reused))) => return Ok(connected(Line::Session(session.into()), reused)),
@@ -389,11 +401,14 @@ impl Inner {
                     Plain::Other => {}
                 }
             }
-            let session = line.session().ok_or(Trouble::Closed)?;
-            if let Question::Header(request) = question {
-                write_request(session, request.clone()).await?;
-            }
-            read_head(session, asked, interims).await.map(Answer::Head)
+            let in_session = async {
+                let session = line.session().ok_or(Trouble::Closed)?;
+                if let Question::Header(request) = question {
+                    write_request(session, request.clone()).await?;
+                }
+                read_head(session, asked, interims).await.map(Answer::Head)
+            };
+            Box::pin(in_session).await
         });
         match waited.await {
             Ok(Ok(answer)) => Ok(answer),
@@ -418,13 +433,25 @@ impl Inner {
         in_flight: InFlight,
     ) -> Result<Fetched, FetchError> {
         let Connected { line, peer, .. } = connected;
-        let (head, mut connection) = match (answer, line) {
+        match (answer, line) {
             (Answer::Plain(head, read), Line::Plain(connection)) => {
-                return Ok(self.fetched_plain(head, read, connection, in_flight));
+                Ok(self.fetched_plain(head, read, connection, in_flight))
             }
-            (Answer::Head(head), Line::Session(session)) => (head, Connection { session: *session, peer }),
-            _ => return Err(refused(CLOSED)),
-        };
+            (Answer::Head(head), Line::Session(session)) => {
+                let connection = Connection { session: *session, peer };
+                Box::pin(self.fetched_in_session(head, asked, connection, in_flight)).await
+            }
+            _ => Err(refused(CLOSED)),
+        }
+    }
+
+    async fn fetched_in_session(
+        self: &Arc<Self>,
+        head: Head,
+        asked: Asked,
+        mut connection: Connection,
+        in_flight: InFlight,
+    ) -> Result<Fetched, FetchError> {
         let Head { status, fields, content_length, close_delimited } = head;
         // What the head of an answer to `HEAD` declares is not sent.
         let expected = if asked.head_only { Some(0) } else { content_length };
@@ -461,7 +488,7 @@ impl Inner {
     async fn hang_up(&self, connected: Connected) {
         // A plain connection ends by being dropped.
         if let Connected { line: Line::Session(session), peer, .. } = connected {
-            self.give_up(Connection { session: *session, peer }).await;
+            Box::pin(self.give_up(Connection { session: *session, peer })).await;
         }
     }
 

@@ -99,3 +99,61 @@ impl Waiting {
         Pin::new(&mut *self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    struct Pair {
+        ours: Box<Stream>,
+        theirs: TcpStream,
+    }
+
+    async fn pair(listener: &TcpListener) -> Pair {
+        let (ours, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        Pair { ours: Box::new(ours.unwrap().into()), theirs: accepted.unwrap().0 }
+    }
+
+    #[tokio::test]
+    async fn only_a_silent_connection_waits_and_not_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, idle) = (listener.local_addr().unwrap(), Arc::new(IdleConnections::default()));
+
+        let closed = pair(&listener).await;
+        idle.put(address, closed.ours);
+        drop(closed.theirs);
+        while idle.sweep_once() {
+            tokio::task::yield_now().await;
+        }
+
+        let mut talking = pair(&listener).await;
+        idle.put(address, talking.ours);
+        talking.theirs.write_all(b"HTTP/1.1 408").await.unwrap();
+        while idle.sweep_once() {
+            tokio::task::yield_now().await;
+        }
+
+        let silent = [pair(&listener).await, pair(&listener).await];
+        let first = silent[0].ours.as_ref() as *const Stream;
+        let theirs = silent.map(|pair| {
+            idle.put(address, pair.ours);
+            pair.theirs
+        });
+        assert!(idle.sweep_once());
+        assert!(idle.take("127.0.0.2:1".parse().unwrap()).is_none());
+        assert_eq!(idle.take(address).unwrap().as_ref() as *const Stream, first, "they take turns");
+        assert!(idle.take(address).is_some());
+        assert!(idle.take(address).is_none());
+        drop(theirs);
+
+        let old = pair(&listener).await;
+        idle.put(address, old.ours);
+        tokio::time::pause();
+        tokio::time::advance(POOL_IDLE).await;
+        assert!(!idle.sweep_once());
+        assert!(idle.take(address).is_none());
+    }
+}
