@@ -28,8 +28,7 @@ use crate::fleet::{Health, Peer, PurgeFailure};
 use crate::group::Group;
 use crate::key::{GroupId, HashedKey};
 use crate::purge::{Batch, Notice, Overtaking, Position, Record, Reply, Stamp, Tags, Target, in_records};
-use crate::slot::Slot;
-use crate::store::{Inserted, KEYS_PER_STEP, StoredKey};
+use crate::store::{FoundKeys, Inserted};
 
 /// A purge as somebody wants it.
 #[derive(Clone, Debug, Default)]
@@ -612,8 +611,8 @@ impl Cache {
         let mut place = None;
         loop {
             let (keys, next) = self.store.keys_with_tag(group, tag, place);
-            for (group, key) in keys {
-                entries += self.act_on_key(group, &key, action, |entry| entry.tags().may_have(tag));
+            for (group, key) in keys.iter() {
+                entries += self.act_on_key(group, key, action, |entry| entry.tags().may_have(tag));
             }
             if next.is_none() {
                 return entries;
@@ -625,16 +624,16 @@ impl Cache {
 
     async fn act_on_prefix(&self, group: GroupId, prefix: &[u8], action: Action) -> u64 {
         let mut entries = 0;
-        let mut after: Option<StoredKey<Slot>> = None;
+        let mut before = FoundKeys::default();
         loop {
-            let keys = self.store.keys_with_prefix(group, prefix, after.as_deref());
-            for key in &keys {
+            let keys = self.store.keys_with_prefix(group, prefix, before.last());
+            for (group, key) in keys.iter() {
                 entries += self.act_on_key(group, key, action, |_| true);
             }
-            if keys.len() < KEYS_PER_STEP {
+            if keys.last().is_none() {
                 return entries;
             }
-            after = keys.last().cloned();
+            before = keys;
             tokio::task::yield_now().await;
         }
     }

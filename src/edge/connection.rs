@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use super::decide::KnownForwarded;
 use super::request_head::{KnownSection, Lines, Refusal, RequestHead, Scan};
 use super::reset::ClientSocket;
 
@@ -152,6 +153,7 @@ pub struct Connection {
     start: usize,
     end: usize,
     known: KnownSection,
+    known_forwarded: KnownForwarded,
     timer: Timer,
     /// How long one tick of the short wait takes.
     tick: Duration,
@@ -169,6 +171,7 @@ impl Connection {
             start: 0,
             end: 0,
             known: KnownSection::default(),
+            known_forwarded: KnownForwarded::default(),
             timer: Timer::default(),
             tick: BUSY_WAIT.min(limits.idle_timeout) / BUSY_TICKS,
             limits,
@@ -233,7 +236,7 @@ impl Connection {
     }
 
     /// Reads the head of `bytes` bytes that [`Connection::receive_head`] has just announced. Also gives the place where the
-    /// head of the answer is written.
+    /// head of the answer is written, and what is known of the forwarded fields.
     ///
     /// # Errors
     /// As [`RequestHead::parse`].
@@ -242,10 +245,13 @@ impl Connection {
         &'a mut self,
         bytes: usize,
         lines: &'a mut Lines<'a>,
-    ) -> (Result<RequestHead<'a>, Refusal>, &'a mut Vec<u8>) {
-        let Connection { buffers, start, known, .. } = self;
+    ) -> (Result<RequestHead<'a>, Refusal>, &'a mut Vec<u8>, &'a mut KnownForwarded) {
+        let Connection { buffers, start, known, known_forwarded, .. } = self;
         let Buffers { read, head, .. } = &mut **buffers.get_or_insert_with(spare_buffers);
-        (known.read(&read[*start..*start + bytes], lines), head)
+        if !known.is_found() {
+            known_forwarded.forget();
+        }
+        (known.read(&read[*start..*start + bytes], lines), head, known_forwarded)
     }
 
     /// Waits for the next whole head.
@@ -502,6 +508,7 @@ impl Connection {
     /// The long wait between two requests.
     async fn read_idle(&mut self, drain: &Drain, shutdown: &ShutdownWatch) -> Read {
         self.known.forget();
+        self.known_forwarded.forget();
         let deadline = Instant::now() + self.limits.idle_timeout.saturating_sub(BUSY_WAIT);
         let (mut shutdown, mut draining) = (shutdown.clone(), drain.watch());
         let ending = async {

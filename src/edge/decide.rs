@@ -47,36 +47,27 @@ impl ClientFacts {
     }
 }
 
-/// What the requests of a connection use one after the other, so that a hit allocates nothing.
+/// What goes to the origin of the field section that a connection knows, at the site where that was asked: nothing but these two
+/// decides it, so it is found out once and not with every load.
 #[derive(Default)]
-pub struct Scratch {
-    key: Vec<u8>,
-    forwarded: KnownForwarded,
-}
-
-/// What goes to the origin of the last field section that was found to be a known one, at the site where it was asked: nothing
-/// but these two decides that, so it is found out once and not with every load.
-#[derive(Default)]
-struct KnownForwarded {
-    section: Vec<u8>,
-    site: Weak<Site>,
-    fields: Fields,
-}
+pub struct KnownForwarded(Option<(Weak<Site>, Fields)>);
 
 impl KnownForwarded {
+    /// The section is not known any more.
+    pub fn forget(&mut self) {
+        self.0 = None;
+    }
+
     fn of(&mut self, head: &RequestHead<'_>, site: &Arc<Site>, credentials: Credentials) -> Fields {
-        let section = head.known_section();
-        // A weak pointer keeps the place of its site from being used again.
-        if section.is_empty() || self.section != section || self.site.as_ptr() != Arc::as_ptr(site) {
-            let fields = site.group.forward.forwarded(&head.to_fields(), credentials);
-            if section.is_empty() {
-                return fields;
+        match &self.0 {
+            // A weak pointer keeps the place of its site from being used again.
+            Some((of, fields)) if head.is_known() && of.as_ptr() == Arc::as_ptr(site) => fields.clone(),
+            _ => {
+                let fields = site.group.forward.forwarded(&head.to_fields(), credentials);
+                self.0 = head.is_known().then(|| (Arc::downgrade(site), fields.clone()));
+                fields
             }
-            self.section.clear();
-            self.section.extend_from_slice(section);
-            (self.site, self.fields) = (Arc::downgrade(site), fields);
         }
-        self.fields.clone()
     }
 }
 
@@ -148,7 +139,8 @@ pub struct Exit {
     pub started: Now,
 }
 
-/// Decides by the groups of `sites`. For a hit nothing is allocated.
+/// Decides by the groups of `sites`. For a hit nothing is allocated; `key` is used again and again. `known` is forgotten whenever
+/// the connection knows another section.
 #[inline]
 pub fn decide<'s>(
     edge: &Edge,
@@ -156,13 +148,14 @@ pub fn decide<'s>(
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    scratch: &mut Scratch,
+    key: &mut Vec<u8>,
+    known: &mut KnownForwarded,
 ) -> (Decision<'s>, Exit) {
     let head_only = head.method == Method::Head;
     // A body that nobody reads ends the connection; who reads it says so.
     let keep_alive = head.keep_alive && !edge.drain.has_begun();
     let mut exit = Exit { http_11: head.http_11, head_only, keep_alive, started: now };
-    let decision = decide_within(edge, sites, head, client, now, scratch);
+    let decision = decide_within(edge, sites, head, client, now, key, known);
     if head.body != BodyFraming::None && !matches!(decision, Decision::Pass(_) | Decision::Endpoint(_)) {
         exit.keep_alive = false;
     }
@@ -176,9 +169,9 @@ fn decide_within<'s>(
     head: &RequestHead<'_>,
     client: &ClientFacts,
     now: Now,
-    scratch: &mut Scratch,
+    scratch: &mut Vec<u8>,
+    known: &mut KnownForwarded,
 ) -> Decision<'s> {
-    let Scratch { key: scratch, forwarded: known } = scratch;
     if head.path().starts_with(endpoints::PREFIX) {
         return endpoint(head, client, now);
     }

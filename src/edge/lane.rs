@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use super::body::{BodyReader, OneRequest};
 use super::connection::{Connection, Gone, Pace, Received, Slices};
-use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
+use super::decide::{ClientFacts, Decision, Exit, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::h2::Http2;
 use super::interim::{self, Heard};
@@ -144,7 +144,7 @@ impl Lane {
     async fn serve(&self, stream: Stream, client: ClientFacts, shutdown: &ShutdownWatch) {
         let mut connection = Connection::new(stream, &[], self.edge.limits());
         let mut sites = arc_swap::Cache::new(&self.edge.sites);
-        let mut scratch = Scratch::default();
+        let mut key = Vec::new();
         loop {
             let head_bytes = match connection.receive_head(&self.edge.drain, shutdown).await {
                 Received::Head(bytes) => bytes,
@@ -154,7 +154,7 @@ impl Lane {
                     return;
                 }
             };
-            let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut scratch) {
+            let next = match self.decide(&mut connection, head_bytes, &client, sites.load(), &mut key) {
                 Ready::Hit(response, site, exit) => {
                     let head_length = connection.head().len() as u64;
                     let mut pace = Pace::default();
@@ -214,13 +214,13 @@ impl Lane {
         head_bytes: usize,
         client: &ClientFacts,
         sites: &'s Sites,
-        scratch: &mut Scratch,
+        key: &mut Vec<u8>,
     ) -> Ready<'s> {
         let now = self.edge.cache.now();
         let mut lines: Lines<'_> = lines();
-        let (head, out) = connection.read_head(head_bytes, &mut lines);
+        let (head, out, known) = connection.read_head(head_bytes, &mut lines);
         match head {
-            Ok(head) => match decide(&self.edge, sites, &head, client, now, scratch) {
+            Ok(head) => match decide(&self.edge, sites, &head, client, now, key, known) {
                 (Decision::Hit(response, site), exit) => {
                     response.write_http_1(&site.to_client, now, exit.http_11, exit.keep_alive, out);
                     Ready::Hit(response, site, exit)

@@ -379,10 +379,9 @@ impl<'a> RequestHead<'a> {
         builder.finish()
     }
 
-    /// The whole field section, of which every byte is as in a request before on the same connection; empty where that is not
-    /// known.
-    pub(super) fn known_section(&self) -> &[u8] {
-        self.section
+    /// Whether every byte of the field section is as in the request before on the same connection.
+    pub(super) fn is_known(&self) -> bool {
+        !self.section.is_empty()
     }
 
     /// All fields as a block of their own.
@@ -467,6 +466,11 @@ impl KnownSection {
         let head_read = RequestHead::parse(head, lines)?;
         self.learn(head, &head_read);
         Ok(head_read)
+    }
+
+    /// Whether [`KnownSection::find`] has found the section in what is read next.
+    pub fn is_found(&self) -> bool {
+        self.found.is_some()
     }
 
     /// Gives the memory back.

@@ -74,7 +74,8 @@ pub fn from_block(block: &[u8], status: u16, wire: Wire, asked: Asked) -> Result
 
 /// The head of an answer that is as usual in every way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PlainHead {
+pub struct PlainHead {
+    /// What [`from_block`] makes of it.
     pub head: Head,
     /// Length of the head with the empty line.
     pub bytes: usize,
@@ -85,7 +86,7 @@ pub(super) struct PlainHead {
 /// Reads the head of an HTTP/1.1 answer at the start of `block` when nothing about it needs a second look: it is there as a
 /// whole, well formed to the letter, final, and it declares the length of its body or is one without. Otherwise `None`, which does
 /// not mean that it is bad.
-pub(super) fn from_plain(block: &[u8], asked: Asked) -> Option<PlainHead> {
+pub fn from_plain(block: &[u8], asked: Asked) -> Option<PlainHead> {
     let [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ' | b'\r', ..] = block.strip_prefix(b"HTTP/1.1 ")?
     else {
         return None;
@@ -109,7 +110,16 @@ pub(super) fn from_plain(block: &[u8], asked: Asked) -> Option<PlainHead> {
         at = end + 2;
     }
     let head = check(&lines, status, Wire::Http11, asked, true).ok()?;
-    let framed = matches!(status, 204 | 304) || head.content_length.is_some();
+    let bodiless = matches!(status, 204 | 304);
+    if bodiless {
+        // Who announces a body all the same may send one, which would be the next answer. A 304 says the length of what it is about.
+        let announces = |&(name, value): &(&[u8], &[u8])| {
+            let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+            is(b"transfer-encoding") || (status == 204 && is(b"content-length") && value != b"0")
+        };
+        reusable &= !lines.iter().any(announces);
+    }
+    let framed = bodiless || head.content_length.is_some();
     (framed && !asked.head_only).then_some(PlainHead { head, bytes: at + 2, reusable })
 }
 
@@ -470,6 +480,10 @@ mod tests {
             ("206 Part", RANGE, "Content-Range: bytes 0-4/9\r\nContent-Length: 5\r\n", true),
             ("304 Same", CONDITIONAL, "ETag: \"a\"\r\nContent-Length: 5\r\n", true),
             ("204 None", PLAIN, "Connection: close\r\n", false),
+            ("204 None", PLAIN, "Content-Length: 0\r\n", true),
+            ("204 None", PLAIN, "Content-Length: 40\r\n", false),
+            ("304 Same", CONDITIONAL, "Transfer-Encoding: chunked\r\n", false),
+            ("200 OK", PLAIN, "Content-Length: 5\r\nConnection: x\r\nConnection: keep-alive, close\r\n", false),
             ("503 Later", PLAIN, "Content-Length: 5\r\nSet-Cookie: a=b\r\n", true),
         ] {
             let block = usual(status, lines);
@@ -485,6 +499,13 @@ mod tests {
             (usual("200 OK", "A: b\r\n"), PLAIN),
             (usual("200 OK", "Content-Length: 5\r\nContent-Length: 5\r\n"), PLAIN),
             (usual("200 OK", "Content-Length: 5, 5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: +5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: -5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 18446744073709551616\r\n"), PLAIN),
+            (usual("200 O\nK", "Content-Length: 5\r\n"), PLAIN),
+            (usual("200 OK", "Content-Length: 5\r\nA: b\nc\r\n"), PLAIN),
+            (usual("200 OK", " folded\r\nContent-Length: 5\r\n"), PLAIN),
+            (usual("200OK", "Content-Length: 5\r\n"), PLAIN),
             (usual("200 OK", "Content-Length: 5\r\n folded\r\n"), PLAIN),
             (usual("200 OK", "Content-Length : 5\r\n"), PLAIN),
             (usual("200 OK", "Content-Length: 5\r\nA b: c\r\n"), PLAIN),

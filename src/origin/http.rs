@@ -394,17 +394,21 @@ impl Inner {
     ) -> Result<Answer, Fault> {
         let line = &mut connection.line;
         let waited = timeout(self.settings.timeouts.first_byte, async {
+            let mut asked_as_text = false;
             if let (Line::Plain(plain), Question::Text(text)) = (&mut *line, question) {
                 match plain.converse(text, asked).await {
                     Plain::Usual(head, body) => return Ok(Answer::Plain(head, body)),
                     Plain::Dead => return Err(Trouble::Closed),
-                    Plain::Other => {}
+                    Plain::Other => asked_as_text = true,
                 }
             }
             let in_session = async {
                 let session = line.session().ok_or(Trouble::Closed)?;
-                if let Question::Header(request) = question {
-                    write_request(session, request.clone()).await?;
+                match question {
+                    Question::Header(request) => write_request(session, request.clone()).await?,
+                    Question::Text(_) if asked_as_text => {}
+                    // Text is for lines that take it.
+                    Question::Text(_) => return Err(Trouble::Refused(unsayable())),
                 }
                 read_head(session, asked, interims).await.map(Answer::Head)
             };

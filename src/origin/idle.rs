@@ -5,14 +5,14 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pingora::protocols::l4::stream::Stream;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
 use super::http::{POOL_CONNECTIONS, POOL_IDLE};
@@ -74,10 +74,20 @@ impl IdleConnections {
 
     /// Closes those that are of no use any more. Says whether others are left.
     fn sweep_once(&self) -> bool {
+        let mut useless = Vec::new();
         let mut shelf = self.shelf.lock();
-        shelf.waiting.retain_mut(|waiting| waiting.since.elapsed() < POOL_IDLE && waiting.is_usable());
+        let waiting = std::mem::take(&mut shelf.waiting);
+        for mut waiting in waiting {
+            match waiting.since.elapsed() < POOL_IDLE && waiting.is_usable() {
+                true => shelf.waiting.push_back(waiting),
+                false => useless.push(waiting),
+            }
+        }
         shelf.swept = !shelf.waiting.is_empty();
-        shelf.swept
+        // Closed once nobody waits for the lock any more: every load takes it.
+        let swept = shelf.swept;
+        drop(shelf);
+        swept
     }
 }
 
@@ -95,8 +105,10 @@ async fn sweep(connections: Weak<IdleConnections>) {
 impl Waiting {
     /// Neither closed nor with bytes that nobody asked for. Asks the kernel only if it said that there is something to read.
     fn is_usable(&mut self) -> bool {
-        let (mut byte, mut context) = ([0], Context::from_waker(Waker::noop()));
-        Pin::new(&mut *self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+        let mut byte = [0];
+        // A task that has used up its share of the runtime would be told that nothing is there to be read.
+        let looking = tokio::task::unconstrained(self.stream.read(&mut byte));
+        pin!(looking).poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 }
 
@@ -154,6 +166,27 @@ mod tests {
         tokio::time::pause();
         tokio::time::advance(POOL_IDLE).await;
         assert!(!idle.sweep_once());
+        assert!(idle.take(address).is_none());
+    }
+
+    /// However many are of no use: the runtime gives a task only so much at a time, and then says of everything that it waits.
+    #[tokio::test]
+    async fn none_of_many_that_talk_is_handed_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, idle) = (listener.local_addr().unwrap(), Arc::new(IdleConnections::default()));
+        let mut others = Vec::new();
+        for _ in 0..200 {
+            let pair = pair(&listener).await;
+            idle.put(address, pair.ours);
+            others.push(pair.theirs);
+        }
+        let (last, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        others.push(accepted.unwrap().0);
+        for other in &mut others {
+            other.write_all(b"HTTP/1.1 408").await.unwrap();
+        }
+        // What was written before is known when this is.
+        last.unwrap().readable().await.unwrap();
         assert!(idle.take(address).is_none());
     }
 }

@@ -60,7 +60,11 @@ impl PlainConnection {
         };
         match asking.await {
             Ok(1..) => {}
-            Ok(0) | Err(_) => return Plain::Dead,
+            Ok(0) => return Plain::Dead,
+            Err(error) => {
+                tracing::debug!(origin = %self.address, %error, "no answer");
+                return Plain::Dead;
+            }
         }
         match head::from_plain(&block, asked) {
             Some(head) => {
@@ -136,7 +140,11 @@ impl BodyStream for PlainBody {
                 }
                 Ok(Some(part))
             }
-            Ok(_) => Err(self.broken("the origin's body ended early")),
+            Ok(Ok(_)) => Err(self.broken("the origin's body ended early")),
+            Ok(Err(error)) => {
+                tracing::debug!(origin = %self.in_flight.upstream.url, %error, "reading the body failed");
+                Err(self.broken("the origin's body ended early"))
+            }
             Err(_) => Err(self.broken("the origin's body stalled")),
         }
     }

@@ -23,9 +23,9 @@ pub(super) struct Books<V> {
     keys_bytes: usize,
 }
 
-/// The key of a value that was in the store when this was made, held with the value.
+/// The key of a value that is in the store, held with the value.
 #[derive(Clone, Debug)]
-pub struct StoredKey<V>(V);
+struct StoredKey<V>(V);
 
 impl<V: Stored> Deref for StoredKey<V> {
     type Target = [u8];
@@ -124,20 +124,63 @@ impl<V: Stored> Books<V> {
     }
 }
 
+/// Keys that a step of a search found, in the order in which it found them.
+///
+/// They are copies: who held the key where it lies would hold its value, and what a purge takes away or replaces would not be free
+/// before the step is over, so that in a full store others had to give way.
+#[derive(Debug, Default)]
+pub struct FoundKeys {
+    bytes: Vec<u8>,
+    /// By key, its group and where it ends in `bytes`.
+    ends: Vec<(GroupId, usize)>,
+}
+
+impl FoundKeys {
+    fn push(&mut self, group: GroupId, key: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.ends.push((group, self.bytes.len()));
+    }
+
+    /// Whether a step should end here.
+    fn is_full(&self) -> bool {
+        self.ends.len() >= KEYS_PER_STEP || self.bytes.len() >= KEY_BYTES_PER_STEP
+    }
+
+    /// The keys with their groups.
+    pub fn iter(&self) -> impl Iterator<Item = (GroupId, &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(group, end)| (group, &self.bytes[std::mem::replace(&mut start, end)..end]))
+    }
+
+    /// The last one; `None` when nothing was found, which ends a search.
+    pub fn last(&self) -> Option<&[u8]> {
+        let (_, end) = self.ends.last()?;
+        let start = self.ends.len().checked_sub(2).map_or(0, |before| self.ends[before].1);
+        Some(&self.bytes[start..*end])
+    }
+}
+
 /// Where a search by tag goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagPlace(u64, KeyHash);
 
 impl<V: Stored> Store<V> {
     /// Keys of `group` that begin with `prefix` and come after `after`, in order, at most [`KEYS_PER_STEP`].
-    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> Vec<StoredKey<V>> {
+    pub fn keys_with_prefix(&self, group: GroupId, prefix: &[u8], after: Option<&[u8]>) -> FoundKeys {
         let order = self.order.lock();
-        let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return Vec::new() };
-        let found = keys.from(|key| match after {
+        let mut found = FoundKeys::default();
+        let Some(keys) = order.books.keys.get(usize::from(group.0)) else { return found };
+        let following = keys.from(|key| match after {
             Some(after) => **key <= *after,
             None => **key < *prefix,
         });
-        found.take_while(|key| key.starts_with(prefix)).take(KEYS_PER_STEP).cloned().collect()
+        for key in following.take_while(|key| key.starts_with(prefix)) {
+            found.push(group, key);
+            if found.is_full() {
+                break;
+            }
+        }
+        found
     }
 
     /// Entries of `group` (or of all groups) that may have `tag`, beginning behind `after`, at most about [`KEYS_PER_STEP`]; and
@@ -147,14 +190,14 @@ impl<V: Stored> Store<V> {
         group: Option<GroupId>,
         tag: &[u8],
         after: Option<TagPlace>,
-    ) -> (Vec<(GroupId, StoredKey<V>)>, Option<TagPlace>) {
+    ) -> (FoundKeys, Option<TagPlace>) {
         let (first, last) = match group {
             Some(group) => (tag_in_group(tag, group), tag_in_group(tag, group)),
             None => (tag_in_group(tag, GroupId(0)), tag_in_group(tag, GroupId(u16::MAX))),
         };
         let order = self.order.lock();
         let mut place = None;
-        let mut found = Vec::new();
+        let mut found = FoundKeys::default();
         let pairs = order.books.tags.from(|pair| match after {
             Some(TagPlace(tag, key)) => *pair <= (tag, key),
             None => pair.0 < first,
@@ -163,7 +206,10 @@ impl<V: Stored> Store<V> {
             place = Some(TagPlace(tag_in_group, hash));
             let group = GroupId(tag_in_group as u16);
             let shard = self.index.read(hash.upper());
-            shard.each_of_hash(group, hash, |slot| found.push((group, StoredKey(slot.value.clone()))));
+            shard.each_of_hash(group, hash, |slot| found.push(group, slot.value.key()));
+            if found.is_full() {
+                break;
+            }
         }
         (found, place)
     }
@@ -176,6 +222,8 @@ fn tag_in_group(tag: &[u8], group: GroupId) -> u64 {
 
 /// Keys that one step of a search gives, under the lock of the order.
 pub const KEYS_PER_STEP: usize = 256;
+/// A step ends with the key that makes its keys take so many bytes.
+const KEY_BYTES_PER_STEP: usize = 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -228,8 +276,8 @@ mod tests {
         loop {
             let keys = store.keys_with_prefix(GroupId(group), prefix.as_bytes(), after.as_deref());
             let Some(last) = keys.last() else { return found };
-            after = Some(last.clone());
-            found.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
+            after = Some(last.to_vec());
+            found.extend(keys.iter().map(|(_, key)| String::from_utf8(key.to_vec()).unwrap()));
         }
     }
 
@@ -301,7 +349,7 @@ mod tests {
             let page = Arc::new(Page { key, tags: vec![7], charge });
             store.insert(Role::Main, &HashedKey::new(GroupId(1), &page.key), page.clone());
         }
-        assert_eq!(store.keys_with_prefix(GroupId(1), b"k", None).len(), KEYS_PER_STEP);
+        assert_eq!(store.keys_with_prefix(GroupId(1), b"k", None).iter().count(), KEYS_PER_STEP);
         assert_eq!(all_with_prefix(&store, 1, "k").len(), 1000);
         assert_eq!(all_with_prefix(&store, 1, "k01").len(), 100);
         assert_eq!(all_with_tag(&store, None, 7).len(), 1000);

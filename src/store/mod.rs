@@ -60,7 +60,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 pub use self::eviction::Eviction;
-pub use self::matching::{KEYS_PER_STEP, StoredKey, TagPlace};
+pub use self::matching::{FoundKeys, KEYS_PER_STEP, TagPlace};
 pub use self::walk::{Listed, Wanted};
 
 use self::budget::{Budget, Class, Incoming, Pressure, pool};

@@ -84,6 +84,28 @@ async fn what_a_purge_matches_goes_and_nothing_else() {
     }
 }
 
+/// In a full store each entry takes the place of the one that it makes stale, and hardly another has to give way.
+#[tokio::test]
+async fn a_soft_purge_of_a_full_store_keeps_what_is_stale() {
+    let origin = Scripted::new();
+    for target in [all(), prefix("p"), tag("t")] {
+        let node = Node::new(&origin);
+        for number in 0..80 {
+            let body = Bytes::from(vec![b'x'; 1 << 20]);
+            let script = Script::head(200, &[FRESH, ("xkey", "t")], Some(1 << 20)).chunk(body);
+            origin.on(&format!("/p{number}"), script);
+            node.ask(&format!("p{number}")).await;
+            node.settle().await;
+        }
+        let before = node.cache.store.totals().items;
+        assert!((30..80).contains(&before), "it is full with {before}");
+        let receipt = purge_as(&node, target.clone(), true).await;
+        let kept = node.cache.store.totals().items;
+        let stale = receipt.entries as usize;
+        assert!(kept + 2 >= before && stale + 2 >= before, "{target:?}: {stale} stale, {kept} of {before} kept");
+    }
+}
+
 /// The fill begins, then the purge: before the head, and in the body. Who asked before is served, nobody else waits or gets the
 /// old answer, and it is not stored.
 #[tokio::test]

@@ -39,7 +39,7 @@ use self::exchange::{Exchange, NotSent};
 use self::pipe::Pipe;
 use self::session::PassingSession;
 use super::connection::{Gone, Limits, Pace, RATE_GRACE, Timer, ended};
-use super::decide::{ClientFacts, Decision, Exit, Load, Scratch, decide};
+use super::decide::{ClientFacts, Decision, Exit, KnownForwarded, Load, decide};
 use super::endpoints::{EndpointAnswer, EndpointRequest};
 use super::head_writer::Http2Head;
 use super::interim::{self, Heard};
@@ -84,7 +84,7 @@ impl Http2 {
             common: Arc::new(common),
             connection,
             pipe,
-            scratch: Scratch::default(),
+            key: Vec::new(),
             tasks: JoinSet::new(),
             malformed: 0,
             idle_since: None,
@@ -122,7 +122,7 @@ struct Serving {
     connection: Connection<Pipe, Bytes>,
     pipe: Pipe,
     /// Of the request that is decided; used again and again.
-    scratch: Scratch,
+    key: Vec<u8>,
     /// Requests that are not answered at once.
     tasks: JoinSet<()>,
     /// Requests that the gate found malformed.
@@ -218,7 +218,7 @@ impl Serving {
                 }
             });
         match checked {
-            Ok(head) => decide(&http_2.edge, sites, &head, client, now, &mut self.scratch),
+            Ok(head) => decide(&http_2.edge, sites, &head, client, now, &mut self.key, &mut KnownForwarded::default()),
             Err(refusal) => {
                 self.malformed += 1;
                 if self.malformed >= MALFORMED_MAX {

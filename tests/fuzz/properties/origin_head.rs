@@ -1,13 +1,17 @@
 //! Heads of origins' answers: the body has one end, and nothing that protects the answer is lost.
 
 use groupcache_proxy::fields::{is_field_value, is_token};
-use groupcache_proxy::origin::head::{Asked, Head, Wire, from_block, from_map};
+use groupcache_proxy::origin::head::{Asked, Head, Wire, from_block, from_map, from_plain};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub(super) fn hold(data: &[u8]) {
     let Some((&how, block)) = data.split_first() else { return };
     let asked = Asked { head_only: how & 1 != 0, range: how & 2 != 0, conditional: how & 4 != 0 };
     let wire = if how & 8 != 0 { Wire::Http10 } else { Wire::Http11 };
+    if let Some(plain) = from_plain(block, asked) {
+        let strictly = from_block(&block[..plain.bytes], plain.head.status, Wire::Http11, asked);
+        assert_eq!(strictly.ok(), Some(plain.head), "what is read plainly is what is read strictly");
+    }
     let status = status(block);
     let Ok(head) = from_block(block, status, wire, asked) else { return };
     the_answer_was_asked_for(&head, asked);
