@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use groupcache_proxy::memory::allocated_bytes;
 use groupcache_proxy::purge::lease::Standing;
 use groupcache_proxy::source::Method;
 use groupcache_proxy::store::Weighed;
@@ -146,9 +145,7 @@ fn unquiet(node: &Node) -> Option<String> {
         return Some(format!("{outside} bytes outside of the store, {before} at the start"));
     }
     let mut entries = 0;
-    // A key's block has a count and its length in front, because index and books share it.
-    let key_bytes = |key: &[u8]| allocated_bytes(16 + key.len());
-    node.store.for_each(None, |listed| entries += listed.value.charged_bytes() + key_bytes(listed.key));
+    node.store.for_each(None, |listed| entries += listed.value.charged_bytes());
     let totals = node.store.totals();
     let counted = totals.main_bytes + totals.hot_bytes + totals.negative_bytes;
     if entries != counted {
