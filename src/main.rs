@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-/// Bodies of all sizes come and go for weeks: its fragments stay small. `make compare CASES=allocators,allocators-memory` has the
-/// alternatives beside it.
+/// As quick as any, and its fragments stay small enough. Misses with a full store, a second (`make compare CASES=allocators`,
+/// 7 rounds, 2026-11-22): mimalloc 32.1 k, jemalloc 33.6 k, the system's 27.7 k. Resident at 4 times a budget of 128 MiB, sizes mixed
+/// (`CASES=allocators-memory`): 170, 155 and 143 MiB; of 1 GiB mimalloc takes 6 % more than the budget. The 15 MiB are not worth
+/// jemalloc, whose authors have ended its development.
 #[cfg(not(any(feature = "jemalloc", feature = "system-allocator")))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
