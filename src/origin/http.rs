@@ -1,7 +1,8 @@
 //! An origin over HTTP: [`HttpOrigin`] asks one of its servers and hands back what passed all checks.
 //!
-//! A request goes: choose a server, take an idle connection or open one on any of the server's addresses, write our own request, wait for the head, check it (`head`), and hand out the body (`body`), which returns the connection to the
-//! pool after an end that its framing proves. An origin that is a list is asked again elsewhere only while nothing was sent.
+//! A request goes: choose a server, take an idle connection or open one on any of the server's addresses, write our own request,
+//! wait for the head, check it (`head`), and hand out the body (`body`, `plain`), which keeps the connection for the next request
+//! after an end that its framing proves. An origin that is a list is asked again elsewhere only while nothing was sent.
 //!
 //! Connections belong to the tokio runtime that opened them. Ask an [`HttpOrigin`] from one runtime that lives as long as it.
 
