@@ -10,7 +10,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use support::operations::OPERATIONS;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn parts(criterion: &mut Criterion) {
     for operation in &OPERATIONS {

@@ -22,7 +22,7 @@ use groupcache_proxy::store::promote::Popularity;
 use groupcache_proxy::store::{Eviction, Role, Settings, Store, Weighed};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A value that costs nothing but its charge, so that the store is measured and not the body.
 struct Object {

@@ -2,17 +2,28 @@
 
 use std::process::ExitCode;
 
-/// As quick as any, and its fragments stay small enough. Misses with a full store, a second (`make compare CASES=allocators`,
-/// 7 rounds, 2026-11-22): mimalloc 32.1 k, jemalloc 33.6 k, the system's 27.7 k. Resident at 4 times a budget of 128 MiB, sizes mixed
-/// (`CASES=allocators-memory`): 170, 155 and 143 MiB; of 1 GiB mimalloc takes 6 % more than the budget. The 15 MiB are not worth
-/// jemalloc, whose authors have ended its development.
-#[cfg(not(any(feature = "jemalloc", feature = "system-allocator")))]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-#[cfg(feature = "jemalloc")]
+#[cfg(not(any(feature = "mimalloc", feature = "system-allocator")))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What the allocator reads before `main`; `_RJEM_MALLOC_CONF` in the environment goes before it.
+///
+/// - `thp:always`: it asks the system for pages of 2 MiB. Among a million objects each hit touches some seven places, and with
+///   pages of 4 KiB most of its time went into finding those pages.
+/// - `background_thread`: what was freed goes back to the system even when nothing is allocated any more.
+///
+/// Only the attribute is `unsafe`: the name must be nobody else's, and nothing must be there that its reader does not expect.
+/// jemalloc declares the name for this very purpose, as a weak pointer to a text that ends with a zero byte, and that is what a
+/// reference to such an array is. No pointer is followed on our side, and nothing is written.
+#[cfg(not(any(feature = "mimalloc", feature = "system-allocator")))]
+#[allow(unsafe_code, reason = "the only way to be read before the first allocation; see above")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 79] =
+    b"thp:always,dirty_decay_ms:1000,background_thread:true,max_background_threads:1\0";
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     groupcache_proxy::cli::main()

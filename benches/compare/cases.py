@@ -498,7 +498,7 @@ def build_release(arguments):
         raise Missing(f"cargo build: {built.stderr.strip().splitlines()[-1]}")
 
 
-ALLOCATORS = {"mimalloc": [], "jemalloc": ["jemalloc"], "system": ["system-allocator"]}
+ALLOCATORS = {"jemalloc": [], "mimalloc": ["mimalloc"], "system": ["system-allocator"]}
 RUNTIMES = {"work stealing": [], "a runtime per thread": ["runtime-per-thread"]}
 
 
