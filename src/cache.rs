@@ -398,7 +398,7 @@ impl Cache {
         };
         if let Payload::Pass(_) = answer.payload {
             // A peer has no pass-through lane to hand its request to: it gets an answer of its own.
-            let reader = self.open_alone(group, request.clone(), Route::Here);
+            let reader = self.open_alone(group, request.clone(), Route::Here, None);
             answer = match reader.head_hearing(aside.interims).await {
                 Ok(Landed::Streaming(head)) => {
                     let reader = self.following(group, request, Route::Here, head, reader);
@@ -707,15 +707,18 @@ impl Cache {
         FlightKey { group: group.id, key: key.clone(), route: Route::Here, kind, directives: None, fence }
     }
 
-    /// Opens a flight that this request shares with nobody.
+    /// Opens a flight that this request shares with nobody; `ahead_bytes_max` as in [`Aside`].
     pub(crate) fn open_alone(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: Request,
         route: Route,
+        ahead_bytes_max: Option<u32>,
     ) -> FillReader<Landed> {
         let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
-        self.spawn_fill(group, request, Basis::Nothing, self.purges.applied(), fill);
+        let (cache, group, basis, asked) = (self.clone(), group.clone(), Basis::Nothing, self.purges.applied());
+        self.spread.note_group(&group);
+        Filling { cache, group, request, basis, asked, peeks: true, ahead_bytes_max }.start(fill);
         reader
     }
 
@@ -745,7 +748,8 @@ impl Cache {
     ) {
         // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
         self.spread.note_group(group);
-        Filling { cache: self.clone(), group: group.clone(), request, basis, asked, peeks: true }.start(fill);
+        let (cache, group) = (self.clone(), group.clone());
+        Filling { cache, group, request, basis, asked, peeks: true, ahead_bytes_max: None }.start(fill);
     }
 
     /// What a request needs to go to the group's origin; `None` where that is not limited.

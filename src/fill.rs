@@ -57,6 +57,8 @@ pub(crate) struct Filling {
     pub asked: Stamp,
     /// Whether the previous holder of the key may be asked for what it has.
     pub peeks: bool,
+    /// As [`Aside::ahead_bytes_max`].
+    pub ahead_bytes_max: Option<u32>,
 }
 
 /// Whom a fill asks that may ask peers.
@@ -244,7 +246,10 @@ impl Filling {
                             asked_at = first.asked_at;
                             first.answer.answer(interims).await
                         }
-                        None => peer.fetch_with(&self.ask_peer()?, Aside { have: self.have(), interims }).await,
+                        None => {
+                            let (have, ahead_bytes_max) = (self.have(), self.ahead_bytes_max);
+                            peer.fetch_with(&self.ask_peer()?, Aside { have, interims, ahead_bytes_max }).await
+                        }
                     };
                     match answer {
                         Ok(fetched) => {

@@ -177,7 +177,7 @@ pub(crate) struct Unasked<P: ?Sized> {
 #[async_trait]
 impl<P: Source + ?Sized> Pending for Unasked<P> {
     async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
-        self.peer.fetch_with(&self.ask, Aside { have: self.have, interims }).await
+        self.peer.fetch_with(&self.ask, Aside { have: self.have, interims, ..Aside::default() }).await
     }
 }
 

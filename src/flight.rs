@@ -136,8 +136,9 @@ pub struct Fill<K: Hash + Eq + Clone, H: Clone> {
 pub enum Keep {
     /// They stay: the body is to be stored, and a reader may join at any time.
     Whole,
-    /// They go: at most about twice this many bytes are held. The writer waits for the fastest reader; a slower one that
-    /// falls out of the window gets [`ReadError::FellBehind`]. The flight closes to new readers.
+    /// They go: at most about twice this many bytes are held, for a single reader about as many. The writer waits for the
+    /// fastest reader; a slower one that falls out of the window gets [`ReadError::FellBehind`]. The flight closes to new
+    /// readers.
     Window(usize),
 }
 
@@ -209,7 +210,9 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
                 if !blocked {
                     state.end += chunk.len() as u64;
                     state.chunks.push_back(chunk);
-                    state.trim();
+                    if let Some(window) = state.window_bytes {
+                        state.trim(window);
+                    }
                     break;
                 }
             }
@@ -394,7 +397,7 @@ impl<H: Clone> FillReader<H> {
                 }
                 if offset < state.end {
                     let taken = state.take(offset, bytes_max, chunks);
-                    state.fastest = state.fastest.max(offset + taken);
+                    state.passed(offset + taken);
                     return Some(Ok(taken));
                 }
                 match &state.phase {
@@ -567,16 +570,26 @@ impl<H: Clone> State<H> {
 }
 
 impl<H> State<H> {
-    /// Lets go of the chunks that lie a whole window behind the fastest reader.
-    fn trim(&mut self) {
-        let Some(window) = self.window_bytes else { return };
+    /// Notes how far a reader came. With a window, the only one left sets the pace, even if a faster one was here before:
+    /// nobody joins any more, so what lies behind is for nobody.
+    fn passed(&mut self, offset: u64) {
+        if self.window_bytes.is_some() && self.readers == 1 {
+            self.fastest = offset;
+            self.trim(0);
+        } else {
+            self.fastest = self.fastest.max(offset);
+        }
+    }
+
+    /// Lets go of the chunks that lie so many bytes behind the fastest reader.
+    fn trim(&mut self, behind: u64) {
         if self.readers == 0 {
             // Nobody can join any more: what still comes until the writer notices is for nobody.
             (self.start, self.chunks) = (self.end, VecDeque::new());
         }
         while let Some(first) = self.chunks.front() {
             let first_end = self.start + first.len() as u64;
-            if first_end + window > self.fastest {
+            if first_end + behind > self.fastest {
                 break;
             }
             self.start = first_end;
@@ -719,6 +732,30 @@ mod tests {
         assert_eq!(slow.chunk().await, Err(ReadError::FellBehind { offset: 0 }));
         fill.finish();
         assert_eq!(rest(&mut fast).await.unwrap(), b"ef");
+    }
+
+    #[tokio::test]
+    async fn the_only_reader_left_sets_the_pace() {
+        let flights = Flights::new(10);
+        let (mut fast, fill) = open(&flights, "a");
+        let mut slow = follow(&flights, "a");
+        fill.begin(200, Keep::Window(4));
+        fill.push(Bytes::from_static(b"ab")).await;
+        fill.push(Bytes::from_static(b"cd")).await;
+        assert_eq!(
+            (fast.chunk().await.unwrap().unwrap(), fast.chunk().await.unwrap().unwrap()),
+            ("ab".into(), "cd".into())
+        );
+        drop(fast);
+        assert_eq!(slow.chunk().await.unwrap().unwrap(), "ab");
+        assert_eq!(fill.flight.state.lock().start, 2, "what it has read is for nobody");
+        fill.push(Bytes::from_static(b"ef")).await;
+        let mut blocked = Box::pin(fill.push(Bytes::from_static(b"gh")));
+        assert!(futures_poll(&mut blocked).is_none(), "the only reader is a window behind");
+        assert_eq!(slow.chunk().await.unwrap().unwrap(), "cd");
+        blocked.await;
+        fill.finish();
+        assert_eq!(rest(&mut slow).await.unwrap(), b"efgh");
     }
 
     #[tokio::test]

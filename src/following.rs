@@ -97,7 +97,7 @@ impl Alone {
             if_range_value: Some(Bytes::copy_from_slice(value)),
         };
         let request = Request { range: Some(range), ..self.request.clone() };
-        let reader = self.cache.open_alone(&self.group, request, self.route);
+        let reader = self.cache.open_alone(&self.group, request, self.route, Some(REST_AHEAD_BYTES_MAX));
         let Ok(Landed::Streaming(head)) = reader.head().await else { return None };
         // An origin may send less of a range than was asked for (RFC 9110 section 15.3.7): that has another end.
         let place = head.fields.get("content-range").and_then(ContentRange::parse)?;
@@ -110,3 +110,7 @@ impl Alone {
         (head.status == 206 && is_rest && same_length && same_tag).then_some(reader)
     }
 }
+
+/// How many bytes of a rest a peer may send ahead of its reader, who has been too slow for the others before and takes its
+/// time with them. A fourth of what others are sent. Guess.
+const REST_AHEAD_BYTES_MAX: u32 = 64 * 1024;

@@ -179,11 +179,13 @@ pub struct Aside<'a> {
     pub have: EntryId,
     /// Who hears interim answers.
     pub interims: &'a dyn InterimSink,
+    /// How many bytes of the body a peer may send ahead of its reader, where that is to be less than usual.
+    pub ahead_bytes_max: Option<u32>,
 }
 
 impl Default for Aside<'_> {
     fn default() -> Self {
-        Aside { have: EntryId::default(), interims: &Deaf }
+        Aside { have: EntryId::default(), interims: &Deaf, ahead_bytes_max: None }
     }
 }
 

@@ -188,7 +188,7 @@ impl Owner for Answering {
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError> {
         let request = Request::from_ask(&self.group, &ask);
-        self.cache.get_as_owner(&self.group, &request, Aside { have: context.have, interims }).await
+        self.cache.get_as_owner(&self.group, &request, Aside { have: context.have, interims, ..Aside::default() }).await
     }
 }
 

@@ -32,8 +32,11 @@ impl Filling {
     pub fn start(mut self, fill: Fill<FlightKey, Landed>) {
         let fleet = self.cache.fleet.load_full();
         let owner = match fill.key().route {
-            Route::Fleet => fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned(),
-            Route::Here => None,
+            // What is so large that it is to come slowly does not come at once.
+            Route::Fleet if self.ahead_bytes_max.is_none() => {
+                fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned()
+            }
+            Route::Fleet | Route::Here => None,
         };
         let (Some(owner), Ok(ask)) = (owner, self.ask_peer()) else {
             self.spawn(fill, None);

@@ -28,7 +28,7 @@ impl Filling {
             Some(charge) => (Held::Whole(charge, Vec::new()), Keep::Whole),
             // Shared by those who wait already; a window suffices for it.
             None => {
-                let (window_bytes, charge) = self.window(head.content_length);
+                let (window_bytes, charge) = self.window(&fill, head.content_length);
                 (Held::Window(charge), Keep::Window(window_bytes))
             }
         };
@@ -104,7 +104,7 @@ impl Filling {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
                     self.group.stats.not_stored.increment("too_large");
-                    let (window_bytes, charge) = self.window(None);
+                    let (window_bytes, charge) = self.window(fill, None);
                     *held = Held::Window(charge);
                     fill.narrow(window_bytes);
                 } else {
@@ -156,9 +156,9 @@ impl Filling {
 
     /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
     /// it is the least that keeps a transfer going.
-    fn window(&self, content_length: Option<u64>) -> (usize, Charge) {
+    fn window(&self, fill: &Fill<FlightKey, Landed>, content_length: Option<u64>) -> (usize, Charge) {
         let whole = content_length.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX)).max(1);
-        let bytes = WINDOW_BYTES.min(whole);
+        let bytes = if fill.readers() > 1 { WINDOW_BYTES } else { SOLE_WINDOW_BYTES }.min(whole);
         let ledger = &self.cache.ledger;
         match ledger.reserve(bytes.saturating_mul(2)) {
             Some(charge) => (bytes, charge),
@@ -172,6 +172,10 @@ impl Filling {
 
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// The same for a single reader, whom nothing makes fall out of it: what keeps both sides of it busy. Each slow reader of a
+/// large body takes as much.
+const SOLE_WINDOW_BYTES: usize = 128 * 1024;
 
 /// Of a body that is not stored, longer chunks than this are handed out as they were read: the read buffer that they keep
 /// alive is at most four times as large.

@@ -317,7 +317,7 @@ struct Unconnected {
 #[async_trait]
 impl Pending for Unconnected {
     async fn answer(self: Box<Self>, interims: &dyn InterimSink) -> Result<Fetched, FetchError> {
-        self.shared.load(&self.ask, Aside { have: self.have, interims }).await
+        self.shared.load(&self.ask, Aside { have: self.have, interims, ..Aside::default() }).await
     }
 }
 
@@ -352,7 +352,9 @@ impl Shared {
         if exchange.is_draining() && !kind.is_for_memory() {
             return Err(FetchError::unreachable("draining"));
         }
-        let (ring_id, window) = (self.node.ring_id(), self.settings.window_bytes);
+        let ring_id = self.node.ring_id();
+        let usual = self.settings.window_bytes;
+        let window = aside.ahead_bytes_max.map_or(usual, |most| most.min(usual));
         exchange
             .ask(
                 Question { kind, ask: ask.clone(), have: aside.have, ring_id, window, purges: Bytes::new() },

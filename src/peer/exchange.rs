@@ -139,12 +139,11 @@ impl Exchange {
     /// Asks and waits for the head; `None` only for a peek. Dropping the future cancels the question.
     pub(super) async fn ask(
         self: &Arc<Self>,
-        mut question: Question,
+        question: Question,
         interims: &dyn InterimSink,
     ) -> Result<Option<Fetched>, FetchError> {
-        question.window = self.window_bytes;
         let (kind, method) = (question.kind, question.ask.method);
-        let inbound = self.new_inbound();
+        let inbound = self.new_inbound(question.window);
         let request = self.open(|| Open::Followed(inbound.clone()))?;
         let asked = Asked { exchange: self.clone(), inbound, request, asked_at: Instant::now() };
         self.outbox.push(request, &Message::Ask(Box::new(question)));
@@ -183,8 +182,8 @@ impl Exchange {
         Ok(request)
     }
 
-    fn new_inbound(&self) -> Arc<Inbound> {
-        Arc::new(Inbound::new(self.window_bytes, self.tallies.buffered_bytes.clone()))
+    fn new_inbound(&self, window_bytes: u32) -> Arc<Inbound> {
+        Arc::new(Inbound::new(window_bytes, self.tallies.buffered_bytes.clone()))
     }
 
     /// Lets the question be followed from here on.
@@ -453,7 +452,7 @@ impl Exchange {
             match streams.open.get_mut(&request)? {
                 Open::Followed(inbound) => return Some(inbound.clone()),
                 open => {
-                    let inbound = self.new_inbound();
+                    let inbound = self.new_inbound(self.window_bytes);
                     (std::mem::replace(open, Open::Followed(inbound.clone())), inbound)
                 }
             }
@@ -482,7 +481,7 @@ impl Exchange {
         match open {
             Open::Followed(inbound) => inbound,
             Open::Begun(waiting) => {
-                let inbound = self.new_inbound();
+                let inbound = self.new_inbound(self.window_bytes);
                 self.follow(request, waiting, inbound.clone());
                 inbound
             }

@@ -382,12 +382,21 @@ async fn whoever_leaves_cancels() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_slows_only_itself_and_costs_one_window() {
+    a_slow_reader_costs(None, ClientSettings::default().window_bytes.into()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_less_ahead_gets_no_more() {
+    a_slow_reader_costs(Some(40_000), 40_000).await;
+}
+
+async fn a_slow_reader_costs(ahead_bytes_max: Option<u32>, window: u64) {
     let pair = pair();
-    let window = ClientSettings::default().window_bytes as u64;
     let (body, receiver) = mpsc::channel(1);
     pair.script.set("slow", Answer::Stream(receiver));
     pair.script.set("quick", Answer::Body(vec![Bytes::from(vec![1; 1_000_000])]));
-    let mut slow = pair.peer.fetch(&ask("slow")).await.unwrap();
+    let aside = Aside { ahead_bytes_max, ..Aside::default() };
+    let mut slow = pair.peer.fetch_with(&ask("slow"), aside).await.unwrap();
     let sent = Arc::new(AtomicU64::new(0));
     let counter = sent.clone();
     let sender = tokio::spawn(async move {

@@ -59,7 +59,7 @@ impl Owner for CacheOwner {
         }
         self.count_disagreement(&group, &ask.key, &context);
         let request = Request::from_ask(&group, &ask);
-        self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims }).await
+        self.cache.get_as_owner(&group, &request, Aside { have: context.have, interims, ..Aside::default() }).await
     }
 
     fn at_once(&self, ask: &Ask, context: &AskContext, fits: Fits<'_>) -> Option<Whole> {

@@ -306,7 +306,7 @@ impl Owner for NodeOwner {
         interims: &dyn InterimSink,
     ) -> Result<Fetched, FetchError> {
         self.heard(&context, What::Load(&ask));
-        let aside = Aside { have: context.have, interims };
+        let aside = Aside { have: context.have, interims, ..Aside::default() };
         let fetched = self.cache.get_as_owner(&self.group, &Request::from_ask(&self.group, &ask), aside).await?;
         self.asked.answered(self.life, &ask.key, &fetched);
         Ok(fetched)
