@@ -33,10 +33,9 @@ impl Filling {
         let fleet = self.cache.fleet.load_full();
         let owner = match fill.key().route {
             // What is so large that it is to come slowly does not come at once.
-            Route::Fleet if self.ahead_bytes_max.is_none() => {
-                fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned()
-            }
-            Route::Fleet | Route::Here => None,
+            Route::Fleet if self.ahead_bytes_max.is_some() => None,
+            Route::Fleet => fleet.owner(&self.request.key).filter(|owner| owner.health() == Health::Up).cloned(),
+            Route::Here => None,
         };
         let (Some(owner), Ok(ask)) = (owner, self.ask_peer()) else {
             self.spawn(fill, None);
