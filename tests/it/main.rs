@@ -23,6 +23,7 @@ mod interim;
 mod limits;
 mod listeners;
 mod membership;
+mod memory;
 mod origin;
 mod purge;
 mod reload;

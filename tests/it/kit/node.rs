@@ -218,6 +218,11 @@ impl Node {
         self.log.lock().expect("the log").clone()
     }
 
+    /// Its number among the processes.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal: `TERM`, `HUP`, `STOP` and so on.
     pub fn signal(&self, name: &str) {
         match name {
