@@ -78,7 +78,7 @@ instructions: instructions-tools
 
 # Variables that are given become options of the script, which installs the other servers itself.
 compare: compare-tools release
-	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS NAME,$(call option,$(name)))
+	python3 benches/compare $(foreach name,CASES ROUNDS SECONDS MEMORY_MIB OBJECTS CONTESTANTS NAME,$(call option,$(name)))
 option = $(if $($(1)),--$(shell echo $(1) | tr 'A-Z_' 'a-z-') $($(1)))
 
 # Writes benches/results/fleet.md when all cases were run.

@@ -28,7 +28,7 @@ use crate::fences::Fences;
 use crate::fields::Fields;
 use crate::fill::{Basis, Filling};
 use crate::fleet::{Fleet, Purpose};
-use crate::flight::{Fill, FillReader, Flights, Joined};
+use crate::flight::{FillReader, Flights, Joined};
 use crate::following::{Alone, Following};
 use crate::freshness::{Freshness, RequestDirectives, Verdict, is_failure};
 use crate::group::Group;
@@ -551,7 +551,7 @@ impl Cache {
         match joined {
             Joined::Following(reader) => Some(Boarded { reader, causer: false, fence }),
             Joined::Opened(reader, fill) => {
-                self.spawn_fill(group, request.clone(), miss.basis(), miss.asked.clone(), fill);
+                self.filling(group, request.clone(), miss.basis(), miss.asked.clone()).start(fill);
                 Some(Boarded { reader, causer: true, fence })
             }
             Joined::Full => None,
@@ -676,7 +676,7 @@ impl Cache {
         };
         let flight_key = self.flight_key(group, &request, Route::Here, self.variant_of(group, &request));
         if let Joined::Opened(reader, fill) = self.flights.join(flight_key) {
-            self.spawn_fill(group, request, Basis::Confirm(stale.clone()), asked.clone(), fill);
+            self.filling(group, request, Basis::Confirm(stale.clone()), asked.clone()).start(fill);
             // The refresh has a reader of its own: a fill without readers would end.
             tokio::spawn(read_to_end(reader));
         }
@@ -716,9 +716,8 @@ impl Cache {
         ahead_bytes_max: Option<u32>,
     ) -> FillReader<Landed> {
         let (reader, fill) = self.flights.alone(self.flight_key(group, &request, route, VariantKey::default()));
-        let (cache, group, basis, asked) = (self.clone(), group.clone(), Basis::Nothing, self.purges.applied());
-        self.spread.note_group(&group);
-        Filling { cache, group, request, basis, asked, peeks: true, ahead_bytes_max }.start(fill);
+        let filling = self.filling(group, request, Basis::Nothing, self.purges.applied());
+        Filling { ahead_bytes_max, ..filling }.start(fill);
         reader
     }
 
@@ -738,18 +737,18 @@ impl Cache {
         Following::new(head, reader, Alone { cache, group, request, route })
     }
 
-    fn spawn_fill(
+    /// A fill that begins when it is told to.
+    pub(crate) fn filling(
         self: &Arc<Self>,
         group: &Arc<Group>,
         request: Request,
         basis: Basis,
         asked: Stamp,
-        fill: Fill<FlightKey, Landed>,
-    ) {
+    ) -> Filling {
         // Before the fill takes its stamp: a purge that does not know the group yet is then in it.
         self.spread.note_group(group);
         let (cache, group) = (self.clone(), group.clone());
-        Filling { cache, group, request, basis, asked, peeks: true, ahead_bytes_max: None }.start(fill);
+        Filling { cache, group, request, basis, asked, peeks: true, ahead_bytes_max: None }
     }
 
     /// What a request needs to go to the group's origin; `None` where that is not limited.

@@ -210,7 +210,8 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
                 if !blocked {
                     state.end += chunk.len() as u64;
                     state.chunks.push_back(chunk);
-                    if let Some(window) = state.window_bytes {
+                    // The only reader left may be behind another that was here before: what it has read goes when it has.
+                    if let Some(window) = state.window_bytes.filter(|_| state.readers != 1) {
                         state.trim(window);
                     }
                     break;
@@ -219,6 +220,12 @@ impl<K: Hash + Eq + Clone, H: Clone> Fill<K, H> {
             progress.await;
         }
         self.flight.readers_wake.notify_waiters();
+    }
+
+    /// How many bytes of the body are held for readers.
+    pub fn held_bytes(&self) -> usize {
+        let state = self.flight.state.lock();
+        usize::try_from(state.end.saturating_sub(state.start)).unwrap_or(usize::MAX)
     }
 
     /// Leaves the charge for the chunks with the flight: it ends with the last reader.
@@ -756,6 +763,24 @@ mod tests {
         blocked.await;
         fill.finish();
         assert_eq!(rest(&mut slow).await.unwrap(), b"efgh");
+    }
+
+    /// Another reader was ahead of it and left: what that one had read is not lost for the one that stays.
+    #[tokio::test]
+    async fn the_only_reader_left_does_not_fall_out() {
+        let flights = Flights::new(10);
+        let (mut fast, fill) = open(&flights, "a");
+        let mut slow = follow(&flights, "a");
+        fill.begin(200, Keep::Window(2));
+        fill.push(Bytes::from_static(b"ab")).await;
+        assert_eq!(fast.chunk().await.unwrap().unwrap(), "ab");
+        fill.push(Bytes::from_static(b"cd")).await;
+        assert_eq!(fast.chunk().await.unwrap().unwrap(), "cd");
+        drop(fast);
+        fill.push(Bytes::from_static(b"ef")).await;
+        assert_eq!(fill.held_bytes(), 6);
+        fill.finish();
+        assert_eq!(rest(&mut slow).await.unwrap(), b"abcdef");
     }
 
     #[tokio::test]

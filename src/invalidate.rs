@@ -154,15 +154,7 @@ impl Cache {
         let (mut reader, fill) = self.flights.alone(self.flight_of_key(group, &ask.key));
         let asked_at = self.now();
         let Some(fetched) = peer.peek(ask).await? else { return Ok(()) };
-        let filling = Filling {
-            cache: self.clone(),
-            group: group.clone(),
-            request,
-            basis: Basis::Nothing,
-            asked,
-            peeks: false,
-            ahead_bytes_max: None,
-        };
+        let filling = Filling { peeks: false, ..self.filling(group, request, Basis::Nothing, asked) };
         let reading = async {
             if let Ok(Landed::Streaming(_)) = reader.head().await {
                 while let Ok(Some(_)) = reader.chunk().await {}
@@ -195,15 +187,7 @@ impl Cache {
         };
         let request = Request::plain(key.clone());
         let (reader, fill) = self.flights.alone(self.flight_of_key(group, &key));
-        let filling = Filling {
-            cache: self.clone(),
-            group: group.clone(),
-            request,
-            basis: Basis::Nothing,
-            asked,
-            peeks: false,
-            ahead_bytes_max: None,
-        };
+        let filling = Filling { peeks: false, ..self.filling(group, request, Basis::Nothing, asked) };
         tokio::join!(filling.take_over(fill, fetched, asked_at, Role::Main), read_to_end(reader));
     }
 

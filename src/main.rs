@@ -2,17 +2,19 @@
 
 use std::process::ExitCode;
 
-/// As quick as any with misses, and nearest to what is asked of it (`make compare CASES=allocators,allocators-memory`, 5 rounds,
-/// 2026-11-22): misses a second with a full store 34.6 k, mimalloc 33.4 k, the system's 27.9 k; resident at 4 times a budget
-/// of 128 MiB, sizes mixed, 144, 179 and 146 MiB.
+/// As quick as mimalloc with misses, and as close to its budget as the system's, which is slower (`make compare
+/// CASES=allocators,allocators-memory ROUNDS=5 SECONDS=1`, 2026-11-22): misses a second with a full store 34.6 k, mimalloc
+/// 33.4 k, the system's 27.9 k; resident at 4 times a budget of 128 MiB, sizes mixed, 148, 174 and 146 MiB.
 #[cfg(not(any(feature = "mimalloc", feature = "system-allocator")))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What the allocator reads before `main`; `_RJEM_MALLOC_CONF` in the environment goes before it.
+/// What the allocator reads before `main`; `_RJEM_MALLOC_CONF` in the environment overrides it.
 ///
 /// - `thp:always`: it asks the system for pages of 2 MiB. Among a million objects each hit touches some six places, and with
-///   pages of 4 KiB most of its time went into finding those pages: 70.7 k hits a second became 133 k.
+///   pages of 4 KiB most of its time went into finding those pages: 70.7 k hits a second became 128 k.
+/// - `cache_oblivious:false`: a block of more than 14 KiB takes what [`allocated_bytes`](groupcache_proxy::memory::allocated_bytes)
+///   says and not a page more.
 /// - `dirty_decay_ms`, `background_thread`: what was freed goes back to the system within a second, even when nothing is
 ///   allocated any more. With the usual ten seconds, what a burst left stayed through the next one.
 ///
@@ -22,8 +24,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[cfg(not(any(feature = "mimalloc", feature = "system-allocator")))]
 #[allow(unsafe_code, reason = "the only way to be read before the first allocation; see above")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static ALLOCATOR_SETTINGS: &[u8; 79] =
-    b"thp:always,dirty_decay_ms:1000,background_thread:true,max_background_threads:1\0";
+pub static ALLOCATOR_SETTINGS: &[u8; 101] =
+    b"thp:always,cache_oblivious:false,dirty_decay_ms:1000,background_thread:true,max_background_threads:1\0";
 
 #[cfg(feature = "mimalloc")]
 #[global_allocator]

@@ -53,7 +53,8 @@ def case_table(result):
         saved = f"{sum(spent) / sum(ours_spent):.2f}" if compared and spent and ours_spent and sum(ours_spent) else ""
         errors = sum(measured["errors"] for measured in rounds)
         notes = [f"{errors} errors"] if errors else []
-        notes += [rounds[-1]["note"]] if "note" in rounds[-1] else []
+        typical = sorted(rounds, key=lambda measured: measured["rate"])[len(rounds) // 2]
+        notes += [typical["note"]] if "note" in typical else []
         lines.append(
             f"| {label} | {figure(median(values))} | {figure(min(values))} to {figure(max(values))} "
             f"| {f'{median(compared):.2f}' if compared else ''} | {f'{leads} of {len(compared)}' if compared else ''} "

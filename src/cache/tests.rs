@@ -254,6 +254,33 @@ struct Link {
     mute: Arc<AtomicBool>,
     /// Bytes of bodies that came over links to this node.
     carried: Arc<AtomicU64>,
+    /// What the last question to this node allowed to be sent ahead; zero for the usual.
+    ahead: Arc<AtomicU64>,
+}
+
+/// A reader of a body of 5 MiB that has taken the first one, and fell out of the window while another one took all.
+async fn left_behind(node: &Arc<Node>, origin: &Scripted, tag: &str, content_length: Option<u64>) -> Following {
+    let gate = Gate::new();
+    let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", tag)], content_length);
+    for _ in 0..5 {
+        script = script.chunk(vec![b'x'; 1 << 20]);
+    }
+    origin.on("/a", script);
+    let ask = || {
+        let node = node.clone();
+        tokio::spawn(async move { node.get("a").await })
+    };
+    let fast = ask();
+    origin.arrived("/a", 1).await;
+    let slow = ask();
+    while node.group.stats.loads_collapsed.value() < 1 {
+        tokio::task::yield_now().await;
+    }
+    gate.open();
+    let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
+    assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
+    assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
+    slow
 }
 
 /// A body that counts what is taken of it.
@@ -278,6 +305,7 @@ impl Source for Link {
         if self.cut.load(Ordering::SeqCst) {
             return Err(FetchError::unreachable("cut"));
         }
+        self.ahead.store(aside.ahead_bytes_max.map_or(0, u64::from), Ordering::SeqCst);
         let request = Request::from_ask(&self.to.group, ask);
         let fetched = self.to.cache.get_as_owner(&self.to.group, &request, aside).await?;
         assert!(fetched.hop.is_some(), "an owner says what it answers with");
@@ -377,6 +405,8 @@ struct TestFleet {
     mute: Vec<Arc<AtomicBool>>,
     /// Bytes of bodies that came over the hop from each.
     carried: Vec<Arc<AtomicU64>>,
+    /// See [`Link`].
+    ahead: Vec<Arc<AtomicU64>>,
     origin: Scripted,
 }
 
@@ -397,8 +427,9 @@ impl TestFleet {
         let nodes: Vec<_> = (0..size).map(node).collect();
         let flags = || (0..size).map(|_| Arc::new(AtomicBool::new(false))).collect::<Vec<_>>();
         let (down, leaving, deaf, mute) = (flags(), flags(), flags(), flags());
-        let carried: Vec<_> = (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect();
-        let fleet = TestFleet { nodes, down, leaving, deaf, mute, carried, origin };
+        let numbers = || (0..size).map(|_| Arc::new(AtomicU64::new(0))).collect::<Vec<_>>();
+        let (carried, ahead) = (numbers(), numbers());
+        let fleet = TestFleet { nodes, down, leaving, deaf, mute, carried, ahead, origin };
         (0..size).for_each(|node| fleet.see(node, &view(node)));
         fleet
     }
@@ -422,6 +453,7 @@ impl TestFleet {
                 deaf: self.deaf[peer].clone(),
                 mute: self.mute[peer].clone(),
                 carried: self.carried[peer].clone(),
+                ahead: self.ahead[peer].clone(),
             };
             (peer != node).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });

@@ -15,8 +15,8 @@ use crate::store::Role;
 enum Held {
     /// All of it, to be stored.
     Whole(Charge, Vec<Bytes>),
-    /// A window of it, by the readers' flight.
-    Window(Charge),
+    /// A window of it, by the readers' flight, which is charged with so many bytes at least.
+    Window(Charge, usize),
 }
 
 impl Filling {
@@ -28,8 +28,10 @@ impl Filling {
             Some(charge) => (Held::Whole(charge, Vec::new()), Keep::Whole),
             // Shared by those who wait already; a window suffices for it.
             None => {
+                fill.close();
                 let (window_bytes, charge) = self.window(&fill, head.content_length);
-                (Held::Window(charge), Keep::Window(window_bytes))
+                let least = charge.bytes();
+                (Held::Window(charge, least), Keep::Window(window_bytes))
             }
         };
         if !head.shareable {
@@ -38,7 +40,7 @@ impl Filling {
         fill.begin(Landed::Streaming(head.clone()), keep);
         let poured = self.pour(&fill, &head, fetched.body, &mut held).await;
         match (poured, held) {
-            (Err(error), Held::Whole(charge, _) | Held::Window(charge)) => {
+            (Err(error), Held::Whole(charge, _) | Held::Window(charge, _)) => {
                 fill.charge(charge);
                 fill.fail(error);
             }
@@ -46,7 +48,7 @@ impl Filling {
                 self.settle(&fill, &head, &kept, extent, role.map(|role| (role, charge)));
                 fill.finish();
             }
-            (Ok(()), Held::Window(charge)) => {
+            (Ok(()), Held::Window(charge, _)) => {
                 fill.charge(charge);
                 self.settle(&fill, &head, &[], extent, None);
                 fill.finish();
@@ -72,13 +74,13 @@ impl Filling {
                     Held::Whole(..) => tokio::time::timeout_at(deadline, body.chunk())
                         .await
                         .unwrap_or(Err(FetchError::broken("the fill took too long"))),
-                    Held::Window(_) => body.chunk().await,
+                    Held::Window(..) => body.chunk().await,
                 }
             };
             let chunk = tokio::select! {
                 // First, because a source that always has a chunk ready would never let it have its turn.
                 biased;
-                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(_)) || !half_done => {
+                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(..)) || !half_done => {
                     return Err(FetchError::broken("nobody read any longer"));
                 }
                 chunk = next => chunk,
@@ -104,8 +106,12 @@ impl Filling {
                 let unexpected = (received_bytes as usize).saturating_sub(charge.bytes());
                 if received_bytes > self.group.object_bytes_max || !charge.try_grow(unexpected) {
                     self.group.stats.not_stored.increment("too_large");
-                    let (window_bytes, charge) = self.window(fill, None);
-                    *held = Held::Window(charge);
+                    fill.close();
+                    let (window_bytes, mut window) = self.window(fill, None);
+                    let least = window.bytes();
+                    // Readers may still hold all of it.
+                    window.merge(charge.split(usize::MAX));
+                    *held = Held::Window(window, least);
                     fill.narrow(window_bytes);
                 } else {
                     kept.push(chunk.clone());
@@ -114,9 +120,12 @@ impl Filling {
             tokio::select! {
                 biased;
                 () = fill.push(chunk) => {}
-                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(_)) => {
+                () = fill.abandoned(ABANDONED_GRACE), if matches!(held, Held::Window(..)) => {
                     return Err(FetchError::broken("nobody read any longer"));
                 }
+            }
+            if let Held::Window(charge, least) = held {
+                charge.resize(fill.held_bytes().max(*least));
             }
         }
         match head.content_length {
@@ -155,7 +164,7 @@ impl Filling {
     }
 
     /// How far a body that is not stored may run ahead, with its charge: about twice the window is held. When memory is short
-    /// it is the least that keeps a transfer going.
+    /// it is the least that keeps a transfer going. Nobody can join any more.
     fn window(&self, fill: &Fill<FlightKey, Landed>, content_length: Option<u64>) -> (usize, Charge) {
         let whole = content_length.map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX)).max(1);
         let bytes = if fill.readers() > 1 { WINDOW_BYTES } else { SOLE_WINDOW_BYTES }.min(whole);

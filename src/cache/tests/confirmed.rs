@@ -132,6 +132,7 @@ async fn a_confirmation_of_another_body_is_no_answer() {
             deaf,
             carried,
             mute: Arc::default(),
+            ahead: Arc::default(),
         };
         (peer != other).then(|| Arc::new(Liar(Arc::new(link))) as Arc<dyn crate::fleet::Peer>)
     });

@@ -186,3 +186,15 @@ async fn a_failure_in_the_owners_memory_is_the_answer_of_all_nodes() {
     assert_eq!(owner.ask("a").await, "hit 503 busy");
     assert!(other.ask("a").await.ends_with(" 503 busy"));
 }
+
+#[tokio::test]
+async fn who_fell_behind_lets_the_owner_send_less_ahead() {
+    let fleet = TestFleet::new(2);
+    let (owner, other) = (fleet.owner("a"), fleet.others("a")[0]);
+    let slow = left_behind(&fleet.nodes[other], &fleet.origin, "\"strong\"", Some(5 << 20)).await;
+    assert_eq!(fleet.ahead[owner].load(Ordering::SeqCst), 0);
+    let part = &[FRESH, ("ETag", "\"strong\""), ("Content-Range", "bytes 1048576-5242879/5242880")];
+    fleet.origin.on("/a", Script::status(206, part, vec![b'x'; 4 << 20]));
+    assert_eq!(read(slow).await.unwrap().len(), 4 << 20);
+    assert_eq!(fleet.ahead[owner].load(Ordering::SeqCst), 64 * 1024);
+}

@@ -328,39 +328,13 @@ async fn only_if_cached_asks_nobody() {
     assert!(origin.asks().is_empty());
 }
 
-/// A reader of a body of 5 MiB that has taken the first one, and fell out of the window while another one took all.
-async fn left_behind(origin: &Scripted, tag: &str, content_length: Option<u64>) -> Following {
-    let gate = Gate::new();
-    let mut script = Script::new().hold(&gate).then_head(200, &[FRESH, ("ETag", tag)], content_length);
-    for _ in 0..5 {
-        script = script.chunk(vec![b'x'; 1 << 20]);
-    }
-    origin.on("/a", script);
-    let node = Arc::new(Node::new(origin));
-    let ask = || {
-        let node = node.clone();
-        tokio::spawn(async move { node.get("a").await })
-    };
-    let fast = ask();
-    origin.arrived("/a", 1).await;
-    let slow = ask();
-    while node.group.stats.loads_collapsed.value() < 1 {
-        tokio::task::yield_now().await;
-    }
-    gate.open();
-    let Payload::Stream(_, mut slow) = slow.await.unwrap().payload else { panic!("a stream") };
-    assert_eq!(slow.chunk().await.unwrap().unwrap().len(), 1 << 20);
-    assert_eq!(told(fast.await.unwrap()).await.len(), "miss 200 ".len() + (5 << 20));
-    slow
-}
-
 const REST: u64 = 4 << 20;
 
 #[tokio::test]
 async fn a_reader_that_falls_out_of_the_window_goes_on_alone_or_breaks() {
     for (tag, expected) in [("\"strong\"", Ok(5 << 20)), ("W/\"weak\"", Err(()))] {
         let origin = Scripted::new();
-        let slow = left_behind(&origin, tag, Some(5 << 20)).await;
+        let slow = left_behind(&Arc::new(Node::new(&origin)), &origin, tag, Some(5 << 20)).await;
         // The rest, as an origin answers a range.
         let part = &[FRESH, ("ETag", tag), ("Content-Range", "bytes 1048576-5242879/5242880")];
         origin.on("/a", Script::status(206, part, vec![b'x'; REST as usize]));
@@ -386,7 +360,7 @@ async fn a_rest_that_ends_too_early_or_is_of_another_body_is_no_rest() {
     ] {
         let origin = Scripted::new();
         // Nobody knows the length, so only the end says where the end is.
-        let slow = left_behind(&origin, "\"a\"", None).await;
+        let slow = left_behind(&Arc::new(Node::new(&origin)), &origin, "\"a\"", None).await;
         let part = &[FRESH, ("ETag", tag), ("Content-Range", range)];
         origin.on("/a", Script::head(206, part, length).chunk(vec![b'x'; REST as usize]));
         assert_eq!(read(slow).await.is_ok(), expected, "{what}");
@@ -485,6 +459,64 @@ async fn a_failing_head_says_nothing_of_get() {
 }
 
 #[tokio::test]
+async fn one_reader_needs_a_smaller_window_than_several() {
+    for (readers, charged) in [(1, 256 << 10), (2, 2 << 20)] {
+        let (origin, gate) = (Scripted::new(), Gate::new());
+        let after = Gate::new();
+        let large = Script::new().hold(&gate).then_head(200, &[FRESH], Some(5 << 20)).chunk("some").hold(&after);
+        origin.on("/a", large.breaks());
+        let node = Arc::new(Node::new(&origin));
+        let before = node.cache.ledger.used();
+        let ask = || {
+            let node = node.clone();
+            tokio::spawn(async move { node.get("a").await })
+        };
+        let asking: Vec<_> = (0..readers).map(|_| ask()).collect();
+        while node.group.stats.loads.value() < readers {
+            tokio::task::yield_now().await;
+        }
+        gate.open();
+        let mut answers = Vec::new();
+        for answer in asking {
+            answers.push(answer.await.unwrap());
+        }
+        let used = node.cache.ledger.used() - before;
+        assert!((charged..charged * 3 / 2).contains(&used), "{used} for {readers}");
+        after.open();
+    }
+}
+
+/// What turns out too large has been kept from its first byte, and a reader that takes nothing keeps it alive.
+#[tokio::test]
+async fn a_body_that_grows_too_large_stays_charged_while_it_is_held() {
+    let (origin, gate) = (Scripted::new(), Gate::new());
+    let mut script = Script::head(200, &[FRESH], None);
+    for _ in 0..9 {
+        script = script.chunk(vec![b'x'; 128 << 10]);
+    }
+    origin.on("/a", script.hold(&gate).breaks());
+    let node = Node::new(&origin);
+    let before = node.cache.ledger.used();
+    let Payload::Stream(_, mut reader) = node.get("a").await.payload else { panic!("a stream") };
+    while node.group.stats.not_stored.value("too_large") == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(node.cache.ledger.used() >= before + (1 << 20), "nobody has read it");
+    for _ in 0..9 {
+        reader.chunk().await.unwrap();
+    }
+    gate.open();
+    assert!(reader.chunk().await.is_err());
+    drop(reader);
+    let freed = async {
+        while node.cache.ledger.used() != before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the charge ends with the transfer");
+}
+
+#[tokio::test]
 async fn a_body_that_streams_through_counts_while_it_does() {
     let (origin, gate) = (Scripted::new(), Gate::new());
     let private = &[("Cache-Control", "private")];
@@ -492,7 +524,7 @@ async fn a_body_that_streams_through_counts_while_it_does() {
     let node = Node::new(&origin);
     let before = node.cache.ledger.used();
     let answer = node.get("a").await;
-    assert!(node.cache.ledger.used() >= before + (128 << 10), "its window is charged");
+    assert!(node.cache.ledger.used() >= before + (1 << 20), "what is held is charged");
     drop(answer);
     gate.open();
     let freed = async {

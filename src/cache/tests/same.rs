@@ -205,6 +205,7 @@ impl Side {
                     leaving: Arc::default(),
                     deaf: Arc::default(),
                     carried: Arc::default(),
+                    ahead: Arc::default(),
                 };
                 (peer != index).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
             });
@@ -219,7 +220,7 @@ impl Side {
         let mut answer = node.cache.get(&node.group, request).await;
         if let Payload::Pass(_) = answer.payload {
             let (reader, fill) = node.cache.flights.alone(node.cache.flight_of_key(&node.group, &request.key));
-            node.cache.spawn_fill(&node.group, request.clone(), Basis::Nothing, Stamp::default(), fill);
+            node.cache.filling(&node.group, request.clone(), Basis::Nothing, Stamp::default()).start(fill);
             let Ok(Landed::Streaming(head)) = reader.head().await else { return Seen::nothing() };
             let reader = node.cache.following(&node.group, request, Route::Here, head, reader);
             answer = Answer::from_stream(reader, "bypass", false);

@@ -34,8 +34,16 @@ impl Split {
         let links = self.nodes.iter().enumerate().map(|(peer, to)| {
             let (cut, deaf) = (self.ways[place][peer].clone(), Arc::default());
             let (from, to) = (node.cache.incarnation(), to.clone());
-            let link =
-                Link { from, to, cut, deaf, mute: Arc::default(), leaving: Arc::default(), carried: Arc::default() };
+            let link = Link {
+                from,
+                to,
+                cut,
+                deaf,
+                mute: Arc::default(),
+                leaving: Arc::default(),
+                carried: Arc::default(),
+                ahead: Arc::default(),
+            };
             (peer != place).then(|| Arc::new(link) as Arc<dyn crate::fleet::Peer>)
         });
         let fleet = Fleet::new(Ring::new(RingKind::Groupcache, 50, &peers), links.collect(), |key| Some(key.into()));
