@@ -561,6 +561,8 @@ CASES = [
     Hop("miss-hop", "miss through a hop, both nodes on one core, 4 KiB", 4096, misses=True, contestants=[NginxCache, GoGroupcache, Ours]),
     FirstByte("first-byte", "time to first byte of 64 waiters, origin after 50 ms", 4096),
     Memory("memory-4k", "resident after 4 x the budget, 4 KiB", [4096]),
+    # Where the steps between the sizes that an allocator gives are whole pages.
+    Memory("memory-16k", "resident after 4 x the budget, 16 KiB", [16 * 1024]),
     Memory("memory-mixed", "resident after 4 x the budget, 100 B to 1 MiB", mixed_sizes()),
     Idle("idle", "memory of an idle connection", 4096),
     Readers("readers", "memory of 50 slow readers of 100 MiB through a hop", 100 << 20),
