@@ -4,7 +4,7 @@ Every server has one core and the load generator the other one. A case runs seve
 takes its turn, so that a noisy minute is noisy for all; ratios are taken within a round, and the median of the rounds is
 reported. Everything listens on loopback, is limited in time, and ends with this program.
 
-    make compare                                     all cases: half an hour
+    make compare                                     all cases: 40 minutes
     make compare CASES=hit-4k,hop ROUNDS=3 SECONDS=2 a quick look
     make compare CASES=memory-4k MEMORY_MIB=1024     the figures at full size
     make compare CASES=allocators,allocators-memory,threads,threads-64k   what this project was chosen from: builds it anew
