@@ -10,6 +10,11 @@ const OWN: [&str; 4] = ["age", "cache-status", "via", "date"];
 
 /// Status line, fields in order of their names, and the body, in one text.
 async fn seen(node: &Node, request: &str) -> String {
+    seen_with_status(node, request).await.0
+}
+
+/// The same with what `Cache-Status` says.
+async fn seen_with_status(node: &Node, request: &str) -> (String, String) {
     let mut client = Client::connect(node.address).await;
     client.send(request).await;
     let mut head = client.head().await;
@@ -24,7 +29,8 @@ async fn seen(node: &Node, request: &str) -> String {
             format!("{}{}", String::from_utf8_lossy(&body), if whole { "" } else { " broken" })
         }
     };
-    format!("{}\n{}\n{body}", head.text.lines().next().unwrap_or_default(), fields(&head).join("\n"))
+    let seen = format!("{}\n{}\n{body}", head.text.lines().next().unwrap_or_default(), fields(&head).join("\n"));
+    (seen, head.field("cache-status").unwrap_or_default().to_owned())
 }
 
 fn fields(head: &Head) -> Vec<String> {
@@ -162,4 +168,68 @@ fn mask_boundary(seen: &str) -> String {
         return seen.to_owned();
     };
     seen.replace(boundary.trim_matches('"'), "BOUNDARY")
+}
+
+/// The first answer for a key is brought by a fill and written by the lane. When it may not be shared, that is remembered, and
+/// further requests go through a full session of pingora, whose writer is another one. What passes is the origin's to answer: an
+/// origin that serves no ranges sends the whole, and its 304 has the fields that it chose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lane_and_a_full_session_answer_alike() {
+    let origin = Origin::start().await;
+    let text = "0123456789".repeat(50);
+    let old = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let replies: Vec<(&str, Reply)> = vec![
+        ("plain", Reply::ok(text.clone()).header("Content-Type", "text/plain")),
+        ("tagged", Reply::ok(text.clone()).etag("\"v1\"").last_modified(old).ranges()),
+        ("chunked", Reply::ok(text.clone()).chunked(7)),
+        ("by-close", Reply::ok(text.clone()).until_close()),
+        ("empty", Reply::ok("")),
+        ("none", Reply::status(204, "").declare("")),
+        ("missing", Reply::status(404, "no such thing\n")),
+        ("moved", Reply::status(301, "").header("Location", "/plain")),
+        ("cookie", Reply::ok("yours").header("Set-Cookie", "id=1")),
+        ("twice", Reply::ok("two lines").header("X-A", "1").header("X-A", "2").header("X-B", "")),
+        ("hop", Reply::ok("inside").header("Connection", "x-hop").header("X-Hop", "1")),
+        ("old", Reply::ok("from HTTP/1.0").http10()),
+        ("large", Reply::ok("x".repeat(300_000))),
+    ];
+    let requests = [
+        ("GET", ""),
+        ("HEAD", ""),
+        ("GET", "Accept-Encoding: gzip\r\nUser-Agent: other\r\n"),
+        ("GET", "Range: bytes=2-5\r\n"),
+    ];
+    let node = Setup::group(&format!("origin: '{}'", origin.url())).start();
+    let mut differing = Vec::new();
+    for (name, reply) in replies {
+        let reply = reply.header("Cache-Control", "private");
+        let asked = requests.iter().filter(|(_, lines)| name == "tagged" || !lines.starts_with("Range"));
+        for (number, (method, lines)) in asked.enumerate() {
+            let target = format!("/{name}-{number}");
+            origin.on(&target, reply.clone());
+            let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
+            let (by_lane, status) = seen_with_status(&node, &request).await;
+            assert!(!status.contains("uncacheable"), "{request}: {status}");
+            seen(&node, &format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+            let (by_session, status) = seen_with_status(&node, &request).await;
+            assert!(status.contains("uncacheable"), "{request}: {status}");
+            let (by_lane, by_session) = (without_reason(&by_lane), of_session(&by_session, *method == "HEAD"));
+            if by_lane != by_session {
+                differing.push(format!("{request:?}:\n--- {}\n+++ {}", short(&by_lane), short(&by_session)));
+            }
+        }
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n\n"));
+}
+
+/// pingora passes the origin's reason phrase on, which means nothing (RFC 9112 section 4), says that a connection stays, and to a
+/// `HEAD` how the body would be framed (section 6.1).
+fn of_session(answer: &str, is_head: bool) -> String {
+    let own = |line: &&str| *line != "connection: keep-alive" && !(is_head && *line == "transfer-encoding: chunked");
+    without_reason(&answer.split('\n').filter(own).collect::<Vec<_>>().join("\n"))
+}
+
+fn without_reason(answer: &str) -> String {
+    let (status_line, rest) = answer.split_once('\n').unwrap_or_default();
+    format!("{}\n{rest}", status_line.split(' ').nth(1).unwrap_or_default())
 }
