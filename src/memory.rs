@@ -235,9 +235,10 @@ impl Drop for Charge {
 
 /// What the allocator gives for a block of `length` bytes: what an honest charge for it is.
 ///
-/// These are the size classes of jemalloc 5.3.1 with `cache_oblivious:false`, compared with its `nallocx`: steps of 16 bytes up to 128, then four classes per
-/// power of two, and above 16 KiB whole pages of 4 KiB. An empty block costs nothing. What the allocator keeps for itself and
-/// pages that are partly empty are not in it: they are what the slack between limit and resident memory is for.
+/// These are the size classes of jemalloc 5.3.1 with `cache_oblivious:false`, compared with its `nallocx`: steps of 16 bytes up to
+/// 128, then four classes per power of two, and above 16 KiB whole pages of 4 KiB. On a machine with larger pages it gives
+/// more for blocks of middle size than this says. An empty block costs nothing. What the allocator keeps for itself and pages
+/// that are partly empty are not in it: they are what the slack between limit and resident memory is for.
 pub const fn allocated_bytes(length: usize) -> usize {
     const PAGE_BYTES: usize = 4096;
     if length == 0 {

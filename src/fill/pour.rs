@@ -182,8 +182,8 @@ impl Filling {
 /// How far a body that is not stored may run ahead of its fastest reader. Guess: a few round trips of a fast client.
 const WINDOW_BYTES: usize = 1024 * 1024;
 
-/// The same for a single reader, whom nothing makes fall out of it: what keeps both sides of it busy. Each slow reader of a
-/// large body takes as much.
+/// The same for a single reader, whom nothing makes fall out of it: what keeps both sides of it busy, since each slow reader
+/// of a large body takes as much. Guess.
 const SOLE_WINDOW_BYTES: usize = 128 * 1024;
 
 /// Of a body that is not stored, longer chunks than this are handed out as they were read: the read buffer that they keep

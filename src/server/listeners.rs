@@ -152,7 +152,7 @@ pub fn bind(plan: Plan) -> Result<Bound, ListenError> {
         }
     };
     // One socket and one task that accepts. With two threads and a connection for each request, 41.3 k a second; with two tasks
-    // 41.4 k, with two sockets by SO_REUSEPORT 40.2 k, which also parts clients unevenly (benches/README.md).
+    // 41.4 k, with two sockets by SO_REUSEPORT 40.2 k (benches/README.md).
     let bound = TcpListener::bind(address).and_then(|socket| {
         // As tokio demands of a socket that it takes over.
         socket.set_nonblocking(true)?;
